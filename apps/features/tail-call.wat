@@ -1,0 +1,15 @@
+;; tail-call: ten million mutual tail calls, direct and through a table, in a constant stack. Exit code 0, or the check that failed.
+(module
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (type $step (func (param i64 i64) (result i64)))
+  (table funcref (elem $even $odd))
+  (func $even (param $n i64) (param $sum i64) (result i64)
+    (if (i64.eqz (local.get $n)) (then (return (local.get $sum))))
+    (return_call $odd (i64.sub (local.get $n) (i64.const 1)) (i64.add (local.get $sum) (local.get $n))))
+  (func $odd (param $n i64) (param $sum i64) (result i64)
+    (return_call_indirect (type $step)
+      (i64.sub (local.get $n) (i64.const 1)) (i64.add (local.get $sum) (local.get $n)) (i32.const 0)))
+  (func (export "_start")
+    (if (i64.ne (call $even (i64.const 10000000) (i64.const 0)) (i64.const 50000005000000))
+      (then (call $exit (i32.const 1))))))

@@ -1,0 +1,193 @@
+//! The command line: names are those of the design, every option is validated while it is parsed.
+//!
+//! [`Command`] lists what works; the argument structs of further commands are here so that they parse and validate the
+//! same way once they are added.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use nacre_engine::CpuTarget;
+
+use crate::{
+    host_cpu,
+    values::{
+        DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_env, parse_export,
+        parse_memory,
+    },
+};
+
+/// Runs WebAssembly programs inside elastic confidential VMs.
+#[derive(Debug, Parser)]
+#[command(name = "nacre", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compile a program ahead of time, so that it starts in milliseconds
+    Compile(CompileArgs),
+    /// Run one program in a CVM of its own
+    Run(RunArgs),
+}
+
+impl Command {
+    /// Whether errors and results are to be JSON.
+    #[must_use]
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Compile(args) => args.json,
+            Self::Run(args) => args.json,
+        }
+    }
+}
+
+/// `--cpu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum CpuArg {
+    /// Any server CPU with AVX2; the result is the same on every machine
+    #[default]
+    #[value(name = "x86-64-v3")]
+    X86_64V3,
+    /// All features of this machine's CPU; runs only where they exist
+    Native,
+}
+
+impl CpuArg {
+    /// The target meant, looking at this machine's CPU for `native`.
+    #[must_use]
+    pub fn target(self) -> CpuTarget {
+        match self {
+            Self::X86_64V3 => CpuTarget::X86_64V3,
+            Self::Native => CpuTarget::Native(host_cpu::features()),
+        }
+    }
+}
+
+/// `nacre compile`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    nacre compile app.wasm -o app.cwasm\n  \
+    nacre compile app.wasm --cpu native --json")]
+pub struct CompileArgs {
+    /// The program: a WASI preview 1 command, as .wasm or .wat
+    #[arg(value_name = "MODULE")]
+    pub module: PathBuf,
+    /// Where the compiled program goes [default: MODULE with the extension .cwasm, in the current directory]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The CPU to compile for
+    #[arg(long, value_enum, default_value_t)]
+    pub cpu: CpuArg,
+    /// Print the result, or an error, as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The size of a CVM, shared by the commands that start one.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct CvmArgs {
+    /// Worker vCPUs of the CVM: 0 to 63
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u8).range(..=i64::from(MAX_WORKERS)))]
+    pub workers: u8,
+    /// Memory of the CVM: 64MiB to 64GiB; taken from the host only as it is used
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_memory)]
+    pub memory: MemorySize,
+}
+
+/// `nacre run`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "nacre run [OPTIONS] PROGRAM [ARGS]...",
+    after_help = "Everything after PROGRAM goes to the program.\n\nExamples:\n  \
+    nacre run hello.wasm\n  \
+    nacre run --memory 4GiB --workers 2 --env SEED=1 app.cwasm --verbose input.txt\n  \
+    nacre run --dir ./data::/data --export /data/out.db::./out.db sqlite.wasm /data/out.db\n\n\
+    Exit code: the program's own; 134 after a trap, 1 when Nacre fails, 2 for a wrong command line."
+)]
+pub struct RunArgs {
+    /// Size of the CVM
+    #[command(flatten)]
+    pub cvm: CvmArgs,
+    /// Copy a directory into the CVM before the start; without GUEST under the same name. Repeatable
+    #[arg(long = "dir", value_name = "HOST[::GUEST]", value_parser = parse_dir)]
+    pub dirs: Vec<DirMapping>,
+    /// Copy a file or directory out after the end; without HOST into the current directory. Repeatable
+    #[arg(long = "export", value_name = "GUEST[::HOST]", value_parser = parse_export)]
+    pub exports: Vec<ExportMapping>,
+    /// Set an environment variable; without a value, pass on this process's own. Repeatable
+    #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = parse_env)]
+    pub env: Vec<EnvVar>,
+    /// The CPU to compile for, when PROGRAM is not compiled yet [default: x86-64-v3]
+    #[arg(long, value_enum)]
+    pub cpu: Option<CpuArg>,
+    /// Print what happened (boot phases, time per vCPU, memory, exits) to stderr at the end
+    #[arg(long)]
+    pub stats: bool,
+    /// Write the same as JSON to a file
+    #[arg(long, value_name = "FILE")]
+    pub stats_json: Option<PathBuf>,
+    /// Print Nacre's own errors, and --stats, as JSON
+    #[arg(long)]
+    pub json: bool,
+    // One positional for both: with two, clap would take options after PROGRAM for itself.
+    /// The program (.wasm, .wat or .cwasm), then its arguments
+    #[arg(value_name = "PROGRAM [ARGS]", required = true, trailing_var_arg = true)]
+    pub command_line: Vec<OsString>,
+}
+
+impl RunArgs {
+    /// The program's file.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        Path::new(self.command_line.first().map_or(OsStr::new(""), OsString::as_os_str))
+    }
+}
+
+/// `nacre demo`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  nacre demo\n  nacre demo --workers 3 --json")]
+pub struct DemoArgs {
+    /// Size of the CVM
+    #[command(flatten)]
+    pub cvm: CvmArgs,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nacre bench`.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub struct BenchArgs {
+    /// What to measure.
+    #[command(subcommand)]
+    pub bench: BenchCommand,
+}
+
+/// The benchmarks.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Start-up, calls, memory and computing inside a CVM, against the same engine as a host process
+    Invoke(BenchInvokeArgs),
+}
+
+/// `nacre bench invoke`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --json result.json")]
+pub struct BenchInvokeArgs {
+    /// Write the result as JSON to FILE, or to stdout without FILE
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]
+    pub json: Option<Option<PathBuf>>,
+}
+
+#[cfg(test)]
+#[path = "args_tests.rs"]
+mod tests;

@@ -1,0 +1,147 @@
+//! Carries a [`RunPlan`] out: launches the CVM, brings files in, connects the streams, takes files out, reports.
+
+mod exports;
+mod output;
+pub mod stats;
+mod tree;
+
+use crate::failure::{EXIT_FAILED, Failure};
+use crate::run::RunPlan;
+use nacre_vmm::program::{Credit, Exit, Program, ProgramEvent, ProgramSpec};
+use nacre_vmm::{Cvm, CvmConfig, CvmError};
+use output::Output;
+use std::io::Read;
+use std::sync::{Arc, OnceLock};
+
+/// Exit code after a trap, as a shell shows a program that aborted.
+pub const EXIT_TRAP: u8 = 134;
+/// Exit code after a write to a closed pipe, as a shell shows a program that SIGPIPE ended.
+pub const EXIT_BROKEN_PIPE: u8 = 141;
+/// Exit code after Ctrl-C.
+const EXIT_INTERRUPTED: i32 = 130;
+
+/// The CVM that Ctrl-C ends.
+static RUNNING: OnceLock<Arc<Cvm>> = OnceLock::new();
+
+/// Runs the program; returns its exit code.
+///
+/// # Errors
+/// What is Nacre's to report; the program's own failures are printed and become exit codes.
+pub fn execute(plan: &RunPlan) -> Result<i32, Failure> {
+    let name = plan.args.first().map_or("program", String::as_str);
+    let exports = exports::resolve(&plan.exports, &plan.dirs)?;
+    end_on_interrupt()?;
+    let launch_begin = crate::log::since_start();
+    let cvm = Cvm::launch(CvmConfig {
+        workers: plan.workers.into(),
+        memory_bytes: plan.memory.bytes(),
+        ..CvmConfig::default()
+    })
+    .map_err(|error| cvm_failure(&error))?;
+    let cvm = RUNNING.get_or_init(|| Arc::new(cvm)).clone();
+    let spec = ProgramSpec {
+        code: plan.program.file(),
+        args: plan.args.clone(),
+        env: plan.env.clone(),
+        preopens: plan.dirs.iter().map(|dir| dir.guest.clone()).collect(),
+    };
+    let program = cvm.load(&spec).map_err(|error| cvm_failure(&error))?;
+    for (number, dir) in plan.dirs.iter().enumerate() {
+        tree::bring_in(&program, &dir.host, &format!("/{number}"))?;
+    }
+    program.start().map_err(|error| cvm_failure(&error))?;
+    let exit = follow(&program)?;
+    for export in &exports {
+        exports::take_out(&program, export)?;
+    }
+    if plan.stats != Default::default() {
+        let stats = cvm.stats().map_err(|error| cvm_failure(&error))?;
+        stats::report(&stats::Report::new(&stats, launch_begin), plan)?;
+    }
+    drop(program);
+    cvm.stop();
+    exit_code(exit, name, plan.json)
+}
+
+/// A failure of the CVM as a whole.
+pub fn cvm_failure(error: &CvmError) -> Failure {
+    // The messages of these errors name what to do behind a colon.
+    Failure::new("CVM", error)
+}
+
+/// From here on Ctrl-C (and a polite kill) ends the CVM, then the process.
+fn end_on_interrupt() -> Result<(), Failure> {
+    let installed = ctrlc::set_handler(|| {
+        if let Some(cvm) = RUNNING.get() {
+            cvm.stop();
+        }
+        std::process::exit(EXIT_INTERRUPTED);
+    });
+    installed.map_err(|error| Failure::new("signal handler", error))
+}
+
+/// Connects the program's streams to this process's until it ends.
+fn follow(program: &Program<'_>) -> Result<Exit, Failure> {
+    let credit = feed_stdin(program);
+    let mut outputs = Output::both();
+    let exit = loop {
+        match program.next_event().map_err(|error| cvm_failure(&error))? {
+            ProgramEvent::Output { stream, bytes, end } => {
+                let Some(output) = outputs.get_mut(stream as usize - 1) else { continue };
+                let told = if output.write(&bytes)? { program.consumed(stream, end) } else { program.close_output(stream) };
+                told.map_err(|error| cvm_failure(&error))?;
+            }
+            ProgramEvent::InputCredit(offset) => credit.advance(offset),
+            ProgramEvent::Exited(exit) => break exit,
+            ProgramEvent::Message(..) => {}
+        }
+    };
+    credit.finish();
+    Ok(exit)
+}
+
+/// Starts the thread that passes standard input on. It may still sit in a read when the program is over; then the end
+/// of the process ends it.
+fn feed_stdin(program: &Program<'_>) -> Arc<Credit> {
+    let mut guest = program.stdin();
+    let credit = guest.credit();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match std::io::stdin().lock().read(&mut buffer) {
+                Ok(0) => break,
+                Ok(len) if guest.write_all(&buffer[..len]) => {}
+                Ok(_) => return,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                // A closed descriptor reads as empty, as for any program.
+                Err(_) => break,
+            }
+        }
+        // Fails only when the CVM has ended.
+        let _ = guest.end();
+    });
+    credit
+}
+
+/// Prints why a program failed; returns its exit code.
+fn exit_code(exit: Exit, name: &str, json: bool) -> Result<i32, Failure> {
+    match exit {
+        Exit::Code(code) => Ok(code as i32),
+        Exit::BrokenPipe => Ok(EXIT_BROKEN_PIPE.into()),
+        Exit::Trap(text) => {
+            let (what, backtrace) = text.split_once('\n').unwrap_or((&text, ""));
+            let failure = Failure { exit_code: EXIT_TRAP, ..Failure::new(name, what) };
+            let _ = failure.report(json);
+            if !json && !backtrace.is_empty() {
+                eprintln!("{}", printable(backtrace));
+            }
+            Ok(EXIT_TRAP.into())
+        }
+        Exit::Error(text) | Exit::OutOfMemory(text) => Err(Failure { exit_code: EXIT_FAILED, ..Failure::new(name, text) }),
+    }
+}
+
+/// Names in a backtrace come from the module: nothing but line ends may act on the terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}

@@ -1,0 +1,18 @@
+//! The parts of the `nacre` binary, as a library so that benchmarks and tests compile and plan exactly as it does.
+//!
+//! A program travels through here as: bytes -> [`module`] (is it something Nacre runs?) -> [`compile`] with [`cache`]
+//! -> [`program`] (a checked `.cwasm` in memory) -> [`run`] (a validated [`run::RunPlan`]) -> [`execute`] (a CVM).
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod cache;
+pub mod compile;
+pub mod execute;
+pub mod failure;
+pub mod host_cpu;
+pub mod log;
+pub mod module;
+pub mod program;
+pub mod run;
+pub mod spinner;
+pub mod values;

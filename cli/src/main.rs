@@ -1,0 +1,45 @@
+//! The `nacre` binary: parses the command line, runs one command, reports its failure and exit code.
+#![forbid(unsafe_code)]
+
+use std::{ffi::OsStr, process::ExitCode};
+
+use clap::Parser;
+use nacre_cli::{
+    args::{Cli, Command},
+    compile, execute,
+    failure::{EXIT_USAGE, Failure},
+    log, run,
+};
+
+fn main() -> ExitCode {
+    log::init();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage_error(&error),
+    };
+    tracing::debug!(since_start_us = log::since_start().as_micros() as u64, "command line parsed");
+    let json = cli.command.json();
+    let result = match cli.command {
+        Command::Compile(args) => compile::command(&args),
+        Command::Run(args) => run::plan(args).and_then(|plan| execute::execute(&plan)).map(exit),
+    };
+    result.unwrap_or_else(|failure| failure.report(json))
+}
+
+/// Ends the process with a program's exit code, which may be any number: the system takes what it takes of it.
+fn exit(code: i32) -> ExitCode {
+    std::process::exit(code)
+}
+
+/// Prints clap's message; help and version texts come the same way and are no errors.
+fn usage_error(error: &clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == OsStr::new("--json"));
+    if error.use_stderr() && wants_json {
+        let text = error.to_string();
+        let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        return Failure::usage("command line", why, "see `nacre --help`").report(true);
+    }
+    // Nothing is left to do when the terminal is gone.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+}

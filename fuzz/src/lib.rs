@@ -1,0 +1,5 @@
+//! What several fuzz targets share: a maker of ELF files, and a program with a WASI context.
+#![forbid(unsafe_code)]
+
+pub mod elf;
+pub mod program;

@@ -1,0 +1,146 @@
+//! Exceptions: the descriptor table, and the ring-3 upcall that the ring-0 stub delivers them to.
+//!
+//! No exception is believed: a host may inject any vector with any error code. A page fault is decided by our own page
+//! tables, an invalid opcode or a division error by the bytes at the interrupted instruction. What they do not confirm
+//! never happened: the upcall returns and the instruction runs again.
+
+use crate::memory;
+use crate::vcpu;
+use crate::wasm::hooks;
+use nacre_abi::hypercall::ExitReason;
+use nacre_abi::layout::{AGENT_IDT, AGENT_VA};
+use nacre_mm::GuestVirt;
+use nacre_mm::address_space::Fault;
+use nacre_mm::entry::Access;
+
+const DIVIDE_ERROR: u64 = 0;
+const BREAKPOINT: usize = 3;
+const INVALID_OPCODE: u64 = 6;
+const PAGE_FAULT: u64 = 14;
+
+/// Page-fault error code bits (Intel SDM vol. 3, 4.7).
+const ERROR_WRITE: u64 = 1 << 1;
+const ERROR_FETCH: u64 = 1 << 4;
+
+/// An interrupted context, as the stub copied it.
+#[repr(C)]
+pub struct Frame {
+    cr2: u64,
+    rax: u64,
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// The other registers of the interrupted context, in the order in which the stub pushed them.
+#[repr(C)]
+pub struct Registers {
+    rbx: u64,
+    rcx: u64,
+    rdx: u64,
+    rsi: u64,
+    rdi: u64,
+    r8_to_r15: [u64; 8],
+    rbp: u64,
+}
+
+unsafe extern "C" {
+    static exception_stubs: [[u8; 16]; 256];
+    fn flush_gate();
+}
+
+/// Fills the interrupt descriptor table. Once, by vCPU 0, before anything can fault on purpose.
+pub fn init() {
+    let stubs = (&raw const exception_stubs) as u64;
+    for vector in 0..256 {
+        let (handler, privilege) = match vector {
+            BREAKPOINT => (flush_gate as *const () as u64, 3),
+            _ => (stubs + vector as u64 * 16, 0),
+        };
+        // A 64-bit interrupt gate to the kernel code segment (Intel SDM vol. 3, 6.14.1).
+        let low = handler & 0xffff
+            | u64::from(crate::arch::exceptions::KERNEL_CODE) << 16
+            | (0x8e00 | privilege << 13) << 32
+            | (handler >> 16 & 0xffff) << 48;
+        let entry = (AGENT_VA + AGENT_IDT) as *mut [u64; 2];
+        // SAFETY: the launcher mapped a page for the 256 entries of the table.
+        unsafe { entry.add(vector).write_volatile([low, handler >> 32]) };
+    }
+}
+
+/// Selector of the ring-0 code segment in the launcher's descriptor table.
+const KERNEL_CODE: u16 = 0x08;
+
+/// Called by the stub on the upcall stack.
+#[unsafe(no_mangle)]
+extern "C" fn exception_upcall(frame: &mut Frame, registers: &Registers) {
+    match frame.vector {
+        PAGE_FAULT => page_fault(frame, registers),
+        INVALID_OPCODE if instruction_is(frame.rip, is_ud2) => wasm_trap(frame, registers, None),
+        DIVIDE_ERROR if instruction_is(frame.rip, is_division) => wasm_trap(frame, registers, None),
+        13 if frame.error == 0 => unhandled(frame),
+        // Not confirmed, or a vector that this guest never causes.
+        _ => vcpu::count_spurious(),
+    }
+}
+
+fn page_fault(frame: &mut Frame, registers: &Registers) {
+    let access = match frame.error {
+        error if error & ERROR_FETCH != 0 => Access::Execute,
+        error if error & ERROR_WRITE != 0 => Access::Write,
+        _ => Access::Read,
+    };
+    match memory::fault(GuestVirt(frame.cr2), access) {
+        Fault::Resolved => {}
+        // A stale translation of ours, or an injected fault: either way a flush lets the instruction decide.
+        Fault::Spurious => crate::arch::flush_tlb(),
+        Fault::OutOfMemory => {
+            vcpu::set_out_of_memory();
+            wasm_trap(frame, registers, Some(frame.cr2));
+        }
+        Fault::Violation => wasm_trap(frame, registers, Some(frame.cr2)),
+    }
+}
+
+/// Offers the exception to wasmtime, which does not come back if it is a Wasm trap.
+fn wasm_trap(frame: &Frame, registers: &Registers, address: Option<u64>) {
+    if let Some(handler) = hooks::trap_handler() {
+        handler(frame.rip as usize, registers.rbp as usize, address.is_some(), address.unwrap_or(0) as usize);
+    }
+    unhandled(frame)
+}
+
+fn unhandled(frame: &Frame) -> ! {
+    crate::console::fatal(
+        ExitReason::Exception,
+        format_args!(
+            "exception {} error {:#x} at {:#x}, address {:#x}, stack {:#x} (cs {:#x} ss {:#x} flags {:#x} rax {:#x}): a defect of the guest image",
+            frame.vector, frame.error, frame.rip, frame.cr2, frame.rsp, frame.cs, frame.ss, frame.rflags, frame.rax
+        ),
+    )
+}
+
+/// Whether `test` holds for the bytes at `rip`, if they are code at all.
+fn instruction_is(rip: u64, test: fn(&[u8]) -> bool) -> bool {
+    let mut bytes = [0; 8];
+    let readable = (0..8u64).take_while(|offset| memory::is_executable(GuestVirt(rip + offset))).count();
+    for (offset, byte) in bytes.iter_mut().enumerate().take(readable) {
+        // SAFETY: our page tables say that this address is mapped for execution, so it can be read.
+        *byte = unsafe { ((rip + offset as u64) as *const u8).read_volatile() };
+    }
+    test(&bytes[..readable])
+}
+
+fn is_ud2(code: &[u8]) -> bool {
+    code.starts_with(&[0x0f, 0x0b])
+}
+
+/// `div` and `idiv`: opcode F6 or F7 with /6 or /7 in ModRM, behind an operand size or REX prefix.
+fn is_division(code: &[u8]) -> bool {
+    let code = &code[code.iter().take_while(|byte| matches!(byte, 0x66 | 0x40..=0x4f)).count()..];
+    matches!(code, [0xf6 | 0xf7, modrm, ..] if modrm >> 3 & 7 >= 6)
+}

@@ -1,0 +1,344 @@
+//! The dispatcher on vCPU 0: reads the host's messages, runs timers, gives memory back, ticks.
+//!
+//! Whatever it reads is the host's to choose: numbers are looked up, offsets and lengths checked, texts must be UTF-8. A
+//! message about something that does not exist is dropped; a broken ring ends the CVM, because nothing can be
+//! ordered over it any more.
+
+use crate::arch::{self, clock};
+use crate::memory::{self, Scratch};
+use crate::program::{Code, Loading, Program};
+use crate::sched::{self, Ran, Timers};
+use crate::{console, link, phases, task, wasm};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use nacre_abi::hypercall::{self, ExitReason};
+use nacre_abi::message::{ExitKind, GuestStats, Header, Kind, NO_PROGRAM, TreeKind, stream};
+use nacre_abi::ring::{Consumer, Incoming};
+use nacre_abi::window::{ControlWord, TO_GUEST_BYTES};
+use nacre_wasi::{EntryKind, Errno, FileHandle, Fs};
+
+/// Interval at which running Wasm must yield when more tasks are runnable than vCPUs run.
+const TICK_NS: u64 = 5_000_000;
+/// Longest code that a program can have.
+const MAX_CODE_BYTES: u64 = 1 << 30;
+/// Longest path of a tree entry: one guest path and one link target.
+const MAX_STRINGS: usize = 1 << 16;
+
+/// The dispatcher.
+pub struct Dispatcher {
+    ring: Consumer<'static>,
+    /// Bodies are copied here before anything looks at them. Agent memory: the dispatcher never stays in the tenant arena.
+    body: &'static mut [u8],
+    timers: Timers,
+    next_tick_ns: u64,
+}
+
+impl Dispatcher {
+    /// The dispatcher of this CVM. Once, by vCPU 0.
+    pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
+        let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
+        Dispatcher { ring: Consumer::new(link::window().to_guest()), body, timers, next_tick_ns: 0 }
+    }
+
+    /// The loop of vCPU 0.
+    pub fn run(mut self) -> ! {
+        loop {
+            let mut busy = self.receive();
+            busy |= self.timers.run();
+            busy |= sched::run_one() == Ran::Task;
+            if busy {
+                continue;
+            }
+            if memory::has_releasable() {
+                release_memory();
+                continue;
+            }
+            self.park();
+        }
+    }
+
+    /// Sleeps until the host or a timer has something.
+    fn park(&mut self) {
+        let window = link::window();
+        window.set_control(ControlWord::NormalParked, 1);
+        let deadline = match (self.timers.before_park(), self.tick()) {
+            (Some(timer), Some(tick)) => Some(timer.min(tick)),
+            (timer, tick) => timer.or(tick),
+        };
+        let ring = &self.ring;
+        sched::park_unless(|| ring.has_message() || sched::has_work(), deadline);
+        self.timers.after_park();
+        window.set_control(ControlWord::NormalParked, 0);
+    }
+
+    /// While tasks wait for a vCPU, makes the running ones yield every [`TICK_NS`]. Returns when to look again.
+    fn tick(&mut self) -> Option<u64> {
+        if sched::scheduler().load().queued == 0 {
+            self.next_tick_ns = 0;
+            return None;
+        }
+        let now = clock::monotonic_ns();
+        if self.next_tick_ns != 0 && now >= self.next_tick_ns {
+            wasm::bump_epoch();
+        }
+        if now >= self.next_tick_ns {
+            self.next_tick_ns = now + TICK_NS;
+        }
+        Some(self.next_tick_ns)
+    }
+
+    /// Handles the messages that are there, at most a ring's worth; returns whether there were any.
+    fn receive(&mut self) -> bool {
+        let mut any = false;
+        for _ in 0..256 {
+            match self.ring.receive() {
+                Ok(Some(incoming)) => {
+                    handle(incoming, self.body);
+                    any = true;
+                }
+                Ok(None) => break,
+                Err(corrupt) => console::fatal(
+                    ExitReason::BadLaunch,
+                    format_args!("the host's ring is corrupt ({corrupt:?}): host and guest can't talk any more"),
+                ),
+            }
+        }
+        if any && link::window().control(ControlWord::HostWantsRoom) != 0 {
+            arch::hypercall(hypercall::DOORBELL, 0);
+        }
+        any
+    }
+}
+
+fn release_memory() {
+    memory::release_free(|start, bytes| {
+        let mailbox = link::window().mailbox(crate::vcpu::id());
+        mailbox[0].store(start.0, core::sync::atomic::Ordering::Relaxed);
+        mailbox[1].store(bytes, core::sync::atomic::Ordering::Relaxed);
+        arch::hypercall(hypercall::RELEASE, 0);
+    });
+}
+
+/// Handles one message and takes it off the ring.
+fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
+    let header = incoming.header();
+    match header.kind {
+        Kind::ProgramCreate => create(header),
+        // Code is copied once, straight to where it will run.
+        Kind::ProgramCode => with_loading(header.program, |loading| {
+            match loading.code.part_mut(header.arg, u64::from(header.len)) {
+                Some(part) => {
+                    incoming.copy_body(0, part);
+                }
+                None => fail(loading, ExitKind::Error, "the host sent code beyond the length it announced"),
+            }
+        }),
+        #[cfg(feature = "debug-image")]
+        Kind::ArenaDump | Kind::ArenaPage | Kind::ArenaLazy | Kind::ArenaEnd => crate::arena_copy::handle(&incoming),
+        _ => {
+            let len = incoming.copy_body(0, buffer);
+            handle_copied(header, &buffer[..len]);
+        }
+    }
+    incoming.finish();
+}
+
+fn handle_copied(header: Header, body: &[u8]) {
+    let id = header.program;
+    match header.kind {
+        Kind::ProgramArg => with_loading(id, |loading| push_text(loading, body, |loading, text| loading.args.push(text))),
+        Kind::ProgramEnv => with_loading(id, |loading| push_text(loading, body, push_env)),
+        Kind::Preopen => with_loading(id, |loading| push_text(loading, body, |loading, text| loading.preopens.push(text))),
+        Kind::TreeEntry => with_loading(id, |loading| tree_entry(loading, header, body)),
+        Kind::TreeData => with_loading(id, |loading| tree_data(loading, body)),
+        Kind::ProgramStart => start(id),
+        Kind::StreamData if header.stream == stream::STDIN => with_program(id, |program| program.stdin_data(header.arg, body)),
+        Kind::StreamEnd if header.stream == stream::STDIN => with_program(id, |program| program.stdin_end()),
+        Kind::Credit => with_program(id, |program| program.output_credit(header.stream, header.arg)),
+        Kind::StreamClosed => with_program(id, |program| program.output_closed(header.stream)),
+        Kind::Export => export(id, body),
+        Kind::ProgramDrop => Program::forget(id),
+        Kind::StatsRequest => link::send(Header::new(Kind::Stats, NO_PROGRAM), &stats().encode()),
+        #[cfg(feature = "debug-image")]
+        Kind::SelfTest => crate::selftest::start(header),
+        // What only a guest sends, or this image does not know.
+        _ => {}
+    }
+}
+
+fn with_program(id: u32, act: impl FnOnce(&Arc<Program>)) {
+    if let Some(program) = Program::find(id) {
+        act(&program);
+    }
+}
+
+fn with_loading(id: u32, act: impl FnOnce(&mut Loading)) {
+    with_program(id, |program| {
+        if let Some(loading) = program.loading.lock().as_mut() {
+            act(loading);
+        }
+    });
+}
+
+/// Remembers the first failure of a load; the start reports it.
+fn fail(loading: &mut Loading, kind: ExitKind, text: &str) {
+    loading.error.get_or_insert_with(|| (kind, text.to_string()));
+}
+
+fn create(header: Header) {
+    let code = if header.arg <= MAX_CODE_BYTES { Code::new(header.arg).ok() } else { None };
+    let error = code.is_none().then(|| {
+        let text = format!("no memory for {} MiB of code: give the CVM more with --memory", header.arg >> 20);
+        (ExitKind::OutOfMemory, text)
+    });
+    // A page of code that no program has, so that the rest of the load needs no special case.
+    let Some(code) = code.or_else(|| Code::new(nacre_abi::PAGE_BYTES).ok()) else {
+        return link::send(Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32), b"no memory");
+    };
+    let Ok(fs) = Fs::new(clock::wall_ns()) else {
+        return link::send(Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32), b"no memory");
+    };
+    let loading = Loading { code, args: Vec::new(), env: Vec::new(), preopens: Vec::new(), fs, open_file: None, error };
+    Program::create(header.program, loading);
+}
+
+fn push_text(loading: &mut Loading, body: &[u8], push: impl FnOnce(&mut Loading, String)) {
+    let used = loading.args.len() + loading.env.len() + loading.preopens.len();
+    match core::str::from_utf8(body) {
+        _ if used >= MAX_STRINGS => fail(loading, ExitKind::Error, "too many arguments and variables"),
+        Ok(text) => push(loading, text.to_string()),
+        Err(_) => fail(loading, ExitKind::Error, "an argument or variable is not UTF-8"),
+    }
+}
+
+fn push_env(loading: &mut Loading, text: String) {
+    match text.split_once('=') {
+        Some((name, value)) => loading.env.push((name.to_string(), value.to_string())),
+        None => fail(loading, ExitKind::Error, "an environment variable has no value"),
+    }
+}
+
+fn tree_entry(loading: &mut Loading, header: Header, body: &[u8]) {
+    loading.open_file = None;
+    let made = make_entry(loading, header, body);
+    if let Err((path, error)) = made {
+        let kind = if error == Errno::Nospc { ExitKind::OutOfMemory } else { ExitKind::Error };
+        fail(loading, kind, &format!("{path} can't be brought in: {error}"));
+    }
+}
+
+fn make_entry(loading: &mut Loading, header: Header, body: &[u8]) -> Result<(), (String, Errno)> {
+    let invalid = |text: &str| (text.to_string(), Errno::Inval);
+    let kind = TreeKind::from_number(header.stream).ok_or_else(|| invalid("an entry of unknown kind"))?;
+    let text = core::str::from_utf8(body).map_err(|_| invalid("a file whose name is not UTF-8"))?;
+    let (path, target) = text.split_once('\0').unwrap_or((text, ""));
+    let mtime = header.arg;
+    let fs = &mut loading.fs;
+    let made = match kind {
+        TreeKind::Directory => fs.create_dir_all(path, mtime),
+        TreeKind::Symlink => fs.symlink(path, target, mtime),
+        TreeKind::File => fs.create_file(path, mtime, false).map(|handle| loading.open_file = Some(handle)),
+    };
+    made.map_err(|error| (path.to_string(), error))
+}
+
+fn tree_data(loading: &mut Loading, body: &[u8]) {
+    let Some(handle) = loading.open_file else { return };
+    if loading.fs.append(handle, body).is_err() {
+        loading.open_file = None;
+        fail(loading, ExitKind::OutOfMemory, "the directories brought in need more memory than the CVM has: give it more with --memory");
+    }
+}
+
+fn start(id: u32) {
+    with_program(id, |program| {
+        let body = program.clone();
+        match task::spawn(Box::new(move || wasm::run_program(&body))) {
+            Ok(task) => program.set_task(task),
+            Err(_) => program.report_exit(ExitKind::OutOfMemory, 0, "no memory for the program's stack: give the CVM more with --memory"),
+        }
+    });
+}
+
+/// Sends a tree of files, as a task: it takes as long as the host reads slowly.
+fn export(id: u32, body: &[u8]) {
+    let path = String::from_utf8_lossy(body).to_string();
+    with_program(id, |program| {
+        let program = program.clone();
+        let spawned = task::spawn(Box::new(move || {
+            let fs = program.fs_after.lock().take();
+            let sent = fs.as_ref().map_or(Err(Errno::Noent), |fs| send_tree(id, fs, &path));
+            *program.fs_after.lock() = fs;
+            let text = sent.err().map(|error| error.to_string()).unwrap_or_default();
+            link::send(Header::new(Kind::TreeEnd, id), text.as_bytes());
+        }));
+        if spawned.is_err() {
+            link::send(Header::new(Kind::TreeEnd, id), b"no memory for a stack");
+        }
+    });
+}
+
+fn send_tree(id: u32, fs: &Fs, path: &str) -> Result<(), Errno> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(link::MAX_BODY).map_err(|_| Errno::Nomem)?;
+    buffer.resize(link::MAX_BODY, 0);
+    let mut cursor = match fs.export(path) {
+        // One file: an entry without a path.
+        Err(Errno::Notdir) => {
+            link::send(Header::new(Kind::TreeEntry, id).stream(TreeKind::File as u32).arg(clock::wall_ns()), &[]);
+            return send_file(id, fs, fs.file_at(path)?, &mut buffer);
+        }
+        other => other?,
+    };
+    while let Some(entry) = cursor.next(fs)? {
+        let (kind, target) = match entry.kind {
+            EntryKind::Dir => (TreeKind::Directory, None),
+            EntryKind::File { .. } => (TreeKind::File, None),
+            EntryKind::Symlink { target } => (TreeKind::Symlink, Some(target)),
+        };
+        let text = target.map_or_else(|| entry.path.to_string(), |target| format!("{}\0{target}", entry.path));
+        link::send(Header::new(Kind::TreeEntry, id).stream(kind as u32).arg(entry.mtime), text.as_bytes());
+        if let EntryKind::File { handle, .. } = entry.kind {
+            send_file(id, fs, handle, &mut buffer)?;
+        }
+    }
+    Ok(())
+}
+
+fn send_file(id: u32, fs: &Fs, file: FileHandle, buffer: &mut [u8]) -> Result<(), Errno> {
+    let mut offset = 0;
+    loop {
+        let len = fs.read_file(file, offset, buffer)?;
+        if len == 0 {
+            return Ok(());
+        }
+        link::send(Header::new(Kind::TreeData, id), &buffer[..len]);
+        offset += len as u64;
+    }
+}
+
+fn stats() -> GuestStats {
+    let frames = memory::frames();
+    let (page_faults, tlb_flushes, released_bytes) = memory::counters();
+    let [task_resumes, task_moves, parks, wakes] = sched::counters();
+    let (committed, peak) = frames.committed_pages();
+    GuestStats {
+        entry_tsc: phases::at(&phases::ENTRY),
+        memory_ready_tsc: phases::at(&phases::MEMORY_READY),
+        loaded_tsc: phases::at(&phases::LOADED),
+        wasm_tsc: phases::at(&phases::FIRST_WASM),
+        frames_used_bytes: frames.used_pages() * nacre_abi::PAGE_BYTES,
+        committed_bytes: committed * nacre_abi::PAGE_BYTES,
+        committed_peak_bytes: peak * nacre_abi::PAGE_BYTES,
+        released_bytes,
+        page_faults,
+        tlb_flushes,
+        task_resumes,
+        task_moves,
+        parks,
+        wakes,
+    }
+}

@@ -1,0 +1,66 @@
+//! The guest's end of the shared window: each vCPU's ring to the host, and the doorbell.
+
+use crate::agent::{AgentCell, agent_static};
+use crate::{arch, task, vcpu};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+use nacre_abi::hypercall::DOORBELL;
+use nacre_abi::layout::{Layout, SHARED_VA};
+use nacre_abi::message::Header;
+use nacre_abi::ring::Full;
+use nacre_abi::window::{self, ControlWord, Window};
+
+agent_static! {
+    static WINDOW: AgentCell<Window<'static>> = AgentCell::new();
+}
+
+/// Finds the window; `None` if the host did not put it there. Once, by vCPU 0.
+pub fn init(layout: &Layout) -> Option<&'static Window<'static>> {
+    let vcpus = layout.params.vcpus;
+    let words = (window::bytes(vcpus) / 8) as usize;
+    // SAFETY: the launcher mapped the window there; it is accessed through atomics only.
+    let words = unsafe { core::slice::from_raw_parts(SHARED_VA as *const AtomicU64, words) };
+    let window = Window::new(words, vcpus)?;
+    let valid = window.control(ControlWord::Magic) == window::MAGIC
+        && window.control(ControlWord::AbiVersion) == u64::from(nacre_abi::ABI_VERSION);
+    valid.then(|| WINDOW.set(window))
+}
+
+/// The window.
+pub fn window() -> &'static Window<'static> {
+    WINDOW.get()
+}
+
+/// The window, if boot came that far.
+pub fn try_window() -> Option<&'static Window<'static>> {
+    WINDOW.try_get()
+}
+
+/// Puts a message on this vCPU's ring and lets the host know.
+///
+/// # Errors
+/// [`Full`] if there is no room now.
+pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
+    vcpu::local().own().transmit.borrow_mut().send(header, body)?;
+    // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote.
+    fence(Ordering::SeqCst);
+    if window().control(ControlWord::HostAwake) == 0 {
+        arch::hypercall(DOORBELL, 0);
+    }
+    Ok(())
+}
+
+/// Longest body of one message to the host.
+pub const MAX_BODY: usize = window::TO_HOST_BYTES as usize / 4;
+
+/// The same, waiting for room: a task lets others run meanwhile. The host empties its rings at once, whatever its own
+/// readers do, so the wait is short; if it does not, it only harms itself.
+pub fn send(header: Header, body: &[u8]) {
+    while try_send(header, body).is_err() {
+        arch::hypercall(DOORBELL, 0);
+        if vcpu::current().is_some() {
+            task::yield_now();
+        } else {
+            core::hint::spin_loop();
+        }
+    }
+}

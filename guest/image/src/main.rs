@@ -1,0 +1,88 @@
+//! The guest: what runs inside a Nacre CVM, all of it in ring 3.
+//!
+//! ```text
+//! arch        the machine: ring-0 stub, context switch, exceptions, time, CPUID
+//! vcpu        per-vCPU words and stacks           agent     statics of the agent arena
+//! memory      address space and frames            heap areas  the tenant arena's memory
+//! sched task  tasks on vCPUs                      link      rings and doorbell
+//! dispatcher  vCPU 0: messages, timers            program   what the host loads and runs
+//! wasm        the engine, WASI                    console   last words
+//! ```
+//! What can be said without a machine lives in the crates `nacre-mm`, `nacre-wval`, `nacre-wasi`, `nacre-engine`.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod agent;
+mod arch;
+#[cfg(feature = "debug-image")]
+mod arena_copy;
+mod areas;
+mod console;
+mod dispatcher;
+mod heap;
+mod link;
+mod memory;
+mod phases;
+mod program;
+mod sched;
+#[cfg(feature = "debug-image")]
+mod selftest;
+mod sync;
+mod task;
+mod vcpu;
+mod wasm;
+
+use agent::{AgentCell, agent_static};
+use memory::Scratch;
+use nacre_abi::VcpuId;
+use nacre_abi::boot::BootInfo;
+use nacre_abi::hypercall::ExitReason;
+use nacre_abi::message::{Header, Kind, NO_PROGRAM};
+
+agent_static! {
+    static OWN: AgentCell<sched::AllOwn> = AgentCell::new();
+}
+
+/// First Rust code of every vCPU, on its scheduler stack. The launcher passes the vCPU's number.
+#[unsafe(no_mangle)]
+extern "C" fn guest_entry(vcpu: u64) -> ! {
+    let Some(vcpu) = VcpuId::new(vcpu as u32) else { arch::exit(ExitReason::BadLaunch) };
+    // SAFETY: the launcher starts each vCPU once, with its own number.
+    unsafe { vcpu::init(vcpu) };
+    if vcpu.is_worker() {
+        if let Some(own) = OWN.try_get() {
+            vcpu::set_own(own.of(vcpu));
+            sched::worker_loop();
+        }
+        // Woken by nobody of ours: vCPU 0 has not set the scheduler up yet.
+        console::fatal(ExitReason::BadLaunch, format_args!("worker {} was started before the guest was up", vcpu.index()));
+    }
+    phases::mark(&phases::ENTRY);
+    match boot() {
+        Ok(dispatcher) => dispatcher.run(),
+        Err(what) => console::fatal(ExitReason::BadLaunch, format_args!("launch refused by the guest: {what}")),
+    }
+}
+
+/// Brings the guest up on vCPU 0.
+fn boot() -> Result<dispatcher::Dispatcher, &'static str> {
+    arch::exceptions::init();
+    let info = BootInfo::decode(&arch::boot_info_bytes()).map_err(|_| "the boot information does not fit this image")?;
+    let window = link::init(&info.layout).ok_or("the shared window is of another version")?;
+    arch::clock::init(window, phases::at(&phases::ENTRY)).ok_or("the clock rate is impossible")?;
+    let mut scratch = Scratch::new(&info.layout);
+    memory::init(&info, &mut scratch).map_err(|_| "the page-table pool is too small")?;
+    let (timers, own) = sched::init(&info.layout, &mut scratch);
+    vcpu::set_own(OWN.set(own).of(VcpuId::NORMAL));
+    let dispatcher = dispatcher::Dispatcher::new(timers, &mut scratch);
+    phases::mark(&phases::MEMORY_READY);
+    link::send(Header::new(Kind::Ready, NO_PROGRAM).arg(arch::rdtsc()), &[]);
+    Ok(dispatcher)
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    console::fatal(ExitReason::Panic, format_args!("{info}"))
+}

@@ -1,0 +1,269 @@
+//! The guest's address space: page tables in the agent arena, and a window onto all frames for zeroing them.
+
+use crate::agent::{AgentCell, agent_static};
+use crate::{arch, vcpu};
+use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::boot::BootInfo;
+use nacre_abi::layout::{AGENT_VA, Layout, RAM_GPA};
+use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
+use nacre_mm::address_space::{AddressSpace, Fault, Flush, MapError, PageRange};
+use nacre_mm::entry::{Access, Leaf, Perms, Size};
+use nacre_mm::frames::{Frames, PagePool, words_needed};
+use nacre_mm::page_tables::{PageTables, TableMemory};
+use nacre_mm::{GuestPhys, GuestVirt};
+
+/// Window onto all of private memory, mapped piece by piece: frames are zeroed here before anybody sees them.
+const FRAMES_VA: u64 = 0x30_0000_0000;
+
+/// Pages that are never promised to areas: the tenant heap must be able to grow a little when all else is used.
+const HEAP_RESERVE_PAGES: u64 = 1024;
+
+/// Free memory that is kept rather than given back to the host.
+const KEEP_FREE_BYTES: u64 = 32 << 20;
+
+/// The guest's address space.
+pub type Space = PageTables<'static, Window>;
+
+agent_static! {
+    static SPACE: AgentCell<Space> = AgentCell::new();
+    static LAYOUT: AgentCell<Layout> = AgentCell::new();
+    /// Counts changes that took something away; a vCPU that has flushed since has no stale translation of them.
+    static GENERATION: AtomicU64 = AtomicU64::new(0);
+    static FLUSHES: AtomicU64 = AtomicU64::new(0);
+    static FAULTS: AtomicU64 = AtomicU64::new(0);
+    static RELEASED_BYTES: AtomicU64 = AtomicU64::new(0);
+}
+
+/// How tables and frames are reached.
+pub struct Window {
+    agent_gpa: u64,
+    agent_bytes: u64,
+}
+
+impl TableMemory for Window {
+    fn entries(&self, table: GuestPhys) -> &[AtomicU64; 512] {
+        let offset = table.0.wrapping_sub(self.agent_gpa);
+        assert!(offset < self.agent_bytes && offset % PAGE_BYTES == 0, "page table outside of the agent arena");
+        // SAFETY: the agent arena is mapped linearly for good; tables are whole pages in it, accessed atomically only.
+        unsafe { &*((AGENT_VA + offset) as *const [AtomicU64; 512]) }
+    }
+
+    fn zero(&self, frame: GuestPhys, size: Size) {
+        // SAFETY: the frame was just allocated: nobody else knows it.
+        unsafe { core::ptr::write_bytes(frame_window(frame), 0, size.bytes() as usize) }
+    }
+
+    fn copy_page(&self, from: GuestPhys, to: GuestPhys) {
+        // SAFETY: both are frames of ours, and the owner of their range does not use them meanwhile.
+        unsafe { core::ptr::copy_nonoverlapping(frame_window(from), frame_window(to), PAGE_BYTES as usize) }
+    }
+}
+
+/// The address of a frame in the window, which is extended if this is its first use.
+fn frame_window(frame: GuestPhys) -> *mut u8 {
+    let offset = frame.0 - RAM_GPA;
+    let large = offset & !(LARGE_PAGE_BYTES - 1);
+    // Its tables were made at boot, so this cannot fail.
+    let mapped = SPACE.get().map_window(GuestVirt(FRAMES_VA + large), GuestPhys(RAM_GPA + large));
+    debug_assert_eq!(mapped, Ok(()));
+    (FRAMES_VA + offset) as *mut u8
+}
+
+/// Hands out the agent's scratch memory at boot.
+pub struct Scratch {
+    at: u64,
+    end: u64,
+}
+
+impl Scratch {
+    /// The scratch memory that the layout sets aside.
+    pub fn new(layout: &Layout) -> Scratch {
+        let at = AGENT_VA + layout.scratch_offset;
+        Scratch { at, end: at + layout.scratch_bytes }
+    }
+
+    /// A slice made by `make`, for the rest of the CVM's life.
+    ///
+    /// # Panics
+    /// If the layout set aside too little: a defect, found at the first boot.
+    pub fn slice<T>(&mut self, count: usize, mut make: impl FnMut(usize) -> T) -> &'static mut [T] {
+        let start = self.at.next_multiple_of(64.max(align_of::<T>() as u64));
+        let end = start + (count * size_of::<T>()) as u64;
+        assert!(end <= self.end, "agent scratch memory is too small");
+        self.at = end;
+        let first = start as *mut T;
+        // SAFETY: inside the scratch memory, which is mapped and handed out once; every element is written first.
+        unsafe {
+            for index in 0..count {
+                first.add(index).write(make(index));
+            }
+            core::slice::from_raw_parts_mut(first, count)
+        }
+    }
+}
+
+/// Sets the address space up. Once, by vCPU 0.
+pub fn init(info: &BootInfo, scratch: &mut Scratch) -> Result<(), MapError> {
+    let layout = &info.layout;
+    let pool_pages = (layout.table_pool_bytes / PAGE_BYTES) as usize;
+    let used_pages = (info.tables_used_bytes / PAGE_BYTES) as usize;
+    let zeros = |_| AtomicU64::new(0);
+    let pool = PagePool::new(
+        GuestPhys(layout.agent_gpa + layout.table_pool_offset),
+        pool_pages,
+        used_pages,
+        scratch.slice(pool_pages.div_ceil(64), zeros),
+    );
+    let large_frames = (layout.frames_bytes / LARGE_PAGE_BYTES) as usize;
+    let words = scratch.slice(words_needed(large_frames), zeros);
+    let frames = Frames::new(GuestPhys(layout.frames_gpa), large_frames, 0, words);
+    let window = Window { agent_gpa: layout.agent_gpa, agent_bytes: layout.agent_bytes };
+    let space = SPACE.set(PageTables::new(GuestPhys(layout.root_table_gpa()), window, pool, frames));
+    LAYOUT.set(*layout);
+    space.prepare_window(GuestVirt(FRAMES_VA), layout.params.memory_bytes)
+}
+
+/// The layout of this CVM.
+pub fn layout() -> &'static Layout {
+    LAYOUT.get()
+}
+
+/// The frame allocator.
+pub fn frames() -> &'static Frames<'static> {
+    SPACE.get().frames()
+}
+
+/// What a page fault at `address` means; repairs it if it can.
+pub fn fault(address: GuestVirt, access: Access) -> Fault {
+    FAULTS.fetch_add(1, Ordering::Relaxed);
+    SPACE.try_get().map_or(Fault::Violation, |space| space.fault(address, access))
+}
+
+/// Whether our page tables map `address` for execution now.
+pub fn is_executable(address: GuestVirt) -> bool {
+    SPACE.try_get().is_some_and(|space| matches!(space.fault(address, Access::Execute), Fault::Spurious))
+}
+
+/// Makes `range` usable. With [`Promise::Tenant`] the reserve of the heap stays untouched.
+///
+/// # Errors
+/// [`MapError`] if memory or page tables run out.
+pub fn map(range: PageRange, perms: Perms, promise: Promise) -> Result<(), MapError> {
+    let space = SPACE.get();
+    if promise == Promise::Tenant && !has_room_beside_reserve(range.bytes() / PAGE_BYTES) {
+        // Maybe most of the range is mapped already; only what is new counts.
+        let mut mapped = 0;
+        space.scan(range, &mut |mapping| mapped += mapping.size.bytes() / PAGE_BYTES);
+        if !has_room_beside_reserve((range.bytes() / PAGE_BYTES).saturating_sub(mapped)) {
+            return Err(MapError::OutOfMemory);
+        }
+    }
+    flush(space.map(range, perms)?);
+    Ok(())
+}
+
+/// Who a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// Linear memories, code, stacks.
+    Tenant,
+    /// The tenant heap, which may use the reserve.
+    Heap,
+}
+
+fn has_room_beside_reserve(pages: u64) -> bool {
+    let frames = frames();
+    pages.saturating_add(frames.committed_pages().0).saturating_add(HEAP_RESERVE_PAGES) <= frames.limit_pages()
+}
+
+/// Bytes that may still be promised to areas.
+pub fn available_bytes() -> u64 {
+    let frames = frames();
+    frames.limit_pages().saturating_sub(frames.committed_pages().0 + HEAP_RESERVE_PAGES) * PAGE_BYTES
+}
+
+/// Takes the range away and frees its frames.
+pub fn unmap(range: PageRange) {
+    flush(SPACE.get().unmap(range));
+}
+
+/// Gives frames to everything promised in the range.
+///
+/// # Errors
+/// [`MapError`] if frames run out.
+#[cfg(feature = "debug-image")]
+pub fn populate(range: PageRange) -> Result<(), MapError> {
+    SPACE.get().populate(range)
+}
+
+/// Zeroes what is mapped in `range` without changing a mapping. The caller owns the range.
+pub fn zero_present(range: PageRange) {
+    SPACE.get().scan(range, &mut |mapping| {
+        if let Leaf::Present { perms: Perms::ReadWrite, .. } = mapping.leaf {
+            // SAFETY: mapped and writable, and by the caller's promise nobody else uses it.
+            unsafe { core::ptr::write_bytes(mapping.start.0 as *mut u8, 0, mapping.size.bytes() as usize) }
+        }
+    });
+}
+
+/// The address space, for looking through it.
+#[cfg(feature = "debug-image")]
+pub fn space() -> &'static Space {
+    SPACE.get()
+}
+
+fn flush(needed: Flush) {
+    if needed == Flush::Needed {
+        GENERATION.fetch_add(1, Ordering::SeqCst);
+        catch_up();
+    }
+}
+
+/// Flushes this vCPU's translations if something was taken away since it last did. Must be called before an address that
+/// was unmapped may be used again: when a task is switched in, and when addresses are handed out a second time.
+pub fn catch_up() {
+    let generation = GENERATION.load(Ordering::SeqCst);
+    let flushed = &vcpu::local().flushed;
+    if flushed.load(Ordering::Relaxed) != generation {
+        arch::flush_tlb();
+        FLUSHES.fetch_add(1, Ordering::Relaxed);
+        flushed.store(generation, Ordering::Relaxed);
+    }
+}
+
+/// Gives free memory back to the host, beyond a cushion. Called by the idle vCPU 0; `hypercall` releases one range.
+pub fn release_free(mut hypercall: impl FnMut(GuestPhys, u64)) {
+    let frames = frames();
+    let (mut start, mut bytes) = (0, 0);
+    while frames.releasable_bytes() > KEEP_FREE_BYTES {
+        let Some(frame) = frames.take_releasable() else { break };
+        if bytes != 0 && start + bytes == frame.0 {
+            bytes += LARGE_PAGE_BYTES;
+        } else {
+            release_run(start, bytes, &mut hypercall);
+            (start, bytes) = (frame.0, LARGE_PAGE_BYTES);
+        }
+    }
+    release_run(start, bytes, &mut hypercall);
+}
+
+fn release_run(start: u64, bytes: u64, hypercall: &mut impl FnMut(GuestPhys, u64)) {
+    if bytes == 0 {
+        return;
+    }
+    hypercall(GuestPhys(start), bytes);
+    RELEASED_BYTES.fetch_add(bytes, Ordering::Relaxed);
+    for frame in (start..start + bytes).step_by(LARGE_PAGE_BYTES as usize) {
+        frames().released(GuestPhys(frame));
+    }
+}
+
+/// Whether [`release_free`] would do something.
+pub fn has_releasable() -> bool {
+    frames().releasable_bytes() > KEEP_FREE_BYTES
+}
+
+/// Counters: faults, flushes, bytes released.
+pub fn counters() -> (u64, u64, u64) {
+    (FAULTS.load(Ordering::Relaxed), FLUSHES.load(Ordering::Relaxed), RELEASED_BYTES.load(Ordering::Relaxed))
+}

@@ -1,0 +1,293 @@
+//! The scheduler of each vCPU: takes tasks from the run queues, switches to them, parks when there are none.
+//!
+//! What is decided, and how queues and sleepers stay consistent, is in `nacre-wval`; here is what it takes from the
+//! machine: context switches, hypercalls, time.
+
+use crate::agent::{AgentCell, agent_static};
+use crate::arch::{self, clock};
+use crate::memory::{self, Scratch};
+use crate::task::{self, Task};
+use crate::{link, vcpu};
+use core::cell::{Cell, RefCell};
+use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::hypercall;
+use nacre_abi::layout::Layout;
+use nacre_abi::ring::Producer;
+use nacre_wval::{
+    Commit, Next, Scheduler, SpinConfig, SpinPolicy, TaskRef, TimerInbox, TimerQueue, TimerReceiver, TimerRing,
+    TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
+};
+
+/// Requests for timers that one vCPU can have on their way to vCPU 0.
+const TIMER_REQUESTS: usize = 64;
+
+/// Spinning before a worker parks: at most about what a wake costs.
+const SPIN: SpinConfig = SpinConfig { min_cycles: 4_000, max_cycles: 60_000, weight_shift: 3 };
+
+agent_static! {
+    static SCHEDULER: AgentCell<Scheduler<'static>> = AgentCell::new();
+    static INBOX: AgentCell<TimerInbox<'static>> = AgentCell::new();
+    static RESUMES: AtomicU64 = AtomicU64::new(0);
+    static MOVES: AtomicU64 = AtomicU64::new(0);
+    static PARKS: AtomicU64 = AtomicU64::new(0);
+    static WAKES: AtomicU64 = AtomicU64::new(0);
+}
+
+/// What a vCPU's scheduler owns. Lives in the agent arena; only its vCPU touches it.
+pub struct Own {
+    vcpu: Vcpu<'static>,
+    timers: TimerSender<'static>,
+    /// The ring to the host.
+    pub transmit: RefCell<Producer<'static>>,
+    spin: RefCell<SpinPolicy>,
+    resumed_at: Cell<u64>,
+}
+
+/// What all schedulers own, by vCPU.
+pub struct AllOwn(&'static [Own]);
+
+// SAFETY: `of` is called by each vCPU for itself only, so no element is ever touched by two.
+unsafe impl Sync for AllOwn {}
+
+impl AllOwn {
+    /// What `vcpu` owns: called by that vCPU only, at its start.
+    ///
+    /// # Panics
+    /// For a vCPU the CVM has not, which the launcher never starts.
+    pub fn of(&self, vcpu: VcpuId) -> &'static Own {
+        &self.0[vcpu.index()]
+    }
+}
+
+/// Timers and who may change them: vCPU 0.
+pub struct Timers {
+    receiver: TimerReceiver<'static>,
+    queue: TimerQueue<'static>,
+}
+
+/// Makes the scheduler. Once, by vCPU 0. Returns the timers, and what each vCPU owns.
+///
+/// # Panics
+/// If the layout's numbers do not fit together: a defect, found at the first boot.
+pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
+    let vcpus = layout.params.vcpus as usize;
+    let zeros = |_| AtomicU64::new(0);
+    let max_tasks = layout.max_tasks as usize;
+    let slots: &[_] = scratch_slots(scratch, vcpus, max_tasks);
+    let scheduler = SCHEDULER.set(Scheduler::new(slots).expect("1 to 64 vCPUs"));
+    let rings = {
+        let words: [&'static [AtomicU64]; 64] = core::array::from_fn(|vcpu| {
+            if vcpu < vcpus { &*scratch.slice(TIMER_REQUESTS * WORDS_PER_MESSAGE, zeros) } else { &[] }
+        });
+        scratch.slice(vcpus, |vcpu| TimerRing::new(words[vcpu]).expect("a power of two of messages"))
+    };
+    let inbox = INBOX.set(TimerInbox::new(rings));
+    let queue = TimerQueue::new(scratch.slice(max_tasks, |_| TimerSlot::new()));
+    let own = scratch.slice(vcpus, |index| {
+        let id = VcpuId::new(index as u32).expect("below 64");
+        let ring = link::window().to_host(id).expect("a ring each");
+        Own {
+            vcpu: scheduler.attach(id).expect("attached once"),
+            timers: inbox.sender(id).expect("attached once"),
+            transmit: RefCell::new(Producer::new(ring)),
+            spin: RefCell::new(SpinPolicy::new(SPIN)),
+            resumed_at: Cell::new(0),
+        }
+    });
+    (Timers { receiver: inbox.receiver().expect("received once"), queue }, AllOwn(own))
+}
+
+fn scratch_slots(scratch: &mut Scratch, vcpus: usize, max_tasks: usize) -> &'static [VcpuSlot<'static>] {
+    let rings: [&'static [AtomicU64]; 64] = core::array::from_fn(|vcpu| {
+        if vcpu < vcpus { &*scratch.slice(max_tasks, |_| AtomicU64::new(0)) } else { &[] }
+    });
+    scratch.slice(vcpus, |vcpu| VcpuSlot::new(rings[vcpu]).expect("a power of two of tasks"))
+}
+
+/// The shared part.
+pub fn scheduler() -> &'static Scheduler<'static> {
+    SCHEDULER.get()
+}
+
+/// Whether boot came as far as the scheduler.
+fn own() -> &'static Own {
+    vcpu::local().own()
+}
+
+/// Asks the host to wake the vCPU of a ticket.
+fn ring(ticket: Option<WakeTicket>) {
+    if let Some(ticket) = ticket {
+        WAKES.fetch_add(1, Ordering::Relaxed);
+        arch::wake(ticket.vcpu());
+        scheduler().wake_sent(ticket);
+    }
+}
+
+/// Queues a runnable task on this vCPU and wakes a worker for it.
+pub fn submit(task: TaskRef) {
+    match own().vcpu.submit(task) {
+        Ok(ticket) => ring(ticket),
+        // Each queue has room for all tasks there can be.
+        Err(_) => unreachable!("run queue overflow"),
+    }
+}
+
+/// Asks vCPU 0 for a timer; false if its inbox is full.
+pub fn arm_timer(token: TimerToken, deadline_ns: u64, task: TaskRef) -> bool {
+    match own().timers.arm(token, deadline_ns, task) {
+        Ok(true) if vcpu::id() != VcpuId::NORMAL => arch::wake(VcpuId::NORMAL),
+        Ok(_) => {}
+        Err(_) => return false,
+    }
+    true
+}
+
+/// Gives a timer up. A full inbox only means that it will wake its task in vain.
+pub fn cancel_timer(token: TimerToken) {
+    let _ = own().timers.cancel(token);
+}
+
+impl Timers {
+    /// Wakes whom is due; returns whether anybody was.
+    pub fn run(&mut self) -> bool {
+        self.receiver.drain(&mut self.queue);
+        let mut any = false;
+        if self.queue.next_deadline().is_some() {
+            let now = clock::monotonic_ns();
+            while let Some(expired) = self.queue.pop_expired(now) {
+                task::unpark_slot(expired.token.slot);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Until when vCPU 0 may park.
+    pub fn before_park(&mut self) -> Option<u64> {
+        self.receiver.before_park(&mut self.queue)
+    }
+
+    /// vCPU 0 is awake again.
+    pub fn after_park(&mut self) {
+        self.receiver.after_park();
+    }
+}
+
+/// Runs one task if there is one for this vCPU.
+pub fn run_one() -> Ran {
+    match own().vcpu.next() {
+        Next::Run { task, wake } => {
+            ring(wake);
+            run(task);
+            Ran::Task
+        }
+        Next::Reclaimed { wake } => {
+            ring(wake);
+            Ran::MustPark
+        }
+        Next::Empty | Next::Stopped => Ran::Nothing,
+    }
+}
+
+/// What [`run_one`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// Ran a task until it switched out.
+    Task,
+    /// Found nothing to run.
+    Nothing,
+    /// This vCPU may not run tasks now.
+    MustPark,
+}
+
+fn run(reference: TaskRef) {
+    let pointer = reference.get() as *mut Task;
+    // SAFETY: what comes out of the run queue is a live task that nobody else has (see nacre-wval).
+    let task = unsafe { &*pointer };
+    memory::catch_up();
+    let own = own();
+    RESUMES.fetch_add(1, Ordering::Relaxed);
+    let here = own.vcpu.id().index() as u32;
+    if task.last_vcpu.replace(here) != here {
+        MOVES.fetch_add(1, Ordering::Relaxed);
+    }
+    vcpu::set_current(pointer);
+    own.resumed_at.set(arch::rdtsc());
+    // SAFETY: the task's context is saved, by `new_fiber` or by its own last switch.
+    unsafe { arch::switch(vcpu::local().scheduler_sp.as_ptr(), task.sp.get()) };
+    task.cpu_cycles.fetch_add(arch::rdtsc().saturating_sub(own.resumed_at.get()), Ordering::Relaxed);
+    vcpu::set_current(core::ptr::null_mut());
+    match task.park.commit(task.why.get()) {
+        Commit::Requeue => match own.vcpu.requeue(reference) {
+            Ok(ticket) => ring(ticket),
+            Err(_) => unreachable!("run queue overflow"),
+        },
+        Commit::Parked => {}
+        // SAFETY: it switched out for the last time.
+        Commit::Exited => unsafe { task::finish(pointer) },
+    }
+}
+
+/// Cycles since the current task was switched in.
+pub fn cycles_since_resume() -> u64 {
+    arch::rdtsc().saturating_sub(own().resumed_at.get())
+}
+
+/// The loop of a Worker vCPU.
+pub fn worker_loop() -> ! {
+    let mut dry_since = arch::rdtsc();
+    loop {
+        match run_one() {
+            Ran::Task => dry_since = arch::rdtsc(),
+            Ran::Nothing if spin_for_work() => own().spin.borrow_mut().work_came(arch::rdtsc() - dry_since),
+            Ran::Nothing | Ran::MustPark => {
+                park_unless(|| own().vcpu.has_work(), None);
+                if own().vcpu.has_work() {
+                    own().spin.borrow_mut().work_came(arch::rdtsc() - dry_since);
+                }
+            }
+        }
+    }
+}
+
+/// Looks for work for as long as the policy says; true if there is some.
+fn spin_for_work() -> bool {
+    let own = own();
+    let until = arch::rdtsc() + own.spin.borrow().budget_cycles();
+    loop {
+        if own.vcpu.has_work() {
+            return true;
+        }
+        if arch::rdtsc() >= until {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Puts this vCPU to sleep until it is woken or the deadline (monotonic clock) has passed, unless `busy` says, after
+/// everybody can see that it is about to sleep, that there is something to do.
+pub fn park_unless(busy: impl FnOnce() -> bool, deadline_ns: Option<u64>) {
+    let vcpu = &own().vcpu;
+    vcpu.announce();
+    if !busy() {
+        let wait_ns = deadline_ns.map_or(hypercall::PARK_FOREVER, |at| at.saturating_sub(clock::monotonic_ns()));
+        if wait_ns != 0 {
+            PARKS.fetch_add(1, Ordering::Relaxed);
+            link::window().mailbox(vcpu::id())[0].store(wait_ns, Ordering::Relaxed);
+            arch::hypercall(hypercall::PARK, 0);
+        }
+    }
+    // A wake that came meanwhile is only a hint: the loop looks at the queues in any case.
+    let _ = vcpu.retract();
+}
+
+/// Whether this vCPU would find a task.
+pub fn has_work() -> bool {
+    own().vcpu.has_work()
+}
+
+/// Counters: resumes, moves, parks, wakes.
+pub fn counters() -> [u64; 4] {
+    [&RESUMES, &MOVES, &PARKS, &WAKES].map(|counter| counter.load(Ordering::Relaxed))
+}

@@ -1,0 +1,132 @@
+//! What each vCPU has for itself: the words its GS base points to, its stacks, its task state segment.
+
+use crate::arch;
+use crate::sched::Own;
+use crate::task::Task;
+use core::arch::asm;
+use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::VcpuId;
+use nacre_abi::layout::{
+    Layout, TSS_IO_BITMAP, TSS_LIMIT, TSS_OFFSET, VCPU_LOCAL, VCPU_RING0_STACK, VCPU_UPCALL_STACK,
+};
+
+/// The per-vCPU words. GS points here; `current` must stay the first word, assembly and wasmtime's hooks read it.
+#[repr(C)]
+pub struct Local {
+    /// The task that runs here, or a stand-in when none does.
+    current: Cell<*mut Task>,
+    /// Where the scheduler's context is saved while a task runs.
+    pub scheduler_sp: Cell<u64>,
+    id: Cell<u64>,
+    /// Generation of unmappings after which this vCPU last flushed its translations.
+    pub flushed: AtomicU64,
+    /// A promised page could not be given a frame; the trap that follows is an out-of-memory error.
+    out_of_memory: Cell<bool>,
+    /// wasmtime's thread-local words while no task runs.
+    idle_tls: Cell<[u64; 2]>,
+    /// Exceptions that nothing confirmed.
+    spurious: AtomicU64,
+    /// What this vCPU's scheduler owns.
+    own: Cell<Option<&'static Own>>,
+}
+
+impl Local {
+    /// What this vCPU's scheduler owns.
+    ///
+    /// # Panics
+    /// Before [`set_own`]: a mistake in the order of the boot.
+    pub fn own(&self) -> &'static Own {
+        self.own.get().expect("the scheduler is not set up on this vCPU")
+    }
+}
+
+/// Tells this vCPU what its scheduler owns.
+pub fn set_own(own: &'static Own) {
+    local().own.set(Some(own));
+}
+
+/// Prepares the per-vCPU memory of `vcpu` and points GS to it. Called once by the vCPU itself, first thing.
+///
+/// # Safety
+/// `vcpu` is the vCPU that runs this, and the launcher mapped its block.
+pub unsafe fn init(vcpu: VcpuId) {
+    let local = Layout::vcpu_part_va(vcpu.index(), VCPU_LOCAL);
+    // SAFETY: the block belongs to this vCPU alone and nothing has used it yet.
+    unsafe {
+        (local as *mut Local).write(Local {
+            current: Cell::new(core::ptr::null_mut()),
+            scheduler_sp: Cell::new(0),
+            id: Cell::new(vcpu.index() as u64),
+            flushed: AtomicU64::new(0),
+            out_of_memory: Cell::new(false),
+            idle_tls: Cell::new([0; 2]),
+            spurious: AtomicU64::new(0),
+            own: Cell::new(None),
+        });
+        asm!("wrgsbase {}", in(reg) local, options(nostack, preserves_flags));
+    }
+    set_current(core::ptr::null_mut());
+    init_stacks(vcpu);
+}
+
+/// Fills the task state segment and the words that the stub finds on the ring-0 and upcall stacks.
+fn init_stacks(vcpu: VcpuId) {
+    let tss = Layout::vcpu_part_va(vcpu.index(), VCPU_LOCAL) + TSS_OFFSET;
+    let ring0 = Layout::vcpu_stack_top(vcpu.index(), VCPU_RING0_STACK) - 64;
+    let upcall = Layout::vcpu_stack_top(vcpu.index(), VCPU_UPCALL_STACK) - 64;
+    // SAFETY: all of it lies in this vCPU's block. Layout of the segment: Intel SDM vol. 3, 8.7; RSP0 is at 4, the
+    // offset of the I/O bitmap at 0x66; a port may be written if its bit is 0, and a byte of ones ends the bitmap.
+    unsafe {
+        ((tss + 4) as *mut u64).write_unaligned(ring0);
+        ((tss + 0x66) as *mut u16).write(TSS_IO_BITMAP as u16);
+        ((tss + TSS_LIMIT) as *mut u8).write(0xff);
+        (ring0 as *mut u64).write(upcall);
+        (upcall as *mut [u64; 2])
+            .write([ring0 - size_of::<arch::exceptions::Frame>() as u64, upcall - VCPU_UPCALL_STACK.bytes + 64]);
+    }
+}
+
+/// The words of the vCPU that runs this. Code on a fiber must ask anew after every switch.
+pub fn local() -> &'static Local {
+    let local: u64;
+    // SAFETY: GS points to this vCPU's words from `init` on. Not `pure`: after a switch the answer is another.
+    unsafe {
+        asm!("rdgsbase {}", out(reg) local, options(nostack, preserves_flags));
+        &*(local as *const Local)
+    }
+}
+
+/// The vCPU that runs this.
+pub fn id() -> VcpuId {
+    VcpuId::new(local().id.get() as u32).unwrap_or(VcpuId::NORMAL)
+}
+
+/// Sets the task that runs here; null for none.
+pub fn set_current(task: *mut Task) {
+    let local = local();
+    let task = if task.is_null() { local.idle_tls.as_ptr().cast() } else { task };
+    local.current.set(task);
+}
+
+/// The task that runs here, if one does.
+pub fn current() -> Option<*mut Task> {
+    let local = local();
+    let task = local.current.get();
+    (task != local.idle_tls.as_ptr().cast()).then_some(task)
+}
+
+/// Notes that the trap which follows is for want of memory.
+pub fn set_out_of_memory() {
+    local().out_of_memory.set(true);
+}
+
+/// Whether the last trap was for want of memory; forgets it.
+pub fn take_out_of_memory() -> bool {
+    local().out_of_memory.replace(false)
+}
+
+/// Counts an exception that never happened.
+pub fn count_spurious() {
+    local().spurious.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,163 @@
+//! The C functions through which wasmtime reaches this "operating system" (wasmtime's `sys/custom/capi.rs`).
+
+use crate::areas;
+use core::arch::asm;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use nacre_mm::entry::Perms;
+
+const PROT_READ: u32 = 1;
+const PROT_WRITE: u32 = 2;
+const PROT_EXEC: u32 = 4;
+/// Any non-zero value is an error; this is what Linux calls ENOMEM.
+const NO_MEMORY: i32 = 12;
+
+/// wasmtime's trap handler. A tenant static, as wasmtime's own "initialised" flag is: both move together.
+static TRAP_HANDLER: AtomicUsize = AtomicUsize::new(0);
+
+/// Instruction pointer, frame pointer, whether there is a faulting address, that address.
+pub type TrapHandler = extern "C" fn(usize, usize, bool, usize);
+
+/// wasmtime's trap handler, once an engine exists. It returns only if the exception is not a Wasm trap.
+pub fn trap_handler() -> Option<TrapHandler> {
+    let handler = TRAP_HANDLER.load(Ordering::Relaxed);
+    // SAFETY: only `wasmtime_init_traps` stores it, from a function pointer of this type.
+    (handler != 0).then(|| unsafe { core::mem::transmute::<usize, TrapHandler>(handler) })
+}
+
+fn perms(flags: u32) -> Option<Perms> {
+    match flags & (PROT_READ | PROT_WRITE | PROT_EXEC) {
+        0 => None,
+        flags if flags & PROT_WRITE != 0 => Some(Perms::ReadWrite),
+        flags if flags & PROT_EXEC != 0 => Some(Perms::ReadExecute),
+        _ => Some(Perms::Read),
+    }
+}
+
+fn status<T, E>(result: Result<T, E>) -> i32 {
+    if result.is_ok() { 0 } else { NO_MEMORY }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_init_traps(handler: TrapHandler) -> i32 {
+    TRAP_HANDLER.store(handler as usize, Ordering::Relaxed);
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_page_size() -> usize {
+    nacre_abi::PAGE_BYTES as usize
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_mmap_new(size: usize, flags: u32, result: &mut *mut u8) -> i32 {
+    let area = areas::map(size as u64, perms(flags));
+    if let Ok(start) = area {
+        *result = start as *mut u8;
+    }
+    status(area)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_mmap_remap(start: *mut u8, size: usize, flags: u32) -> i32 {
+    let fresh = areas::protect(start as u64, size as u64, None);
+    status(fresh.and_then(|()| areas::protect(start as u64, size as u64, perms(flags))))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_munmap(start: *mut u8, size: usize) -> i32 {
+    areas::unmap(start as u64, size as u64);
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_mprotect(start: *mut u8, size: usize, flags: u32) -> i32 {
+    status(areas::protect(start as u64, size as u64, perms(flags)))
+}
+
+/// No image: wasmtime then copies the initial data. Copying 4 KiB takes a hundredth of a copy-on-write fault here.
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_memory_image_new(_: *const u8, _: usize, image: &mut *mut u8) -> i32 {
+    *image = core::ptr::null_mut();
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_memory_image_map_at(_: *mut u8, _: *mut u8, _: usize) -> i32 {
+    NO_MEMORY
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_memory_image_free(_: *mut u8) {}
+
+/// The thread-local words are the first of the current task. `gs` is read anew each time: the fiber may have moved.
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_tls_get(slot: usize) -> *mut u8 {
+    let value: *mut u8;
+    // SAFETY: gs:[0] points to the current task or the idle words, both start with two words; wasmtime passes 0 or 1.
+    unsafe {
+        asm!("mov {task}, gs:[0]", "mov {value}, [{task} + 8*{slot}]", task = out(reg) _, slot = in(reg) slot & 1, value = lateout(reg) value, options(nostack, preserves_flags));
+    }
+    value
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_tls_set(slot: usize, value: *mut u8) {
+    // SAFETY: as in `wasmtime_tls_get`.
+    unsafe {
+        asm!("mov {task}, gs:[0]", "mov [{task} + 8*{slot}], {value}", task = out(reg) _, slot = in(reg) slot & 1, value = in(reg) value, options(nostack, preserves_flags));
+    }
+}
+
+/// Bit of a read-write lock's word that says: one writer.
+const WRITER: usize = 1 << 62;
+
+fn word(lock: *mut usize) -> &'static AtomicUsize {
+    // SAFETY: wasmtime passes the address of a lock's word, which it uses only through these functions.
+    unsafe { AtomicUsize::from_ptr(lock) }
+}
+
+fn spin_until(mut done: impl FnMut() -> bool) {
+    while !done() {
+        core::hint::spin_loop();
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_sync_lock_free(_: *mut usize) {}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_sync_lock_acquire(lock: *mut usize) {
+    spin_until(|| word(lock).compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok());
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_sync_lock_release(lock: *mut usize) {
+    word(lock).store(0, Ordering::Release);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_sync_rwlock_read(lock: *mut usize) {
+    spin_until(|| {
+        let readers = word(lock).load(Ordering::Relaxed);
+        readers & WRITER == 0
+            && word(lock).compare_exchange_weak(readers, readers + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_sync_rwlock_read_release(lock: *mut usize) {
+    word(lock).fetch_sub(1, Ordering::Release);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_sync_rwlock_write(lock: *mut usize) {
+    spin_until(|| word(lock).compare_exchange_weak(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok());
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_sync_rwlock_write_release(lock: *mut usize) {
+    word(lock).store(0, Ordering::Release);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wasmtime_sync_rwlock_free(_: *mut usize) {}

@@ -1,0 +1,179 @@
+//! One page-table entry: the hardware's format when present, ours when not.
+//!
+//! ```text
+//! bit 63  62..52   51..12   11..10  9     8  7   6  5  4..3  2  1  0
+//! NX      -        frame    -       LAZY  -  PS  D  A  -     U  W  P
+//! ```
+//!
+//! A present entry is the processor's (Intel SDM vol. 3, 4.5; AMD APM vol. 2, 5.3). An entry with P = 0 and LAZY = 1 is
+//! *promised*: its address may be used with the permissions in W and NX, but no frame is behind it yet; the first access
+//! faults and gets a zeroed one. Zero is *absent*: an access is an error.
+//!
+//! A and D are set in advance on mappings that nobody tracks: hardware and hypervisors otherwise pay for setting them.
+
+use crate::GuestPhys;
+
+const PRESENT: u64 = 1;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const LARGE: u64 = 1 << 7;
+const LAZY: u64 = 1 << 9;
+const NO_EXECUTE: u64 = 1 << 63;
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+/// What a mapping allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Perms {
+    /// Read.
+    Read,
+    /// Read and write.
+    ReadWrite,
+    /// Read and execute.
+    ReadExecute,
+}
+
+impl Perms {
+    const fn bits(self) -> u64 {
+        match self {
+            Perms::Read => NO_EXECUTE,
+            Perms::ReadWrite => NO_EXECUTE | WRITE,
+            Perms::ReadExecute => 0,
+        }
+    }
+
+    /// Whether everything `self` allows is allowed by `other` too.
+    pub const fn within(self, other: Perms) -> bool {
+        matches!(
+            (self, other),
+            (Perms::Read, _) | (Perms::ReadWrite, Perms::ReadWrite) | (Perms::ReadExecute, Perms::ReadExecute)
+        )
+    }
+
+    /// Whether an access of this kind is allowed.
+    pub const fn allow(self, access: Access) -> bool {
+        match access {
+            Access::Read => true,
+            Access::Write => matches!(self, Perms::ReadWrite),
+            Access::Execute => matches!(self, Perms::ReadExecute),
+        }
+    }
+}
+
+/// A kind of memory access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+    /// An instruction fetch.
+    Execute,
+}
+
+/// How much an entry maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// 4 KiB: an entry of a leaf table.
+    Small,
+    /// 2 MiB: an entry of a page directory.
+    Large,
+}
+
+impl Size {
+    /// In bytes.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Size::Small => nacre_abi::PAGE_BYTES,
+            Size::Large => nacre_abi::LARGE_PAGE_BYTES,
+        }
+    }
+}
+
+/// A decoded leaf entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaf {
+    /// Nothing may be accessed here.
+    Absent,
+    /// Promised, without a frame.
+    Lazy(Perms),
+    /// Mapped.
+    Present {
+        /// Where to.
+        frame: GuestPhys,
+        /// What is allowed.
+        perms: Perms,
+        /// Written since the bit was last cleared (or preset).
+        dirty: bool,
+    },
+}
+
+/// The bits of a leaf entry for `leaf`.
+pub const fn encode(leaf: Leaf, size: Size) -> u64 {
+    let large = match size {
+        Size::Small => 0,
+        Size::Large => LARGE,
+    };
+    match leaf {
+        Leaf::Absent => 0,
+        Leaf::Lazy(perms) => LAZY | large | perms.bits(),
+        Leaf::Present { frame, perms, dirty } => {
+            frame.0 | PRESENT | USER | ACCESSED | large | perms.bits() | if dirty { DIRTY } else { 0 }
+        }
+    }
+}
+
+/// Reads the bits of a leaf entry (not of one that points to a table: see [`table`]).
+pub const fn decode(bits: u64) -> Leaf {
+    let perms = match (bits & WRITE != 0, bits & NO_EXECUTE != 0) {
+        (true, _) => Perms::ReadWrite,
+        (false, true) => Perms::Read,
+        (false, false) => Perms::ReadExecute,
+    };
+    if bits & PRESENT != 0 {
+        Leaf::Present { frame: GuestPhys(bits & FRAME), perms, dirty: bits & DIRTY != 0 }
+    } else if bits & LAZY != 0 {
+        Leaf::Lazy(perms)
+    } else {
+        Leaf::Absent
+    }
+}
+
+/// The bits of an entry that points to the table at `frame`: it allows everything, the leaves decide.
+pub const fn encode_table(frame: GuestPhys) -> u64 {
+    frame.0 | PRESENT | WRITE | USER | ACCESSED
+}
+
+/// The table that an entry above the leaf level points to, if it points to one.
+pub const fn table(bits: u64) -> Option<GuestPhys> {
+    if bits & PRESENT != 0 && bits & LARGE == 0 { Some(GuestPhys(bits & FRAME)) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_survive_a_round_trip() {
+        for size in [Size::Small, Size::Large] {
+            for perms in [Perms::Read, Perms::ReadWrite, Perms::ReadExecute] {
+                for leaf in [
+                    Leaf::Absent,
+                    Leaf::Lazy(perms),
+                    Leaf::Present { frame: GuestPhys(0x1_2340_0000), perms, dirty: false },
+                    Leaf::Present { frame: GuestPhys(0x1_2340_0000), perms, dirty: true },
+                ] {
+                    assert_eq!(decode(encode(leaf, size)), leaf);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_promise_is_not_present_to_the_processor() {
+        assert_eq!(encode(Leaf::Lazy(Perms::ReadWrite), Size::Large) & PRESENT, 0);
+        assert_eq!(table(encode(Leaf::Lazy(Perms::ReadWrite), Size::Large)), None);
+        assert_eq!(table(encode_table(GuestPhys(0x5000))), Some(GuestPhys(0x5000)));
+    }
+}

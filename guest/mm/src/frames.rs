@@ -1,0 +1,316 @@
+//! The frame allocator: which frames of private memory are free.
+//!
+//! Memory is divided into large frames (2 MiB). A large frame is free as a whole, in use as a whole, or split into 512
+//! small frames (4 KiB), each with its own bit. All state is bits in atomic words; every operation is a bounded number
+//! of compare-and-swaps on one word after another, so a vCPU that is stopped in the middle delays nobody.
+//!
+//! Besides, the allocator keeps the *commitment*: how many pages have been promised to areas that may touch them later.
+//! A promise is only made when there is a frame for it, so that running out of memory is an error of the call that
+//! asks (`memory.grow`, a file write), never of a store instruction.
+
+use crate::GuestPhys;
+use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
+
+/// Small frames in a large one.
+pub const SMALL_PER_LARGE: u64 = LARGE_PAGE_BYTES / PAGE_BYTES;
+const WORDS_PER_LARGE: usize = (SMALL_PER_LARGE / 64) as usize;
+
+/// The words an allocator over `large_frames` frames needs.
+pub const fn words_needed(large_frames: usize) -> usize {
+    3 * large_frames.div_ceil(64) + large_frames * WORDS_PER_LARGE
+}
+
+/// The allocator. Its maps are in memory that the caller provides.
+pub struct Frames<'a> {
+    base: GuestPhys,
+    count: usize,
+    /// Bit set: free as a whole.
+    whole: &'a [AtomicU64],
+    /// Bit set: split, and some small frame may be free.
+    partial: &'a [AtomicU64],
+    /// Bit set: the host has given memory for it, as far as we know (it was handed out since the last release).
+    backed: &'a [AtomicU64],
+    /// Eight words per large frame; bit set: that small frame is free.
+    small: &'a [AtomicU64],
+    used_pages: AtomicU64,
+    committed_pages: AtomicU64,
+    committed_peak: AtomicU64,
+    limit_pages: u64,
+}
+
+/// There is no memory left for what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory;
+
+impl<'a> Frames<'a> {
+    /// An allocator of `count` free large frames from `base` on, of which `reserve_pages` small ones are never
+    /// promised.
+    ///
+    /// # Panics
+    /// If `words` are fewer than [`words_needed`]: the caller computes both from the same layout.
+    pub fn new(base: GuestPhys, count: usize, reserve_pages: u64, words: &'a [AtomicU64]) -> Frames<'a> {
+        let map = count.div_ceil(64);
+        let (whole, rest) = words.split_at(map);
+        let (partial, rest) = rest.split_at(map);
+        let (backed, rest) = rest.split_at(map);
+        for index in 0..count {
+            whole[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+        }
+        Frames {
+            base,
+            count,
+            whole,
+            partial,
+            backed,
+            small: &rest[..count * WORDS_PER_LARGE],
+            used_pages: AtomicU64::new(0),
+            committed_pages: AtomicU64::new(0),
+            committed_peak: AtomicU64::new(0),
+            limit_pages: (count as u64 * SMALL_PER_LARGE).saturating_sub(reserve_pages),
+        }
+    }
+
+    /// Promises `pages` small pages.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if that is more than there is; nothing is promised then.
+    pub fn commit(&self, pages: u64) -> Result<(), OutOfMemory> {
+        let fits = |now: u64| now.checked_add(pages).filter(|sum| *sum <= self.limit_pages);
+        let before = self.committed_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        let before = before.map_err(|_| OutOfMemory)?;
+        self.committed_peak.fetch_max(before + pages, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes a promise back.
+    pub fn uncommit(&self, pages: u64) {
+        let before = self.committed_pages.fetch_sub(pages, Ordering::Relaxed);
+        debug_assert!(before >= pages, "more promises taken back than given");
+    }
+
+    /// Pages promised now, and at most so far.
+    pub fn committed_pages(&self) -> (u64, u64) {
+        (self.committed_pages.load(Ordering::Relaxed), self.committed_peak.load(Ordering::Relaxed))
+    }
+
+    /// Small pages handed out now.
+    pub fn used_pages(&self) -> u64 {
+        self.used_pages.load(Ordering::Relaxed)
+    }
+
+    /// Pages that may be promised in all.
+    pub fn limit_pages(&self) -> u64 {
+        self.limit_pages
+    }
+
+    /// Takes a large frame; its content is anything.
+    pub fn alloc_large(&self) -> Option<GuestPhys> {
+        let index = self.take_whole()?;
+        self.used_pages.fetch_add(SMALL_PER_LARGE, Ordering::Relaxed);
+        Some(self.address(index, 0))
+    }
+
+    /// Gives a large frame back.
+    pub fn free_large(&self, frame: GuestPhys) {
+        let (index, offset) = self.locate(frame);
+        debug_assert_eq!(offset, 0, "not the start of a large frame");
+        self.used_pages.fetch_sub(SMALL_PER_LARGE, Ordering::Relaxed);
+        set_bit(self.whole, index);
+    }
+
+    /// Takes a small frame; its content is anything.
+    pub fn alloc_small(&self) -> Option<GuestPhys> {
+        let frame = self.take_from_partial().or_else(|| self.split_whole())?;
+        self.used_pages.fetch_add(1, Ordering::Relaxed);
+        Some(frame)
+    }
+
+    /// Gives a small frame back. When the last one of a large frame returns, that is whole again.
+    pub fn free_small(&self, frame: GuestPhys) {
+        let (index, offset) = self.locate(frame);
+        self.used_pages.fetch_sub(1, Ordering::Relaxed);
+        self.words_of(index)[offset / 64].fetch_or(1 << (offset % 64), Ordering::SeqCst);
+        set_bit(self.partial, index);
+        self.coalesce(index);
+    }
+
+    /// Takes a free large frame that the host still has memory for, so that it can be released: the caller then
+    /// asks the host and calls [`released`](Self::released).
+    pub fn take_releasable(&self) -> Option<GuestPhys> {
+        let index = self.find(|word| self.whole[word].load(Ordering::Relaxed) & self.backed[word].load(Ordering::Relaxed))?;
+        Some(self.address(index, 0))
+    }
+
+    /// Puts a frame from [`take_releasable`](Self::take_releasable) back.
+    pub fn released(&self, frame: GuestPhys) {
+        let (index, _) = self.locate(frame);
+        self.backed[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Relaxed);
+        set_bit(self.whole, index);
+    }
+
+    /// Bytes of free large frames that the host still has memory for.
+    pub fn releasable_bytes(&self) -> u64 {
+        let frames: u32 =
+            self.whole.iter().zip(self.backed).map(|(a, b)| (a.load(Ordering::Relaxed) & b.load(Ordering::Relaxed)).count_ones()).sum();
+        u64::from(frames) * LARGE_PAGE_BYTES
+    }
+
+    fn address(&self, index: usize, offset: usize) -> GuestPhys {
+        GuestPhys(self.base.0 + index as u64 * LARGE_PAGE_BYTES + offset as u64 * PAGE_BYTES)
+    }
+
+    fn locate(&self, frame: GuestPhys) -> (usize, usize) {
+        let offset = frame.0 - self.base.0;
+        let index = (offset / LARGE_PAGE_BYTES) as usize;
+        assert!(index < self.count, "a frame that is not ours");
+        (index, (offset % LARGE_PAGE_BYTES / PAGE_BYTES) as usize)
+    }
+
+    fn words_of(&self, index: usize) -> &[AtomicU64] {
+        &self.small[index * WORDS_PER_LARGE..(index + 1) * WORDS_PER_LARGE]
+    }
+
+    /// Takes one whole frame, preferably one that the host has memory for already.
+    fn take_whole(&self) -> Option<usize> {
+        let backed = |word: usize| self.whole[word].load(Ordering::Relaxed) & self.backed[word].load(Ordering::Relaxed);
+        let index = self.find(backed).or_else(|| self.find(|word| self.whole[word].load(Ordering::Relaxed)))?;
+        set_bit(self.backed, index);
+        Some(index)
+    }
+
+    /// Finds a candidate whose bit is set in `candidates(word)` and takes it out of `whole`.
+    fn find(&self, candidates: impl Fn(usize) -> u64) -> Option<usize> {
+        for word in 0..self.whole.len() {
+            let mut bits = candidates(word);
+            while bits != 0 {
+                let bit = bits.trailing_zeros();
+                if self.whole[word].fetch_and(!(1 << bit), Ordering::AcqRel) & 1 << bit != 0 {
+                    return Some(word * 64 + bit as usize);
+                }
+                bits = candidates(word);
+            }
+        }
+        None
+    }
+
+    fn take_from_partial(&self) -> Option<GuestPhys> {
+        for (word, bits) in self.partial.iter().enumerate() {
+            loop {
+                let bits = bits.load(Ordering::Relaxed);
+                if bits == 0 {
+                    break;
+                }
+                let index = word * 64 + bits.trailing_zeros() as usize;
+                if let Some(offset) = take_any_bit(self.words_of(index)) {
+                    return Some(self.address(index, offset));
+                }
+                clear_bit(self.partial, index);
+                // A small frame may have come back between the look and the clearing.
+                if self.words_of(index).iter().any(|word| word.load(Ordering::SeqCst) != 0) {
+                    set_bit(self.partial, index);
+                }
+            }
+        }
+        None
+    }
+
+    fn split_whole(&self) -> Option<GuestPhys> {
+        let index = self.take_whole()?;
+        for (number, word) in self.words_of(index).iter().enumerate() {
+            let free = if number == 0 { !1 } else { !0 };
+            word.store(free, Ordering::Release);
+        }
+        set_bit(self.partial, index);
+        Some(self.address(index, 0))
+    }
+
+    /// If all 512 small frames are free, takes them all and makes the frame whole.
+    fn coalesce(&self, index: usize) {
+        let words = self.words_of(index);
+        for (taken, word) in words.iter().enumerate() {
+            if word.compare_exchange(!0, 0, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+                // Some are in use: put back what was taken.
+                for word in &words[..taken] {
+                    word.fetch_or(!0, Ordering::SeqCst);
+                }
+                if taken != 0 {
+                    set_bit(self.partial, index);
+                }
+                return;
+            }
+        }
+        clear_bit(self.partial, index);
+        set_bit(self.whole, index);
+    }
+}
+
+fn set_bit(words: &[AtomicU64], index: usize) {
+    words[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
+}
+
+fn clear_bit(words: &[AtomicU64], index: usize) {
+    words[index / 64].fetch_and(!(1 << (index % 64)), Ordering::SeqCst);
+}
+
+/// Clears one set bit of `words` and returns its position.
+fn take_any_bit(words: &[AtomicU64]) -> Option<usize> {
+    for (number, word) in words.iter().enumerate() {
+        let mut bits = word.load(Ordering::SeqCst);
+        while bits != 0 {
+            let bit = bits.trailing_zeros();
+            if word.fetch_and(!(1 << bit), Ordering::SeqCst) & 1 << bit != 0 {
+                return Some(number * 64 + bit as usize);
+            }
+            bits = word.load(Ordering::SeqCst);
+        }
+    }
+    None
+}
+
+/// A pool of 4 KiB pages without the two sizes: page-table pages.
+pub struct PagePool<'a> {
+    base: GuestPhys,
+    count: usize,
+    /// Bit set: free.
+    free: &'a [AtomicU64],
+    /// Word where the last page was found: a hint.
+    hint: AtomicU64,
+}
+
+impl<'a> PagePool<'a> {
+    /// A pool of `count` pages from `base` on, the first `used` of them in use.
+    ///
+    /// # Panics
+    /// If `free` has fewer than `count` bits.
+    pub fn new(base: GuestPhys, count: usize, used: usize, free: &'a [AtomicU64]) -> PagePool<'a> {
+        for index in used..count {
+            free[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+        }
+        PagePool { base, count, free, hint: AtomicU64::new(0) }
+    }
+
+    /// Takes a page; its content is anything.
+    pub fn alloc(&self) -> Option<GuestPhys> {
+        let words = self.count.div_ceil(64);
+        let start = self.hint.load(Ordering::Relaxed) as usize % words.max(1);
+        for step in 0..words {
+            let word = (start + step) % words;
+            if let Some(bit) = take_any_bit(&self.free[word..=word]) {
+                self.hint.store(word as u64, Ordering::Relaxed);
+                return Some(GuestPhys(self.base.0 + (word * 64 + bit) as u64 * PAGE_BYTES));
+            }
+        }
+        None
+    }
+
+    /// Gives a page back.
+    pub fn free(&self, page: GuestPhys) {
+        let index = ((page.0 - self.base.0) / PAGE_BYTES) as usize;
+        assert!(index < self.count, "a page that is not ours");
+        set_bit(self.free, index);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,485 @@
+//! The address space in x86-64 page tables (four levels, Intel SDM vol. 3, 4.5), edited from ring 3.
+//!
+//! Tables are reached through [`TableMemory`]; frames come from [`Frames`]. Large pages are used wherever a range covers
+//! them whole: on a KVM with shadow paging the first touch of a small page costs ten times its share of a large one.
+//!
+//! Every change of an entry is one atomic operation, a new table is published by compare-and-swap after it was filled,
+//! and a frame is zeroed through another mapping before it becomes visible: no lock, no half-made state.
+//! Tables are freed only when the range they serve is unmapped whole, by its owner.
+
+use crate::address_space::{AddressSpace, Fault, Flush, MapError, Mapping, PageRange};
+use crate::entry::{self, Access, Leaf, Perms, Size};
+use crate::frames::{Frames, PagePool, SMALL_PER_LARGE};
+use crate::{GuestPhys, GuestVirt};
+use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
+
+const ENTRIES: usize = 512;
+/// Pages that one fault in a small-paged range maps at once (aligned group).
+const FAULT_AROUND_PAGES: u64 = 16;
+
+/// Access to the memory of page tables and to frames that are not mapped anywhere yet.
+pub trait TableMemory {
+    /// The 512 entries of the table at `table`.
+    fn entries(&self, table: GuestPhys) -> &[AtomicU64; ENTRIES];
+    /// Zeroes a frame.
+    fn zero(&self, frame: GuestPhys, size: Size);
+    /// Copies one small page to a frame at `to`.
+    fn copy_page(&self, from: GuestPhys, to: GuestPhys);
+}
+
+/// An address space in page tables.
+pub struct PageTables<'a, M> {
+    root: GuestPhys,
+    memory: M,
+    pool: PagePool<'a>,
+    frames: Frames<'a>,
+}
+
+/// A step of a walk over a range: one page-directory entry and the part of the range under it.
+struct Chunk<'t> {
+    directory_entry: &'t AtomicU64,
+    start: u64,
+    end: u64,
+}
+
+impl Chunk<'_> {
+    fn is_whole(&self) -> bool {
+        self.end - self.start == LARGE_PAGE_BYTES
+    }
+}
+
+impl<'a, M: TableMemory> PageTables<'a, M> {
+    /// The address space whose root table is at `root`.
+    pub fn new(root: GuestPhys, memory: M, pool: PagePool<'a>, frames: Frames<'a>) -> PageTables<'a, M> {
+        PageTables { root, memory, pool, frames }
+    }
+
+    /// The frame allocator.
+    pub fn frames(&self) -> &Frames<'a> {
+        &self.frames
+    }
+
+    /// How tables and frames are reached.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Maps a large page at `address` to `frame` unless something is mapped there: for windows that are never taken
+    /// away. Frame and address are multiples of a large page.
+    ///
+    /// # Errors
+    /// [`MapError::OutOfTables`].
+    pub fn map_window(&self, address: GuestVirt, frame: GuestPhys) -> Result<(), MapError> {
+        self.map_fixed(address, frame, Size::Large, Perms::ReadWrite)
+    }
+
+    /// Maps one page at `address` to `frame` unless something is mapped there: for the mappings of the launch, whose
+    /// frames are not the allocator's.
+    ///
+    /// # Errors
+    /// [`MapError::OutOfTables`].
+    pub fn map_fixed(&self, address: GuestVirt, frame: GuestPhys, size: Size, perms: Perms) -> Result<(), MapError> {
+        let mut slot = self.directory_entry(address.0)?;
+        if size == Size::Small {
+            let table = self.table_at(slot)?;
+            slot = &self.memory.entries(table)[index(address.0, 0)];
+        }
+        let leaf = Leaf::Present { frame, perms, dirty: true };
+        let _ = slot.compare_exchange(0, entry::encode(leaf, size), Ordering::SeqCst, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes the tables for windows in `bytes` bytes from `start` on, so that [`map_window`](Self::map_window) there
+    /// cannot fail.
+    ///
+    /// # Errors
+    /// [`MapError::OutOfTables`].
+    pub fn prepare_window(&self, start: GuestVirt, bytes: u64) -> Result<(), MapError> {
+        for directory in (start.0..start.0 + bytes).step_by(1 << 30) {
+            self.directory_entry(directory)?;
+        }
+        Ok(())
+    }
+
+    /// The page-directory entry for `address`; makes the tables above it.
+    fn directory_entry(&self, address: u64) -> Result<&AtomicU64, MapError> {
+        let mut table = self.root;
+        for level in [3, 2] {
+            table = self.table_at(&self.memory.entries(table)[index(address, level)])?;
+        }
+        Ok(&self.memory.entries(table)[index(address, 1)])
+    }
+
+    /// The same without making tables.
+    fn find_directory_entry(&self, address: u64) -> Option<&AtomicU64> {
+        let mut table = self.root;
+        for level in [3, 2] {
+            table = entry::table(self.memory.entries(table)[index(address, level)].load(Ordering::Acquire))?;
+        }
+        Some(&self.memory.entries(table)[index(address, 1)])
+    }
+
+    /// The table that `slot` points to, which is made if `slot` is empty.
+    fn table_at(&self, slot: &AtomicU64) -> Result<GuestPhys, MapError> {
+        if let Some(table) = entry::table(slot.load(Ordering::Acquire)) {
+            return Ok(table);
+        }
+        self.install_table(slot, 0, |_| 0)
+    }
+
+    /// Puts a new table with the given content into `slot`, which holds `expected`. If another vCPU was faster, its
+    /// table is the result.
+    fn install_table(&self, slot: &AtomicU64, expected: u64, content: impl Fn(u64) -> u64) -> Result<GuestPhys, MapError> {
+        let table = self.pool.alloc().ok_or(MapError::OutOfTables)?;
+        for (number, entry) in self.memory.entries(table).iter().enumerate() {
+            entry.store(content(number as u64), Ordering::Relaxed);
+        }
+        match slot.compare_exchange(expected, entry::encode_table(table), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(table),
+            Err(now) => {
+                self.pool.free(table);
+                entry::table(now).ok_or(MapError::OutOfTables)
+            }
+        }
+    }
+
+    /// Replaces a large leaf by a table of small ones that say the same.
+    fn split(&self, slot: &AtomicU64) -> Result<GuestPhys, MapError> {
+        loop {
+            let bits = slot.load(Ordering::Acquire);
+            if let Some(table) = entry::table(bits) {
+                return Ok(table);
+            }
+            let leaf = entry::decode(bits);
+            let made = self.install_table(slot, bits, |number| {
+                let small = match leaf {
+                    Leaf::Present { frame, perms, dirty } => {
+                        Leaf::Present { frame: GuestPhys(frame.0 + number * PAGE_BYTES), perms, dirty }
+                    }
+                    other => other,
+                };
+                entry::encode(small, Size::Small)
+            });
+            match made {
+                // Another vCPU turned the promise into a frame meanwhile: look again.
+                Err(MapError::OutOfTables) if slot.load(Ordering::Acquire) != bits => continue,
+                other => return other,
+            }
+        }
+    }
+
+    /// Calls `step` for each page-directory entry under `range`.
+    fn for_each_chunk(
+        &self,
+        range: PageRange,
+        mut step: impl FnMut(Chunk<'_>) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
+        for (start, end) in chunks(range) {
+            step(Chunk { directory_entry: self.directory_entry(start)?, start, end })?;
+        }
+        Ok(())
+    }
+
+    /// Pages of the range that are absent.
+    fn count_absent(&self, range: PageRange) -> u64 {
+        let mut present = 0;
+        self.scan(range, &mut |mapping| present += mapping.size.bytes() / PAGE_BYTES);
+        range.bytes() / PAGE_BYTES - present.min(range.bytes() / PAGE_BYTES)
+    }
+
+    fn map_chunk(&self, chunk: &Chunk<'_>, perms: Perms) -> Result<Flush, MapError> {
+        let slot = chunk.directory_entry;
+        loop {
+            let bits = slot.load(Ordering::Acquire);
+            if entry::table(bits).is_some() {
+                break;
+            }
+            if !chunk.is_whole() {
+                self.split(slot)?;
+                break;
+            }
+            let (leaf, flush) = with_perms(entry::decode(bits), perms);
+            if slot.compare_exchange(bits, entry::encode(leaf, Size::Large), Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                return Ok(flush);
+            }
+        }
+        let table = self.split(slot)?;
+        let mut flush = Flush::NotNeeded;
+        for entry in self.small_entries(table, chunk) {
+            flush = flush.or(update(entry, |leaf| with_perms(leaf, perms)));
+        }
+        if perms == Perms::ReadWrite {
+            flush = flush.or(self.merge(slot, table));
+        }
+        Ok(flush)
+    }
+
+    fn small_entries(&self, table: GuestPhys, chunk: &Chunk<'_>) -> &[AtomicU64] {
+        let first = index(chunk.start, 0);
+        let count = ((chunk.end - chunk.start) / PAGE_BYTES) as usize;
+        &self.memory.entries(table)[first..first + count]
+    }
+
+    /// If all 512 small pages under `slot` are readable and writable, makes them one large page. The caller owns the
+    /// range, so nobody writes to the pages meanwhile.
+    fn merge(&self, slot: &AtomicU64, table: GuestPhys) -> Flush {
+        let entries = self.memory.entries(table);
+        let leaves = || entries.iter().map(|entry| entry::decode(entry.load(Ordering::Acquire)));
+        let mergeable =
+            |leaf| matches!(leaf, Leaf::Lazy(Perms::ReadWrite) | Leaf::Present { perms: Perms::ReadWrite, .. });
+        if !leaves().all(mergeable) {
+            return Flush::NotNeeded;
+        }
+        let expected = entry::encode_table(table);
+        let untouched = leaves().all(|leaf| matches!(leaf, Leaf::Lazy(_)));
+        let merged = if untouched {
+            Leaf::Lazy(Perms::ReadWrite)
+        } else {
+            let Some(frame) = self.frames.alloc_large() else { return Flush::NotNeeded };
+            self.memory.zero(frame, Size::Large);
+            for (number, leaf) in leaves().enumerate() {
+                if let Leaf::Present { frame: from, .. } = leaf {
+                    self.memory.copy_page(from, GuestPhys(frame.0 + number as u64 * PAGE_BYTES));
+                }
+            }
+            Leaf::Present { frame, perms: Perms::ReadWrite, dirty: true }
+        };
+        // The accessed bit may have been set by the processor since; it is preset, so the comparison holds.
+        if slot.compare_exchange(expected, entry::encode(merged, Size::Large), Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            if let Leaf::Present { frame, .. } = merged {
+                self.frames.free_large(frame);
+            }
+            return Flush::NotNeeded;
+        }
+        for leaf in leaves() {
+            if let Leaf::Present { frame, .. } = leaf {
+                self.frames.free_small(frame);
+            }
+        }
+        self.pool.free(table);
+        Flush::Needed
+    }
+
+    fn unmap_chunk(&self, chunk: &Chunk<'_>, pages: &mut u64) -> Result<Flush, MapError> {
+        let slot = chunk.directory_entry;
+        let bits = slot.load(Ordering::Acquire);
+        if bits == 0 {
+            return Ok(Flush::NotNeeded);
+        }
+        if chunk.is_whole() && entry::table(bits).is_none() {
+            let old = entry::decode(slot.swap(0, Ordering::AcqRel));
+            *pages += SMALL_PER_LARGE;
+            if let Leaf::Present { frame, .. } = old {
+                self.frames.free_large(frame);
+                return Ok(Flush::Needed);
+            }
+            return Ok(Flush::NotNeeded);
+        }
+        let table = self.split(slot)?;
+        let mut flush = Flush::NotNeeded;
+        for entry in self.small_entries(table, chunk) {
+            match entry::decode(entry.swap(0, Ordering::AcqRel)) {
+                Leaf::Absent => continue,
+                Leaf::Lazy(_) => {}
+                Leaf::Present { frame, .. } => {
+                    self.frames.free_small(frame);
+                    flush = Flush::Needed;
+                }
+            }
+            *pages += 1;
+        }
+        if chunk.is_whole() {
+            slot.store(0, Ordering::Release);
+            self.pool.free(table);
+            flush = Flush::Needed;
+        }
+        Ok(flush)
+    }
+
+    /// Gives frames to what is promised under one page-directory entry in `start..end`.
+    fn populate_chunk(&self, slot: &AtomicU64, start: u64, end: u64) -> Result<(), MapError> {
+        let bits = slot.load(Ordering::Acquire);
+        let table = match entry::table(bits) {
+            Some(table) => table,
+            None => match entry::decode(bits) {
+                Leaf::Lazy(perms) => match self.frames.alloc_large() {
+                    Some(frame) => {
+                        self.back(slot, bits, frame, perms, Size::Large);
+                        return Ok(());
+                    }
+                    // Memory is there, but not in one piece.
+                    None => self.split(slot)?,
+                },
+                _ => return Ok(()),
+            },
+        };
+        let chunk = Chunk { directory_entry: slot, start, end };
+        for entry in self.small_entries(table, &chunk) {
+            let bits = entry.load(Ordering::Acquire);
+            if let Leaf::Lazy(perms) = entry::decode(bits) {
+                let frame = self.frames.alloc_small().ok_or(MapError::OutOfMemory)?;
+                self.back(entry, bits, frame, perms, Size::Small);
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns the promise `bits` in `slot` into a mapping of `frame`, unless another vCPU was faster.
+    fn back(&self, slot: &AtomicU64, bits: u64, frame: GuestPhys, perms: Perms, size: Size) {
+        self.memory.zero(frame, size);
+        let leaf = Leaf::Present { frame, perms, dirty: true };
+        if slot.compare_exchange(bits, entry::encode(leaf, size), Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            match size {
+                Size::Small => self.frames.free_small(frame),
+                Size::Large => self.frames.free_large(frame),
+            }
+        }
+    }
+
+    /// The leaf that decides about `address`.
+    fn leaf(&self, address: u64) -> Leaf {
+        let Some(slot) = self.find_directory_entry(address) else { return Leaf::Absent };
+        let bits = slot.load(Ordering::Acquire);
+        match entry::table(bits) {
+            Some(table) => entry::decode(self.memory.entries(table)[index(address, 0)].load(Ordering::Acquire)),
+            None => entry::decode(bits),
+        }
+    }
+}
+
+impl<M: TableMemory> AddressSpace for PageTables<'_, M> {
+    fn map(&self, range: PageRange, perms: Perms) -> Result<Flush, MapError> {
+        let new_pages = self.count_absent(range);
+        self.frames.commit(new_pages).map_err(|_| MapError::OutOfMemory)?;
+        let mut flush = Flush::NotNeeded;
+        let result = self.for_each_chunk(range, |chunk| {
+            flush = flush.or(self.map_chunk(&chunk, perms)?);
+            Ok(())
+        });
+        if let Err(error) = result {
+            // Give back the part of the promise that no entry stands for.
+            self.frames.uncommit(self.count_absent(range));
+            return Err(error);
+        }
+        Ok(flush)
+    }
+
+    fn unmap(&self, range: PageRange) -> Flush {
+        let (mut flush, mut pages) = (Flush::NotNeeded, 0);
+        for (start, end) in chunks(range) {
+            let Some(directory_entry) = self.find_directory_entry(start) else { continue };
+            // Splitting may find no table: then the rest of the large page stays mapped, and is unmapped with its
+            // neighbours later. Nothing is freed that is still reachable.
+            if let Ok(chunk_flush) = self.unmap_chunk(&Chunk { directory_entry, start, end }, &mut pages) {
+                flush = flush.or(chunk_flush);
+            }
+        }
+        self.frames.uncommit(pages);
+        flush
+    }
+
+    fn populate(&self, range: PageRange) -> Result<(), MapError> {
+        for (start, end) in chunks(range) {
+            if let Some(slot) = self.find_directory_entry(start) {
+                self.populate_chunk(slot, start, end)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(&self, address: GuestVirt, access: Access) -> Fault {
+        match self.leaf(address.0) {
+            Leaf::Absent => Fault::Violation,
+            Leaf::Present { perms, .. } if perms.allow(access) => Fault::Spurious,
+            Leaf::Lazy(perms) if perms.allow(access) => {
+                let group = FAULT_AROUND_PAGES * PAGE_BYTES;
+                let start = address.0 & !(group - 1);
+                let Some(slot) = self.find_directory_entry(start) else { return Fault::Violation };
+                match self.populate_chunk(slot, start, start + group) {
+                    Ok(()) => Fault::Resolved,
+                    // Out of frames for the neighbours is no harm.
+                    Err(_) if matches!(self.leaf(address.0), Leaf::Present { .. }) => Fault::Resolved,
+                    Err(_) => Fault::OutOfMemory,
+                }
+            }
+            Leaf::Present { .. } | Leaf::Lazy(_) => Fault::Violation,
+        }
+    }
+
+    fn scan(&self, range: PageRange, visit: &mut dyn FnMut(Mapping)) {
+        for (start, end) in chunks(range) {
+            let Some(slot) = self.find_directory_entry(start) else { continue };
+            let bits = slot.load(Ordering::Acquire);
+            let Some(table) = entry::table(bits) else {
+                match entry::decode(bits) {
+                    Leaf::Absent => {}
+                    leaf if end - start == LARGE_PAGE_BYTES => visit(Mapping { start: GuestVirt(start), size: Size::Large, leaf }),
+                    leaf => scan_part_of_large(start, end, leaf, visit),
+                }
+                continue;
+            };
+            let chunk = Chunk { directory_entry: slot, start, end };
+            for (page, entry) in self.small_entries(table, &chunk).iter().enumerate() {
+                let leaf = entry::decode(entry.load(Ordering::Acquire));
+                if leaf != Leaf::Absent {
+                    visit(Mapping { start: GuestVirt(start + page as u64 * PAGE_BYTES), size: Size::Small, leaf });
+                }
+            }
+        }
+    }
+}
+
+/// Shows the pages `start..end` of a large leaf one by one.
+fn scan_part_of_large(start: u64, end: u64, leaf: Leaf, visit: &mut dyn FnMut(Mapping)) {
+    for page in (start..end).step_by(PAGE_BYTES as usize) {
+        let leaf = match leaf {
+            Leaf::Present { frame, perms, dirty } => {
+                Leaf::Present { frame: GuestPhys(frame.0 + page % LARGE_PAGE_BYTES), perms, dirty }
+            }
+            other => other,
+        };
+        visit(Mapping { start: GuestVirt(page), size: Size::Small, leaf });
+    }
+}
+
+/// The leaf with other permissions, and whether that took something away.
+fn with_perms(leaf: Leaf, perms: Perms) -> (Leaf, Flush) {
+    match leaf {
+        Leaf::Absent | Leaf::Lazy(_) => (Leaf::Lazy(perms), Flush::NotNeeded),
+        Leaf::Present { frame, perms: old, dirty } => {
+            let flush = if old.within(perms) { Flush::NotNeeded } else { Flush::Needed };
+            (Leaf::Present { frame, perms, dirty }, flush)
+        }
+    }
+}
+
+/// Changes one small entry, whatever others do to it meanwhile.
+fn update(entry: &AtomicU64, change: impl Fn(Leaf) -> (Leaf, Flush)) -> Flush {
+    loop {
+        let bits = entry.load(Ordering::Acquire);
+        let (leaf, flush) = change(entry::decode(bits));
+        let new = entry::encode(leaf, Size::Small);
+        if bits == new || entry.compare_exchange(bits, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            return flush;
+        }
+    }
+}
+
+/// Index of `address` in a table of `level` (0: leaf table).
+fn index(address: u64, level: u32) -> usize {
+    (address >> (12 + 9 * level)) as usize & (ENTRIES - 1)
+}
+
+/// The range cut at multiples of a large page.
+fn chunks(range: PageRange) -> impl Iterator<Item = (u64, u64)> {
+    let mut at = range.start();
+    core::iter::from_fn(move || {
+        let start = at;
+        at = ((start & !(LARGE_PAGE_BYTES - 1)) + LARGE_PAGE_BYTES).min(range.end());
+        (start < range.end()).then_some((start, at))
+    })
+}
+
+#[cfg(test)]
+mod tests;

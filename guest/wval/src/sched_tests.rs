@@ -1,0 +1,173 @@
+//! Single-threaded tests of the scheduler's decisions.
+
+use super::*;
+
+const RING: usize = 8;
+
+type Rings<const N: usize> = [[AtomicU64; RING]; N];
+
+fn rings<const N: usize>() -> Rings<N> {
+    core::array::from_fn(|_| [const { AtomicU64::new(0) }; RING])
+}
+
+fn slots<const N: usize>(rings: &Rings<N>) -> [VcpuSlot<'_>; N] {
+    core::array::from_fn(|i| VcpuSlot::new(&rings[i]).unwrap())
+}
+
+fn v(n: u32) -> VcpuId {
+    VcpuId::new(n).unwrap()
+}
+
+fn task(n: u64) -> TaskRef {
+    TaskRef::new(n).unwrap()
+}
+
+fn run(n: u64) -> Next {
+    Next::Run { task: task(n), wake: None }
+}
+
+#[test]
+fn the_normal_vcpu_takes_tasks_only_without_workers() {
+    let (r1, r2) = (rings::<1>(), rings::<2>());
+    let (s1, s2) = (slots(&r1), slots(&r2));
+    let (alone, pair) = (Scheduler::new(&s1).unwrap(), Scheduler::new(&s2).unwrap());
+    let v0 = alone.attach(v(0)).unwrap();
+    alone.set_allowed(VcpuMask::EMPTY);
+    assert_eq!(v0.submit(task(1)).unwrap(), None);
+    assert_eq!((v0.has_work(), v0.next()), (true, run(1)));
+
+    let (v0, w1) = (pair.attach(v(0)).unwrap(), pair.attach(v(1)).unwrap());
+    assert_eq!(v0.submit(task(1)).unwrap(), None);
+    assert_eq!((v0.has_work(), v0.next()), (false, Next::Empty));
+    assert_eq!((w1.has_work(), w1.next()), (true, run(1)));
+    assert!(pair.attach(v(1)).is_none() && pair.attach(v(2)).is_none());
+    assert_eq!(Scheduler::new(&[]).unwrap_err(), SchedError::VcpuCount(0));
+}
+
+#[test]
+fn every_push_wakes_a_parked_worker_but_a_lone_requeue_does_not() {
+    let (r, mut woken) = (rings::<3>(), Vec::new());
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1, w2] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
+    w1.announce();
+    w2.announce();
+    v0.announce();
+    for n in 1..=3 {
+        let ticket = v0.submit(task(n)).unwrap();
+        woken.push(ticket.as_ref().map(|t| t.vcpu()));
+        ticket.into_iter().for_each(|t| sched.wake_sent(t));
+    }
+    assert_eq!(woken, [Some(v(1)), Some(v(2)), None]);
+    assert_eq!(w1.retract(), Retract::WakePending);
+    assert_eq!(w1.next(), run(1));
+    assert_eq!(w2.retract(), Retract::WakePending);
+    assert_eq!(w2.next(), run(2));
+    assert_eq!(w2.next(), run(3));
+    assert_eq!(w2.next(), Next::Empty);
+    w2.announce();
+    assert_eq!(w1.requeue(task(1)).unwrap(), None);
+    assert_eq!(w1.requeue(task(9)).unwrap().unwrap().vcpu(), v(2));
+}
+
+#[test]
+fn busy_workers_still_take_from_queues_nobody_serves() {
+    let r = rings::<4>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1, stopped, w3] = [0, 1, 2, 3].map(|n| sched.attach(v(n)).unwrap());
+    for n in 0..3 {
+        assert_eq!(v0.submit(task(100 + n)).unwrap(), None);
+        assert_eq!(stopped.submit(task(200 + n)).unwrap(), None);
+    }
+    assert_eq!(w1.submit(task(1)).unwrap(), None);
+    w3.announce();
+    let (mut foreign, mut wakes) = (Vec::new(), 0);
+    for _ in 0..7 * FAIRNESS_INTERVAL {
+        match w1.next() {
+            Next::Run { task: t, wake } => {
+                if t == task(1) {
+                    assert!(wake.is_none() && w1.requeue(t).unwrap().is_none());
+                } else {
+                    wakes += usize::from(wake.is_some());
+                    foreign.push(t.get());
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(foreign, [200, 100, 201, 101, 202, 102]);
+    assert_eq!(wakes, 6, "its own task waited each time, and nobody ever said that the wake was sent");
+}
+
+#[test]
+fn a_reclaimed_worker_hands_its_queue_over_and_a_grant_wakes_for_it() {
+    let r = rings::<3>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [w1, w2] = [1, 2].map(|n| sched.attach(v(n)).unwrap());
+    w2.announce();
+    sched.disallow(v(1));
+    w1.owner.push(task(5)).unwrap();
+    let Next::Reclaimed { wake: Some(ticket) } = w1.next() else { panic!() };
+    assert_eq!(ticket.vcpu(), v(2));
+    sched.wake_sent(ticket);
+    // Before the woken one takes it, it is reclaimed too: the task stays, until a grant.
+    sched.disallow(v(2));
+    let _ = w2.retract();
+    assert_eq!(w2.next(), Next::Reclaimed { wake: None });
+    for w in [&w1, &w2] {
+        w.announce();
+        assert!(!w.has_work());
+    }
+    assert_eq!(sched.claim_for_backlog(), None);
+    sched.set_allowed(VcpuMask::EMPTY.with(v(2)));
+    let ticket = sched.claim_for_backlog().unwrap();
+    assert_eq!(ticket.vcpu(), v(2));
+    sched.wake_sent(ticket);
+    assert_eq!(sched.claim_for_backlog(), None);
+    let _ = w2.retract();
+    assert_eq!(w2.next(), run(5));
+}
+
+#[test]
+fn the_gate_waits_for_tasks_in_hand_and_resume_wakes() {
+    let r = rings::<3>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1, w2] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
+    assert_eq!(v0.submit(task(1)).unwrap(), None);
+    assert_eq!(w1.next(), run(1));
+    w2.announce();
+    assert_eq!(sched.load().running, 1);
+    let stopped = sched.stop().unwrap();
+    assert!(sched.stop().is_none() && sched.is_stopped());
+    assert_eq!(sched.unacknowledged(&stopped, sched.vcpus()), VcpuMask::first(2));
+    assert_eq!(v0.next(), Next::Stopped);
+    assert!(!sched.all_acknowledged(&stopped, sched.vcpus()));
+    // It switches its task out, requeues it (nobody is woken), and only then has acknowledged.
+    assert_eq!(w1.requeue(task(1)).unwrap(), None);
+    assert_eq!(w1.next(), Next::Stopped);
+    assert!(sched.all_acknowledged(&stopped, VcpuMask(u64::MAX)));
+    assert_eq!(v0.submit(task(2)).unwrap(), None);
+    // A late return from a park changes nothing.
+    let _ = w2.retract();
+    assert_eq!((w2.has_work(), w2.next()), (false, Next::Stopped));
+    w2.announce();
+    w1.announce();
+    assert_eq!(sched.claim_for_backlog(), None);
+    sched.resume(stopped);
+    let mut woken = Vec::new();
+    while let Some(ticket) = sched.claim_for_backlog() {
+        woken.push(ticket.vcpu());
+        sched.wake_sent(ticket);
+    }
+    assert_eq!(woken, [v(1), v(2)]);
+    let load = sched.load();
+    assert_eq!((load.queued, load.running, load.parked.count()), (2, 0, 2));
+    // A second stop needs new acknowledgements.
+    let _ = w1.retract();
+    assert_eq!(w1.next(), run(1));
+    let again = sched.stop().unwrap();
+    assert_eq!(sched.unacknowledged(&again, sched.vcpus()), VcpuMask::first(2));
+}

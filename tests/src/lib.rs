@@ -1,0 +1,28 @@
+//! What the end-to-end tests and `cargo xtask` share: the cache of third-party programs and the recipes that fill it
+//! ([`cache`], [`registry`], [`programs`]), our own programs ([`apps`]), and running one program under Nacre and under
+//! the reference engine with the same input ([`job`], [`live`]). The tests themselves are in `tests/tests/`.
+#![forbid(unsafe_code)]
+
+pub mod apps;
+pub mod cache;
+pub mod job;
+pub mod live;
+pub mod programs;
+pub mod registry;
+pub mod skip;
+pub mod tree;
+
+use std::path::{Path, PathBuf};
+
+/// The repository's root folder.
+///
+/// # Panics
+/// If this package is not one folder below it.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository's root").to_path_buf()
+}
+
+/// Whether the tests that are too long for CI are wanted (`cargo xtask test --long`).
+pub fn long() -> bool {
+    std::env::var_os("NACRE_LONG").is_some_and(|value| value == "1")
+}

@@ -1,0 +1,327 @@
+//! A running CVM: launch, programs, end.
+
+use crate::image::{self, GuestImage, ImageError};
+use crate::kvm::{KvmError, Machine};
+use crate::launch::{Launch, LaunchError};
+use crate::link::{self, Ended, Sender};
+use crate::memory::{LaunchMemory, SharedMemory};
+use crate::program::{Mailboxes, ProgramEvent, ProgramId};
+use crate::vcpu::{self, Shared, VcpuCounters, VcpuEnd, VcpuHandle};
+use nacre_abi::VcpuId;
+use nacre_abi::message::{GuestStats, Header, Kind, NO_PROGRAM};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
+
+/// What a CVM is launched with.
+pub struct CvmConfig {
+    /// Worker vCPUs, 0 to 63.
+    pub workers: u32,
+    /// Private memory in bytes.
+    pub memory_bytes: u64,
+    /// Launch the debug image, which measures differently.
+    pub debug_image: bool,
+    /// Receives what the guest itself prints: defects only.
+    pub on_print: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Default for CvmConfig {
+    /// One worker, 1 GiB, last words to standard error.
+    fn default() -> CvmConfig {
+        CvmConfig {
+            workers: 1,
+            memory_bytes: 1 << 30,
+            debug_image: false,
+            on_print: Box::new(|text| eprintln!("nacre: guest: {text}")),
+        }
+    }
+}
+
+/// Why there is no CVM, or no longer one.
+#[derive(Debug, thiserror::Error)]
+pub enum CvmError {
+    /// The built-in image is damaged.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Impossible parameters.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// No machine.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The kernel gives no memory, descriptors or threads.
+    #[error("the kernel refuses {what}: {error}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// Its answer.
+        error: io::Error,
+    },
+    /// It ended before it answered.
+    #[error("the CVM ended: {0}")]
+    Ended(String),
+}
+
+impl From<Ended> for CvmError {
+    fn from(_: Ended) -> CvmError {
+        CvmError::Ended("nothing more can be sent".into())
+    }
+}
+
+/// Moments of the launch, for `--stats`; each is measured from the call of [`Cvm::launch`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LaunchTimes {
+    /// The initial memory is written.
+    pub memory: Duration,
+    /// The machine exists.
+    pub machine: Duration,
+    /// vCPU 0 is about to run.
+    pub started: Duration,
+    /// Time stamp counter at the call of `launch`.
+    pub launch_tsc: u64,
+    /// Rate of the time stamp counter in kHz.
+    pub tsc_khz: u64,
+}
+
+/// A running CVM. Dropping it ends it.
+pub struct Cvm {
+    shared: Arc<Shared>,
+    sender: Arc<Sender>,
+    mailboxes: Arc<Mailboxes>,
+    doorbell: Arc<EventFd>,
+    threads: Mutex<Threads>,
+    ended: Arc<Mutex<Option<VcpuEnd>>>,
+    next_program: AtomicU32,
+    times: LaunchTimes,
+}
+
+#[derive(Default)]
+struct Threads {
+    vcpus: Vec<Option<JoinHandle<VcpuEnd>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// What a CVM has used.
+#[derive(Clone, Debug)]
+pub struct CvmStats {
+    /// The guest's own counters.
+    pub guest: GuestStats,
+    /// Per vCPU: names and values of its counters.
+    pub vcpus: Vec<Vec<(&'static str, u64)>>,
+    /// Bytes that the host has committed for private memory.
+    pub resident_bytes: Option<u64>,
+    /// Moments of the launch.
+    pub times: LaunchTimes,
+}
+
+fn system<T>(what: &'static str, result: io::Result<T>) -> Result<T, CvmError> {
+    result.map_err(|error| CvmError::System { what, error })
+}
+
+impl Cvm {
+    /// Launches a CVM; returns when vCPU 0 runs.
+    ///
+    /// # Errors
+    /// [`CvmError`].
+    pub fn launch(config: CvmConfig) -> Result<Cvm, CvmError> {
+        let begin = Instant::now();
+        let mut times = LaunchTimes { launch_tsc: rdtsc(), ..LaunchTimes::default() };
+        system("a signal handler", vcpu::install_kick_handler())?;
+        let file = if config.debug_image { image::DEBUG } else { image::RELEASE };
+        let launch = Launch::new(&GuestImage::parse(file)?, config.workers.saturating_add(1), config.memory_bytes)?;
+        let mut memory = system("memory for the CVM", LaunchMemory::new(config.memory_bytes))?;
+        for run in &launch.runs {
+            memory.write(run);
+        }
+        times.memory = begin.elapsed();
+        let window = system("memory for the shared window", SharedMemory::new(launch.layout.shared_bytes))?;
+        let machine = Machine::new(memory.seal(), window)?;
+        let doorbell = Arc::new(system("an event descriptor", EventFd::new(EFD_CLOEXEC))?);
+        machine.bind_doorbell(&doorbell)?;
+        let mut vcpus = Vec::new();
+        for id in ids(launch.vcpus.len()) {
+            let wake = system("an event descriptor", EventFd::new(EFD_CLOEXEC))?;
+            machine.bind_wake(id, &wake)?;
+            vcpus.push(VcpuHandle { wake, counters: VcpuCounters::default() });
+        }
+        times.machine = begin.elapsed();
+        let shared = Arc::new(Shared { machine, vcpus, stop: AtomicBool::new(false), on_print: config.on_print });
+        let cvm = Cvm {
+            sender: Arc::new(Sender::new(shared.clone())),
+            mailboxes: Arc::new(Mailboxes::default()),
+            doorbell,
+            threads: Mutex::default(),
+            ended: Arc::default(),
+            next_program: AtomicU32::new(0),
+            times,
+            shared,
+        };
+        cvm.start(launch, begin)
+    }
+
+    /// Makes the vCPUs and threads. vCPU 0 runs while the workers are still being made: they are dormant anyway.
+    fn start(mut self, launch: Launch<'static>, begin: Instant) -> Result<Cvm, CvmError> {
+        let normal = self.shared.machine.vcpu(VcpuId::NORMAL, &launch)?;
+        let khz = normal.get_tsc_khz().map_err(|error| CvmError::System {
+            what: "the clock rate of the vCPU",
+            error: io::Error::from_raw_os_error(error.errno()),
+        })?;
+        self.times.tsc_khz = u64::from(khz);
+        link::prepare(&link::window_of(&self.shared), u64::from(khz), rdtsc());
+        self.times.started = begin.elapsed();
+        let mut threads = Threads { vcpus: Vec::new(), reader: Some(self.spawn_reader()?) };
+        threads.vcpus.push(Some(self.spawn_vcpu(normal, VcpuId::NORMAL)?));
+        *self.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        for id in ids(launch.vcpus.len()).skip(1) {
+            let worker = self.shared.machine.vcpu(id, &launch)?;
+            let thread = self.spawn_vcpu(worker, id)?;
+            self.threads.lock().unwrap_or_else(PoisonError::into_inner).vcpus.push(Some(thread));
+        }
+        Ok(self)
+    }
+
+    fn spawn_vcpu(&self, fd: kvm_ioctls::VcpuFd, id: VcpuId) -> Result<JoinHandle<VcpuEnd>, CvmError> {
+        let (shared, doorbell, ended) = (self.shared.clone(), self.doorbell.clone(), self.ended.clone());
+        let name = if id.is_worker() { format!("worker-{}", id.index()) } else { "vcpu-0".into() };
+        let body = move || {
+            let end = vcpu::run(fd, id, &shared, &link::window_of(&shared));
+            if end != VcpuEnd::Stopped {
+                ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| end.clone());
+                // The reader sees it, and tells everybody who waits.
+                shared.stop.store(true, Ordering::SeqCst);
+            }
+            let _ = doorbell.write(1);
+            end
+        };
+        system("a thread", std::thread::Builder::new().name(name).spawn(body))
+    }
+
+    fn spawn_reader(&self) -> Result<JoinHandle<()>, CvmError> {
+        let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
+        let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
+        let body = move || {
+            let read = link::read_rings(&shared, &doorbell, &sender, |header, body| mailboxes.deliver(header, body));
+            if read.is_err() {
+                let broken = VcpuEnd::Failed("the guest broke its ring".into());
+                ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(broken);
+                shared.stop.store(true, Ordering::SeqCst);
+            }
+            sender.notify();
+            mailboxes.close();
+        };
+        system("a thread", std::thread::Builder::new().name("rings".into()).spawn(body))
+    }
+
+    /// A number for a new program and the queue of what happens to it.
+    pub fn new_program(&self) -> (ProgramId, Receiver<ProgramEvent>) {
+        let id = ProgramId(self.next_program.fetch_add(1, Ordering::Relaxed));
+        (id, self.mailboxes.open(id))
+    }
+
+    /// The same for a number that a program has already, in the CVM it comes from.
+    pub fn adopt_program(&self, id: ProgramId) -> Receiver<ProgramEvent> {
+        self.mailboxes.open(id)
+    }
+
+    /// Messages about this program are no longer of interest.
+    pub(crate) fn forget_program(&self, id: ProgramId) {
+        self.mailboxes.remove(id);
+    }
+
+    /// The queue of messages about the CVM as a whole.
+    pub fn cvm_events(&self) -> Receiver<ProgramEvent> {
+        self.mailboxes.open(ProgramId(NO_PROGRAM))
+    }
+
+    /// Sends a message to the guest.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn send(&self, header: Header, body: &[u8]) -> Result<(), CvmError> {
+        self.sender.send(header, body).map_err(|_| self.end_error())
+    }
+
+    /// Sends from other threads.
+    pub fn sender(&self) -> Arc<Sender> {
+        self.sender.clone()
+    }
+
+    /// Why the CVM ended, as an error.
+    pub fn end_error(&self) -> CvmError {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        CvmError::Ended(match &*ended {
+            None | Some(VcpuEnd::Stopped) => "it was stopped".into(),
+            Some(VcpuEnd::GuestExit(reason)) => format!("the guest gave up ({reason:?}); its last words are above"),
+            Some(VcpuEnd::Shutdown) => "a vCPU shut down (a fault while a fault was delivered)".into(),
+            Some(VcpuEnd::Failed(what)) => what.clone(),
+        })
+    }
+
+    /// What it has used so far.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn stats(&self) -> Result<CvmStats, CvmError> {
+        let events = self.cvm_events();
+        self.send(Header::new(Kind::StatsRequest, NO_PROGRAM), &[])?;
+        let guest = loop {
+            match events.recv().map_err(|_| self.end_error())? {
+                ProgramEvent::Message(Header { kind: Kind::Stats, .. }, body) => {
+                    break body.as_slice().try_into().map(GuestStats::decode).unwrap_or_default();
+                }
+                _ => continue,
+            }
+        };
+        Ok(CvmStats {
+            guest,
+            vcpus: self.shared.vcpus.iter().map(|vcpu| vcpu.counters.snapshot()).collect(),
+            resident_bytes: self.shared.machine.private().resident_bytes(),
+            times: self.times,
+        })
+    }
+
+    /// Bytes that the host has committed for private memory.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        self.shared.machine.private().resident_bytes()
+    }
+
+    /// Moments of the launch.
+    pub fn times(&self) -> LaunchTimes {
+        self.times
+    }
+
+    /// Ends the CVM: what runs in it is gone. All threads have ended when this returns.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for (thread, vcpu) in threads.vcpus.iter_mut().zip(&self.shared.vcpus) {
+            if let Some(thread) = thread {
+                vcpu::kick(thread, vcpu);
+            }
+        }
+        for thread in &mut threads.vcpus {
+            let _ = thread.take().map(JoinHandle::join);
+        }
+        let _ = self.doorbell.write(1);
+        let _ = threads.reader.take().map(JoinHandle::join);
+    }
+}
+
+impl Drop for Cvm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn ids(count: usize) -> impl Iterator<Item = VcpuId> {
+    (0..count as u32).filter_map(VcpuId::new)
+}
+
+/// The time stamp counter, to compare with the guest's.
+pub fn rdtsc() -> u64 {
+    vcpu::rdtsc()
+}

@@ -1,0 +1,21 @@
+//! Launches CVMs and runs programs in them: the untrusted side.
+//!
+//! * [`image`]: the guest images that are built into this crate.
+//! * [`launch`]: from an image and launch parameters to initial memory and vCPU states; pure, so that it can be measured.
+//! * [`memory`]: private memory, which nobody can read or write after launch, and the shared window.
+//! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
+//! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it.
+//!
+//! `unsafe` is in [`memory`], [`kvm`] and [`vcpu`] only.
+
+pub mod cvm;
+pub mod image;
+pub mod kvm;
+pub mod launch;
+pub mod link;
+pub mod memory;
+pub mod program;
+pub mod vcpu;
+
+pub use cvm::{Cvm, CvmConfig, CvmError};
+pub use nacre_abi::message::GuestStats;

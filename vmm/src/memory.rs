@@ -1,0 +1,177 @@
+//! The memory of a CVM as the host sees it.
+//!
+//! [`LaunchMemory`] can be written; [`seal`](LaunchMemory::seal) turns it into [`PrivateMemory`], which has no way to read
+//! or write a byte. That the host does not look into a running CVM is a property of these types, also on machines
+//! whose processor would not prevent it. [`SharedMemory`] is the window both sides use.
+#![allow(unsafe_code)]
+
+use crate::launch::Run;
+use memmap2::{Advice, MmapMut, MmapOptions};
+use nacre_abi::LARGE_PAGE_BYTES;
+use nacre_abi::layout::RAM_GPA;
+use std::io;
+use std::sync::atomic::AtomicU64;
+
+/// An anonymous mapping that starts at a multiple of a large page.
+struct Aligned {
+    map: MmapMut,
+    lead: usize,
+    bytes: usize,
+}
+
+impl Aligned {
+    fn new(bytes: u64) -> io::Result<Aligned> {
+        let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
+        let map = MmapOptions::new().len(bytes + LARGE_PAGE_BYTES as usize).no_reserve_swap().map_anon()?;
+        let lead = map.as_ptr().align_offset(LARGE_PAGE_BYTES as usize);
+        // Without huge pages (a kernel built so) everything works, slower.
+        let _ = map.advise_range(Advice::HugePage, lead, bytes);
+        Ok(Aligned { map, lead, bytes })
+    }
+
+    fn address(&self) -> u64 {
+        self.map.as_ptr() as u64 + self.lead as u64
+    }
+}
+
+/// Private memory before launch.
+pub struct LaunchMemory(Aligned);
+
+impl LaunchMemory {
+    /// Zeroed memory, committed when it is touched.
+    ///
+    /// # Errors
+    /// The kernel's, if it has no address space or memory left.
+    pub fn new(bytes: u64) -> io::Result<LaunchMemory> {
+        Aligned::new(bytes).map(LaunchMemory)
+    }
+
+    /// Puts a run of a launch in its place.
+    ///
+    /// # Panics
+    /// If it lies outside: launches are made for their memory.
+    pub fn write(&mut self, run: &Run<'_>) {
+        let start = self.0.lead + (run.address - RAM_GPA) as usize;
+        assert!(start + run.content.len() <= self.0.lead + self.0.bytes, "a run outside of the memory");
+        self.0.map[start..start + run.content.len()].copy_from_slice(&run.content);
+    }
+
+    /// Ends the host's access.
+    pub fn seal(self) -> PrivateMemory {
+        PrivateMemory(self.0)
+    }
+}
+
+/// Private memory of a launched CVM. Its bytes can't be reached from here.
+pub struct PrivateMemory(Aligned);
+
+impl PrivateMemory {
+    /// Where it is mapped, for the kernel's memory slot only.
+    pub(crate) fn slot_address(&self) -> u64 {
+        self.0.address()
+    }
+
+    /// Its length in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes as u64
+    }
+
+    /// Gives `bytes` bytes at the guest-physical address `start` back to the kernel, on the guest's request. The content
+    /// is lost.
+    ///
+    /// # Errors
+    /// If the range is not whole large pages of this memory.
+    pub fn release(&self, start: u64, bytes: u64) -> io::Result<()> {
+        let offset = start.checked_sub(RAM_GPA).filter(|offset| offset.checked_add(bytes).is_some_and(|end| end <= self.bytes()));
+        let valid = |value: u64| value % LARGE_PAGE_BYTES == 0;
+        let Some(offset) = offset.filter(|offset| valid(*offset) && valid(bytes)) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not large pages of this CVM"));
+        };
+        // SAFETY: the range is inside the mapping, and no reference to its bytes exists: nobody but the guest uses them.
+        unsafe {
+            self.0.map.unchecked_advise_range(
+                memmap2::UncheckedAdvice::DontNeed,
+                self.0.lead + offset as usize,
+                bytes as usize,
+            )
+        }
+    }
+
+    /// Bytes that the kernel has committed for it, from `/proc/self/smaps`; `None` if that can't be read.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+        resident_in(&smaps, self.0.map.as_ptr() as u64, self.0.map.len() as u64)
+    }
+}
+
+/// Sum of the `Rss` of all mappings inside `start..start + bytes`.
+fn resident_in(smaps: &str, start: u64, bytes: u64) -> Option<u64> {
+    let (mut inside, mut total_kib) = (false, 0);
+    for line in smaps.lines() {
+        let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+        if let Some((low, high)) = range
+            && let (Ok(low), Ok(high)) = (u64::from_str_radix(low, 16), u64::from_str_radix(high, 16))
+        {
+            inside = low < start + bytes && high > start;
+        } else if inside && let Some(rss) = line.strip_prefix("Rss:") {
+            total_kib += rss.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?;
+        }
+    }
+    Some(total_kib * 1024)
+}
+
+/// The shared window.
+pub struct SharedMemory(Aligned);
+
+impl SharedMemory {
+    /// A zeroed window.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(bytes: u64) -> io::Result<SharedMemory> {
+        Aligned::new(bytes).map(SharedMemory)
+    }
+
+    /// Where it is mapped, for the kernel's memory slot.
+    pub(crate) fn slot_address(&self) -> u64 {
+        self.0.address()
+    }
+
+    /// Its length in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes as u64
+    }
+
+    /// Its words. The guest changes them at any time.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is as long as this value, aligned, initialised (zero pages), and only ever accessed through
+        // atomics, here and in the guest.
+        unsafe { std::slice::from_raw_parts(self.0.address() as *const AtomicU64, self.0.bytes / 8) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_and_released_in_large_pages_only() {
+        let mut memory = LaunchMemory::new(8 << 20).unwrap();
+        memory.write(&Run { address: RAM_GPA + (4 << 20), content: vec![7; 1 << 20].into(), bytes: 1 << 20 });
+        let memory = memory.seal();
+        assert_eq!(memory.slot_address() % LARGE_PAGE_BYTES, 0);
+        let before = memory.resident_bytes().unwrap();
+        assert!(before >= 1 << 20);
+        for (start, bytes) in [(0, 1 << 21), (RAM_GPA, 4096), (RAM_GPA, 1 << 40), (u64::MAX, 1 << 21), (RAM_GPA + (8 << 20), 1 << 21)] {
+            assert!(memory.release(start, bytes).is_err(), "{start:#x} {bytes:#x}");
+        }
+        memory.release(RAM_GPA + (4 << 20), 2 << 20).unwrap();
+        assert!(memory.resident_bytes().unwrap() < before);
+    }
+
+    #[test]
+    fn resident_memory_is_summed_over_the_parts_of_a_mapping() {
+        let smaps = "1000-3000 rw-p 0 00:00 0\nSize: 8 kB\nRss:    4 kB\n3000-5000 rw-p 0 00:00 0\nRss:    8 kB\n9000-a000 r--p 0 00:00 0\nRss:  4 kB\n";
+        assert_eq!(resident_in(smaps, 0x1000, 0x4000), Some(12 << 10));
+    }
+}

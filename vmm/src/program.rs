@@ -1,0 +1,473 @@
+//! Programs in a CVM: loading them, their streams, their end.
+
+use crate::cvm::{Cvm, CvmError};
+use crate::link::{Ended, Sender};
+use nacre_abi::message::{ExitKind, Header, Kind, STREAM_WINDOW_BYTES, TreeKind, stream};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The host's number for a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProgramId(pub u32);
+
+/// What happens to a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProgramEvent {
+    /// Bytes of standard output (1) or error (2), in order. Say [`Program::consumed`] when they are dealt with.
+    Output {
+        /// Stream number.
+        stream: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// Offset behind them.
+        end: u64,
+    },
+    /// The guest has consumed standard input up to here.
+    InputCredit(u64),
+    /// It is over; all its output came before.
+    Exited(Exit),
+    /// Any other message, for whoever asked for it.
+    Message(Header, Vec<u8>),
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// With this exit code.
+    Code(u32),
+    /// By a trap: message and Wasm backtrace.
+    Trap(String),
+    /// It could not be loaded or started.
+    Error(String),
+    /// It wrote to a stream that nobody reads.
+    BrokenPipe,
+    /// It needed more memory than there is.
+    OutOfMemory(String),
+}
+
+impl Exit {
+    fn decode(header: Header, body: &[u8]) -> Exit {
+        let text = || String::from_utf8_lossy(body).into_owned();
+        match ExitKind::from_number(header.stream) {
+            Some(ExitKind::Code) => Exit::Code(header.arg as u32),
+            Some(ExitKind::Trap) => Exit::Trap(text()),
+            Some(ExitKind::BrokenPipe) => Exit::BrokenPipe,
+            Some(ExitKind::OutOfMemory) => Exit::OutOfMemory(text()),
+            Some(ExitKind::Error) => Exit::Error(text()),
+            None => Exit::Error("the guest reports an unknown end".into()),
+        }
+    }
+}
+
+/// Puts the pieces of one output stream, which come over several rings, in order.
+#[derive(Default)]
+struct Reorder {
+    next: u64,
+    early: BTreeMap<u64, Vec<u8>>,
+    end: Option<u64>,
+}
+
+impl Reorder {
+    /// Takes a piece; returns what is in order now. A guest within its window never has more than that early.
+    fn push(&mut self, offset: u64, bytes: &[u8]) -> Vec<u8> {
+        let beyond = offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.next + 2 * STREAM_WINDOW_BYTES);
+        if offset < self.next || beyond || bytes.is_empty() {
+            return Vec::new();
+        }
+        self.early.insert(offset, bytes.to_vec());
+        let mut ready = Vec::new();
+        while let Some(piece) = self.early.remove(&self.next) {
+            self.next += piece.len() as u64;
+            ready.extend(piece);
+        }
+        ready
+    }
+
+    fn is_complete(&self) -> bool {
+        self.end == Some(self.next)
+    }
+}
+
+#[derive(Default)]
+struct Mailbox {
+    events: Option<mpsc::Sender<ProgramEvent>>,
+    outputs: [Reorder; 2],
+    exit: Option<Exit>,
+}
+
+impl Mailbox {
+    fn deliver(&mut self, header: Header, body: &[u8]) {
+        let output = header.stream.checked_sub(stream::STDOUT).filter(|index| *index < 2).map(|index| index as usize);
+        let event = match (header.kind, output) {
+            (Kind::StreamData, Some(index)) => {
+                let bytes = self.outputs[index].push(header.arg, body);
+                let end = self.outputs[index].next;
+                (!bytes.is_empty()).then_some(ProgramEvent::Output { stream: header.stream, bytes, end })
+            }
+            (Kind::StreamEnd, Some(index)) => {
+                self.outputs[index].end = Some(header.arg);
+                None
+            }
+            (Kind::Credit, None) => Some(ProgramEvent::InputCredit(header.arg)),
+            (Kind::ProgramExited, _) => {
+                self.exit = Some(Exit::decode(header, body));
+                None
+            }
+            _ => Some(ProgramEvent::Message(header, body.to_vec())),
+        };
+        self.post(event);
+        // The end is told when all output is: it may have come over a faster ring.
+        if self.outputs.iter().all(Reorder::is_complete) {
+            let exit = self.exit.take().map(ProgramEvent::Exited);
+            self.post(exit);
+        }
+    }
+
+    fn post(&mut self, event: Option<ProgramEvent>) {
+        if let (Some(events), Some(event)) = (&self.events, event) {
+            // A receiver that is gone is not interested.
+            let _ = events.send(event);
+        }
+    }
+}
+
+/// Where messages about programs go.
+#[derive(Default)]
+pub struct Mailboxes(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    boxes: HashMap<ProgramId, Mailbox>,
+    closed: bool,
+}
+
+impl Mailboxes {
+    /// Opens the mailbox of a program, or replaces its reader. After the CVM's end the queue is closed at once.
+    pub fn open(&self, id: ProgramId) -> Receiver<ProgramEvent> {
+        let (sender, receiver) = mpsc::channel();
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.closed {
+            state.boxes.entry(id).or_default().events = Some(sender);
+        }
+        receiver
+    }
+
+    /// Hands a message to its program's reader; nobody's messages are dropped.
+    pub fn deliver(&self, header: Header, body: &[u8]) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mailbox) = state.boxes.get_mut(&ProgramId(header.program)) {
+            mailbox.deliver(header, body);
+        }
+    }
+
+    /// Forgets a program.
+    pub fn remove(&self, id: ProgramId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).boxes.remove(&id);
+    }
+
+    /// The CVM has ended: all readers find their queues closed.
+    pub fn close(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.closed = true;
+        state.boxes.clear();
+    }
+}
+
+/// What a program is started with.
+#[derive(Clone, Debug, Default)]
+pub struct ProgramSpec<'a> {
+    /// The `.cwasm`, header included.
+    pub code: &'a [u8],
+    /// Arguments, `argv[0]` first.
+    pub args: Vec<String>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// Names of the directories it finds open. Directory number n has its tree at `/n` (see [`Program::tree_entry`]).
+    pub preopens: Vec<String>,
+}
+
+/// A program in a CVM.
+pub struct Program<'c> {
+    cvm: &'c Cvm,
+    /// Its number.
+    pub id: ProgramId,
+    /// What happens to it.
+    pub events: Receiver<ProgramEvent>,
+}
+
+/// One entry of a tree of files on its way in or out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeEntry {
+    /// What it is.
+    pub kind: TreeKind,
+    /// Where: relative to the tree when it comes out, from the root of the guest's file system when it goes in.
+    pub path: String,
+    /// Where a symbolic link points.
+    pub target: String,
+    /// When it was changed last.
+    pub modified: SystemTime,
+}
+
+impl TreeEntry {
+    /// The entry that a message describes; `None` if it is not one.
+    pub fn decode(header: Header, body: &[u8]) -> Option<TreeEntry> {
+        let kind = TreeKind::from_number(header.stream)?;
+        let text = std::str::from_utf8(body).ok()?;
+        let (path, target) = text.split_once('\0').unwrap_or((text, ""));
+        let modified = UNIX_EPOCH + Duration::from_nanos(header.arg);
+        Some(TreeEntry { kind, path: path.into(), target: target.into(), modified })
+    }
+}
+
+impl Cvm {
+    /// Loads a program; [`Program::start`] runs it.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn load(&self, spec: &ProgramSpec<'_>) -> Result<Program<'_>, CvmError> {
+        let (id, events) = self.new_program();
+        let program = Program { cvm: self, id, events };
+        program.send(Kind::ProgramCreate, 0, spec.code.len() as u64, &[])?;
+        for (number, piece) in spec.code.chunks(Sender::MAX_BODY).enumerate() {
+            program.send(Kind::ProgramCode, 0, (number * Sender::MAX_BODY) as u64, piece)?;
+        }
+        for arg in &spec.args {
+            program.send(Kind::ProgramArg, 0, 0, arg.as_bytes())?;
+        }
+        for (name, value) in &spec.env {
+            program.send(Kind::ProgramEnv, 0, 0, format!("{name}={value}").as_bytes())?;
+        }
+        for (number, name) in spec.preopens.iter().enumerate() {
+            let root = TreeEntry {
+                kind: TreeKind::Directory,
+                path: format!("/{number}"),
+                target: String::new(),
+                modified: SystemTime::now(),
+            };
+            program.tree_entry(&root)?;
+            program.send(Kind::Preopen, 0, 0, name.as_bytes())?;
+        }
+        Ok(program)
+    }
+}
+
+impl Program<'_> {
+    fn send(&self, kind: Kind, stream: u32, arg: u64, body: &[u8]) -> Result<(), CvmError> {
+        self.cvm.send(Header::new(kind, self.id.0).stream(stream).arg(arg), body)
+    }
+
+    /// Brings in a file, directory or symbolic link, before the start. The bytes of a file follow by
+    /// [`tree_data`](Self::tree_data).
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn tree_entry(&self, entry: &TreeEntry) -> Result<(), CvmError> {
+        let since = entry.modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        let body = match entry.kind {
+            TreeKind::Symlink => format!("{}\0{}", entry.path, entry.target),
+            _ => entry.path.clone(),
+        };
+        self.send(Kind::TreeEntry, entry.kind as u32, since, body.as_bytes())
+    }
+
+    /// The next bytes of the file that was brought in last.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn tree_data(&self, bytes: &[u8]) -> Result<(), CvmError> {
+        bytes.chunks(Sender::MAX_BODY).try_for_each(|piece| self.send(Kind::TreeData, 0, 0, piece))
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn start(&self) -> Result<(), CvmError> {
+        self.send(Kind::ProgramStart, 0, 0, &[])
+    }
+
+    /// Output of `stream` was dealt with up to `end`: the guest may send more.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn consumed(&self, stream: u32, end: u64) -> Result<(), CvmError> {
+        self.send(Kind::Credit, stream, end, &[])
+    }
+
+    /// Nobody reads `stream` any more.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn close_output(&self, stream: u32) -> Result<(), CvmError> {
+        self.send(Kind::StreamClosed, stream, 0, &[])
+    }
+
+    /// Asks for the tree of files at a path of the guest's file system, after the end. Entries come as
+    /// [`ProgramEvent::Message`]s until one of kind `TreeEnd`.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn request_export(&self, path: &str) -> Result<(), CvmError> {
+        self.send(Kind::Export, 0, 0, path.as_bytes())
+    }
+
+    /// The next event.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`] when there will be none.
+    pub fn next_event(&self) -> Result<ProgramEvent, CvmError> {
+        self.events.recv().map_err(|_| self.cvm.end_error())
+    }
+
+    /// A writer for its standard input, for another thread.
+    pub fn stdin(&self) -> Stdin {
+        Stdin { sender: self.cvm.sender(), program: self.id, sent: 0, credit: Arc::default() }
+    }
+
+    /// Runs it to its end; returns how it ended and what it wrote to standard output and error.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn run_to_end(&self) -> Result<(Exit, Vec<u8>, Vec<u8>), CvmError> {
+        self.start()?;
+        self.send(Kind::StreamEnd, stream::STDIN, 0, &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        loop {
+            match self.next_event()? {
+                ProgramEvent::Output { stream, bytes, end } => {
+                    if stream == stream::STDOUT { out.extend(bytes) } else { err.extend(bytes) }
+                    self.consumed(stream, end)?;
+                }
+                ProgramEvent::Exited(exit) => return Ok((exit, out, err)),
+                ProgramEvent::InputCredit(_) | ProgramEvent::Message(..) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Program<'_> {
+    fn drop(&mut self) {
+        // If the CVM has ended there is nothing to drop.
+        let _ = self.send(Kind::ProgramDrop, 0, 0, &[]);
+        self.cvm.forget_program(self.id);
+    }
+}
+
+/// Standard input of a program.
+pub struct Stdin {
+    sender: Arc<Sender>,
+    program: ProgramId,
+    sent: u64,
+    credit: Arc<Credit>,
+}
+
+/// How far the guest has consumed standard input.
+#[derive(Default)]
+pub struct Credit {
+    state: Mutex<(u64, bool)>,
+    changed: Condvar,
+}
+
+impl Credit {
+    /// The guest has consumed up to `offset`.
+    pub fn advance(&self, offset: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = state.0.max(offset);
+        self.changed.notify_all();
+    }
+
+    /// The program is over: nobody waits any more.
+    pub fn finish(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until some of the window is free after `sent` bytes; returns how much, 0 after the end.
+    fn wait(&self, sent: u64) -> u64 {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let room = STREAM_WINDOW_BYTES.saturating_sub(sent.saturating_sub(state.0));
+            if state.1 || room > 0 {
+                return if state.1 { 0 } else { room };
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Stdin {
+    /// Where to report [`ProgramEvent::InputCredit`] and the end of the program.
+    pub fn credit(&self) -> Arc<Credit> {
+        self.credit.clone()
+    }
+
+    /// Writes all of `bytes`, as fast as the program reads. False after the end of the program.
+    pub fn write_all(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let room = self.credit.wait(self.sent) as usize;
+            let (now, later) = bytes.split_at(bytes.len().min(room).min(Sender::MAX_BODY));
+            let header = Header::new(Kind::StreamData, self.program.0).stream(stream::STDIN).arg(self.sent);
+            if room == 0 || self.sender.send(header, now).is_err() {
+                return false;
+            }
+            self.sent += now.len() as u64;
+            bytes = later;
+        }
+        true
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub fn end(self) -> Result<(), Ended> {
+        self.sender.send(Header::new(Kind::StreamEnd, self.program.0).stream(stream::STDIN).arg(self.sent), &[])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_come_out_in_order_and_the_end_comes_last() {
+        let mailboxes = Mailboxes::default();
+        let id = ProgramId(4);
+        let events = mailboxes.open(id);
+        let data = |offset: u64, bytes: &[u8]| {
+            mailboxes.deliver(Header::new(Kind::StreamData, 4).stream(stream::STDOUT).arg(offset), bytes);
+        };
+        mailboxes.deliver(Header::new(Kind::ProgramExited, 4).stream(ExitKind::Code as u32).arg(3), &[]);
+        mailboxes.deliver(Header::new(Kind::StreamEnd, 4).stream(stream::STDERR).arg(0), &[]);
+        mailboxes.deliver(Header::new(Kind::StreamEnd, 4).stream(stream::STDOUT).arg(6), &[]);
+        data(4, b"ef");
+        assert_eq!(events.try_recv().ok(), None);
+        data(0, b"ab");
+        data(0, b"XX");
+        data(2, b"cd");
+        let output = |bytes: &[u8], end| ProgramEvent::Output { stream: 1, bytes: bytes.to_vec(), end };
+        assert_eq!(events.recv().unwrap(), output(b"ab", 2));
+        assert_eq!(events.recv().unwrap(), output(b"cdef", 6));
+        assert_eq!(events.recv().unwrap(), ProgramEvent::Exited(Exit::Code(3)));
+    }
+
+    #[test]
+    fn a_guest_that_exceeds_its_window_is_not_stored() {
+        let mut reorder = Reorder::default();
+        for step in 1..100u64 {
+            reorder.push(step * STREAM_WINDOW_BYTES, &[0; 100]);
+        }
+        assert!(reorder.early.len() <= 2);
+        assert!(reorder.push(u64::MAX, b"x").is_empty());
+    }
+
+    #[test]
+    fn readers_learn_of_the_end_of_the_cvm() {
+        let mailboxes = Mailboxes::default();
+        let before = mailboxes.open(ProgramId(1));
+        mailboxes.close();
+        assert!(before.recv().is_err() && mailboxes.open(ProgramId(2)).recv().is_err());
+    }
+}

@@ -1,0 +1,213 @@
+//! vCPU threads: each runs its vCPU until it parks, exits or is stopped.
+//!
+//! The thread of a parked vCPU sleeps in the kernel, in a read of its wake event: no CPU. A wake is a count in
+//! that event, so one that comes early is not lost.
+#![allow(unsafe_code)]
+
+use crate::kvm::Machine;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use nacre_abi::VcpuId;
+use nacre_abi::hypercall::{self, ExitReason, PARK_FOREVER, PRINT_MAX_BYTES};
+use nacre_abi::window::Window;
+use std::cell::Cell;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// Why a vCPU thread ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VcpuEnd {
+    /// It was told to stop.
+    Stopped,
+    /// The guest ended the CVM.
+    GuestExit(ExitReason),
+    /// The vCPU shut down: a fault while delivering a fault.
+    Shutdown,
+    /// KVM can't go on.
+    Failed(String),
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a vCPU has done.
+        #[derive(Debug, Default)]
+        pub struct VcpuCounters {
+            $($(#[$doc])* pub $name: AtomicU64,)*
+        }
+
+        impl VcpuCounters {
+            /// Names and values.
+            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Nanoseconds inside KVM_RUN.
+    run_ns,
+    /// Parks.
+    park,
+    /// Ranges of memory given back.
+    release,
+    /// Lines printed.
+    print,
+    /// Empty calls.
+    nop,
+    /// Interrupted by a signal.
+    signal,
+    /// Exits this VMM does not know.
+    unknown,
+}
+
+/// What the rest of a CVM has of one of its vCPUs.
+pub struct VcpuHandle {
+    /// Signals that it should run.
+    pub wake: EventFd,
+    /// What it has done.
+    pub counters: VcpuCounters,
+}
+
+/// What all vCPU threads of a CVM share.
+pub struct Shared {
+    /// The machine.
+    pub machine: Machine,
+    /// vCPUs by number.
+    pub vcpus: Vec<VcpuHandle>,
+    /// Set when all threads should end.
+    pub stop: AtomicBool,
+    /// What the guest printed, and where it goes.
+    pub on_print: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+thread_local! {
+    /// Where this thread's vCPU looks before it enters the guest.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// The signal that gets a vCPU out of the guest.
+fn kick_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
+/// Makes the next KVM_RUN of this thread return at once: a signal alone would get lost between the look at `stop`
+/// and the entry.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: points into the run structure of this thread's vCPU, which outlives the pointer (see `run`).
+        unsafe { flag.write_volatile(1) }
+    }
+}
+
+/// Prepares the process. Once is enough, more do no harm.
+///
+/// # Errors
+/// The kernel's.
+pub fn install_kick_handler() -> io::Result<()> {
+    register_signal_handler(kick_signal(), on_kick).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// Gets the vCPU thread out of the guest and out of its sleep, so that it looks at `stop`.
+pub fn kick(thread: &std::thread::JoinHandle<VcpuEnd>, vcpu: &VcpuHandle) {
+    let _ = vcpu.wake.write(1);
+    // A thread that has ended meanwhile can't be signalled, and need not.
+    let _ = thread.kill(kick_signal());
+}
+
+/// Runs a vCPU until it ends. Workers sleep before their first instruction.
+pub fn run(mut vcpu: VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &Window<'_>) -> VcpuEnd {
+    IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
+    let end = run_until_end(&mut vcpu, id, shared, window);
+    IMMEDIATE_EXIT.set(std::ptr::null_mut());
+    end
+}
+
+fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &Window<'_>) -> VcpuEnd {
+    let handle = &shared.vcpus[id.index()];
+    let counters = &handle.counters;
+    let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+    if id.is_worker() {
+        sleep(handle, PARK_FOREVER);
+    }
+    loop {
+        if shared.stop.load(Ordering::SeqCst) {
+            return VcpuEnd::Stopped;
+        }
+        let entered = Instant::now();
+        let exit = vcpu.run();
+        counters.run_ns.fetch_add(entered.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        match exit {
+            Ok(VcpuExit::IoOut(hypercall::PARK, _)) => {
+                count(&counters.park);
+                sleep(handle, window.mailbox(id)[0].load(Ordering::Relaxed));
+            }
+            Ok(VcpuExit::IoOut(hypercall::EXIT, data)) => return VcpuEnd::GuestExit(ExitReason::from_code(value(data))),
+            Ok(VcpuExit::IoOut(hypercall::RELEASE, _)) => {
+                count(&counters.release);
+                release(id, shared, window);
+            }
+            Ok(VcpuExit::IoOut(hypercall::PRINT, data)) => {
+                count(&counters.print);
+                (shared.on_print)(&printed(window, id, value(data) as usize));
+            }
+            Ok(VcpuExit::IoOut(hypercall::NOP, _)) => drop(count(&counters.nop)),
+            Ok(VcpuExit::Shutdown) => return VcpuEnd::Shutdown,
+            Ok(VcpuExit::FailEntry(reason, _)) => return VcpuEnd::Failed(format!("entry refused, reason {reason:#x}")),
+            Ok(VcpuExit::InternalError) => return VcpuEnd::Failed("internal error of KVM".into()),
+            Ok(_) => drop(count(&counters.unknown)),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                count(&counters.signal);
+                vcpu.set_kvm_immediate_exit(0);
+            }
+            Err(error) => return VcpuEnd::Failed(io::Error::from_raw_os_error(error.errno()).to_string()),
+        }
+    }
+}
+
+/// The value of a port write; the guest always writes four bytes.
+fn value(data: &[u8]) -> u32 {
+    data.try_into().map_or(u32::MAX, u32::from_le_bytes)
+}
+
+fn release(id: VcpuId, shared: &Shared, window: &Window<'_>) {
+    let mailbox = window.mailbox(id);
+    let (start, bytes) = (mailbox[0].load(Ordering::Relaxed), mailbox[1].load(Ordering::Relaxed));
+    if let Err(error) = shared.machine.private().release(start, bytes) {
+        tracing::warn!(start, bytes, %error, "the guest releases memory that it has not");
+    }
+}
+
+/// The text of a print call, without what a terminal would act on.
+fn printed(window: &Window<'_>, id: VcpuId, len: usize) -> String {
+    let len = len.min(PRINT_MAX_BYTES);
+    let bytes: Vec<u8> =
+        window.mailbox(id).iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).take(len).collect();
+    String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}
+
+/// Sleeps until the vCPU is woken, at most `nanoseconds`.
+fn sleep(vcpu: &VcpuHandle, nanoseconds: u64) {
+    if nanoseconds != PARK_FOREVER {
+        let wait = Duration::from_nanos(nanoseconds);
+        let timeout = libc::timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+        let mut poll = libc::pollfd { fd: vcpu.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid descriptor entry, a valid time, no signal mask.
+        if unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) } <= 0 {
+            return;
+        }
+    }
+    // Interrupted by a kick: the caller looks at `stop`.
+    let _ = vcpu.wake.read();
+}
+
+/// The time stamp counter of this processor.
+pub fn rdtsc() -> u64 {
+    // SAFETY: reads a counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
