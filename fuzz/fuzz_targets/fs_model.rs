@@ -5,20 +5,20 @@
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
-use nacre_fuzz::program::{MAX_IO_BYTES, Program};
+use nacre_fuzz::program::Program;
 use nacre_wasi::{BLOCK_BYTES, EntryKind, Errno, Fs};
 use std::collections::BTreeMap;
 
 #[derive(Debug, arbitrary::Arbitrary)]
 enum Op {
     Mkdir(Path),
-    Write(Path, Offset, u16, u8),
+    Write(Path, Offset, u8, u8),
     Truncate(Path, Offset),
     Unlink(Path),
     Rmdir(Path),
     Rename(Path, Path),
     Link(Path, Path),
-    Read(Path, Offset, u16),
+    Read(Path, Offset, u8),
     /// The host puts a file there instead.
     Import(Path, u8),
 }
@@ -189,7 +189,7 @@ fn step(program: &mut Program, model: &mut Model, op: &Op) {
     match op {
         Op::Mkdir(path) => assert_eq!(program.mkdir(&path.text()), model.add(&path.text(), None)),
         Op::Write(path, offset, len, byte) => {
-            let data: Vec<u8> = (0..*len as usize % MAX_IO_BYTES).map(|at| at as u8 ^ byte).collect();
+            let data: Vec<u8> = (0..*len).map(|at| at ^ byte).collect();
             with_file(program, model, &path.text(), |program, fd, file| {
                 assert_eq!(program.write(fd, offset.bytes(), &data), Ok(data.len() as u32));
                 file.write(offset.bytes(), &data);
@@ -200,7 +200,7 @@ fn step(program: &mut Program, model: &mut Model, op: &Op) {
             file.set_size(size.bytes());
         }),
         Op::Read(path, offset, len) => with_file(program, model, &path.text(), |program, fd, file| {
-            let len = *len as usize % MAX_IO_BYTES;
+            let len = usize::from(*len);
             assert_eq!(program.read(fd, offset.bytes(), len), Ok(file.read(offset.bytes(), len)));
         }),
         Op::Unlink(path) => assert_eq!(program.remove(&path.text(), false), model.remove(&path.text(), false)),

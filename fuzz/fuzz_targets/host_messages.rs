@@ -106,7 +106,7 @@ impl Host {
                         assert!(bytes.len() <= 2 * STREAM_WINDOW_BYTES as usize);
                         *next = end;
                     }
-                    ProgramEvent::Exited(_) => reader.ended = true,
+                    ProgramEvent::Exited(_) => panic!("REACHED"),
                     ProgramEvent::InputCredit(_) => assert_eq!(header.kind, Kind::Credit),
                     ProgramEvent::Message(told, text) => assert_eq!((told, &text[..]), (header, body)),
                 }

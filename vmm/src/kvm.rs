@@ -75,7 +75,8 @@ impl Machine {
         let vm = call("create a virtual machine", create_vm(&kvm))?;
         // Only KVM on Intel knows this call.
         let _ = vm.set_tss_address(KVM_TSS_ADDRESS);
-        let cpuid = call("tell its CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+        let mut cpuid = call("tell its CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+        add_unprivileged_features(&mut cpuid);
         let xcr0 = supported_xcr0(&cpuid)?;
         let slots = [(RAM_GPA, private.slot_address(), private.bytes()), (SHARED_GPA, shared.slot_address(), shared.bytes())];
         for (slot, (guest_phys_addr, userspace_addr, memory_size)) in (0..).zip(slots) {
@@ -170,10 +171,36 @@ fn supported_xcr0(cpuid: &CpuId) -> Result<u64, KvmError> {
     };
     let state = leaf(0xd, 0).ok_or(KvmError::Processor("XSAVE"))?;
     let supported = XCR0_WANTED & (u64::from(state.edx) << 32 | u64::from(state.eax));
-    if leaf(7, 0).is_none_or(|entry| entry.ebx & 1 == 0) {
-        return Err(KvmError::Processor("FSGSBASE"));
-    }
     Ok(if supported & XCR0_AVX512 == XCR0_AVX512 { supported } else { supported & !XCR0_AVX512 })
+}
+
+/// CPUID leaf, register (0 = EAX .. 3 = EDX) and the bits in it that stand for instructions which any ring-3 code can execute,
+/// given their extended state in XCR0 (Intel SDM vol. 2, CPUID).
+const UNPRIVILEGED: [(u32, u32, usize, u32); 5] = [
+    // SSE3 PCLMUL SSSE3 FMA CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES AVX F16C RDRAND
+    (1, 0, 2, 1 | 1 << 1 | 1 << 9 | 3 << 12 | 3 << 19 | 3 << 22 | 1 << 25 | 7 << 28),
+    // BMI1 AVX2 BMI2 ERMS AVX512F AVX512DQ RDSEED ADX AVX512IFMA CLFLUSHOPT CLWB AVX512CD SHA AVX512BW AVX512VL
+    (7, 0, 1, 1 << 3 | 1 << 5 | 3 << 8 | 0xf << 16 | 1 << 21 | 3 << 23 | 0xf << 28),
+    // AVX512VBMI AVX512VBMI2 GFNI VAES VPCLMUL AVX512VNNI AVX512BITALG AVX512VPOPCNTDQ
+    (7, 0, 2, 1 << 1 | 0x7f << 6 & !(1 << 7) | 1 << 14),
+    // AVX-VNNI AVX512BF16
+    (7, 1, 0, 3 << 4),
+    // LZCNT PREFETCHW
+    (0x8000_0001, 0, 2, 1 << 5 | 1 << 8),
+];
+
+/// Adds the instructions that the host's processor has: no KVM can take them away from ring 3, and one without hardware
+/// virtualisation leaves most of them out of what it says it supports.
+fn add_unprivileged_features(cpuid: &mut CpuId) {
+    for (function, index, register, mask) in UNPRIVILEGED {
+        let host = core::arch::x86_64::__cpuid_count(function, index);
+        let host = [host.eax, host.ebx, host.ecx, host.edx][register] & mask;
+        let entries = cpuid.as_mut_slice().iter_mut();
+        for entry in entries.filter(|entry| entry.function == function && entry.index == index) {
+            let registers = [&mut entry.eax, &mut entry.ebx, &mut entry.ecx, &mut entry.edx];
+            *registers.into_iter().nth(register).expect("one of four") |= host;
+        }
+    }
 }
 
 fn set_system_registers(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
@@ -208,7 +235,8 @@ fn set_system_registers(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError
     registers.cr3 = state.cr3;
     registers.cr4 = CR4;
     registers.efer = EFER;
-    call("set system registers", vcpu.set_sregs(&registers))
+    // FSGSBASE is among them. CPUID is no guide: KVM may leave it out and enable it all the same.
+    call("set system registers (it must support FSGSBASE)", vcpu.set_sregs(&registers))
 }
 
 const _: () = assert!(AGENT_IDT % 4096 == 0, "the interrupt descriptor table fills a page: its limit is 0xfff");

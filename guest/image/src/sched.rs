@@ -94,6 +94,10 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             resumed_at: Cell::new(0),
         }
     });
+    // Workers begin dormant: the first task that is queued wakes one.
+    for index in 1..vcpus as u32 {
+        scheduler.idle().announce(VcpuId::new(index).expect("below 64"));
+    }
     (Timers { receiver: inbox.receiver().expect("received once"), queue }, AllOwn(own))
 }
 
@@ -235,6 +239,8 @@ pub fn cycles_since_resume() -> u64 {
 
 /// The loop of a Worker vCPU.
 pub fn worker_loop() -> ! {
+    // Whoever woke it for the first time found it announced at boot.
+    let _ = own().vcpu.retract();
     let mut dry_since = arch::rdtsc();
     loop {
         match run_one() {
