@@ -36,8 +36,14 @@ impl BootInfo {
     /// tables used, zero.
     pub fn encode(&self) -> [u8; ENCODED_BYTES] {
         let LaunchParams { vcpus, memory_bytes, image_bytes } = self.layout.params;
-        let words =
-            [MAGIC, crate::ABI_VERSION as u64 | (vcpus as u64) << 32, memory_bytes, image_bytes, self.tables_used_bytes, 0];
+        let words = [
+            MAGIC,
+            crate::ABI_VERSION as u64 | (vcpus as u64) << 32,
+            memory_bytes,
+            image_bytes,
+            self.tables_used_bytes,
+            0,
+        ];
         let mut bytes = [0; ENCODED_BYTES];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.to_le_bytes());
@@ -58,7 +64,8 @@ impl BootInfo {
         if word(0) != MAGIC || word(1) as u32 != crate::ABI_VERSION {
             return Err(BootInfoError::Magic);
         }
-        let params = LaunchParams { vcpus: (word(1) >> 32) as u32, memory_bytes: word(2), image_bytes: word(3) };
+        let params =
+            LaunchParams { vcpus: (word(1) >> 32) as u32, memory_bytes: word(2), image_bytes: word(3) };
         let layout = Layout::new(params).map_err(BootInfoError::Layout)?;
         let tables_used_bytes = word(4);
         if tables_used_bytes > layout.table_pool_bytes || tables_used_bytes % crate::PAGE_BYTES != 0 {

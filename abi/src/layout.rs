@@ -86,8 +86,12 @@ pub const AGENT_ROOT_TABLE: u64 = 3 * PAGE_BYTES;
 /// Offset in the agent arena of the first per-vCPU block's frames.
 pub const AGENT_VCPU_BLOCKS: u64 = 4 * PAGE_BYTES;
 
-const _: () = assert!(VCPU_SCHEDULER_STACK.offset + VCPU_SCHEDULER_STACK.bytes <= VCPU_STRIDE, "block overflows its stride");
-const _: () = assert!(VCPU_VA + MAX_VCPUS as u64 * VCPU_STRIDE <= SHARED_VA, "per-vCPU blocks reach the shared window");
+const _: () = assert!(
+    VCPU_SCHEDULER_STACK.offset + VCPU_SCHEDULER_STACK.bytes <= VCPU_STRIDE,
+    "block overflows its stride"
+);
+const _: () =
+    assert!(VCPU_VA + MAX_VCPUS as u64 * VCPU_STRIDE <= SHARED_VA, "per-vCPU blocks reach the shared window");
 
 /// What the one who launches a CVM chooses; all of it is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +157,10 @@ impl Layout {
         if vcpus == 0 || vcpus > MAX_VCPUS {
             return Err(LayoutError::Vcpus);
         }
-        if memory_bytes < MEMORY_MIN_BYTES || memory_bytes > MEMORY_MAX_BYTES || memory_bytes % LARGE_PAGE_BYTES != 0 {
+        if memory_bytes < MEMORY_MIN_BYTES
+            || memory_bytes > MEMORY_MAX_BYTES
+            || memory_bytes % LARGE_PAGE_BYTES != 0
+        {
             return Err(LayoutError::Memory);
         }
         if image_bytes % LARGE_PAGE_BYTES != 0 || image_bytes > IMAGE_VA_END - IMAGE_VA {
@@ -162,16 +169,21 @@ impl Layout {
         // One task per 256 KiB of memory, 256 at least, 65,536 at most; a power of two because the rings need one.
         let max_tasks = clamp((memory_bytes >> 18).next_power_of_two(), 256, 1 << 16);
         let vcpu_blocks_end = AGENT_VCPU_BLOCKS + vcpus as u64 * VCPU_BLOCK_BYTES;
-        let table_pool_offset = round_up(vcpu_blocks_end, LARGE_PAGE_BYTES);
         // A leaf table for every 2 MiB of memory, as much again for sparse areas, and a floor for small guests.
-        let table_pool_bytes = round_up(memory_bytes / 256 + (2 << 20), LARGE_PAGE_BYTES);
-        let scratch_offset = table_pool_offset + table_pool_bytes;
-        // Run queues and timers (8 + 32 bytes a task), allocator maps (under 128 bytes per large page, and a bit per table).
+        let table_pool_bytes = memory_bytes / 256 + (2 << 20);
+        // Run queues and timers (8 + 64 bytes a task), allocator maps (under 128 bytes per large page, and a bit per table).
         let scratch_bytes = round_up(
-            (1 << 20) + max_tasks * 8 * vcpus as u64 + max_tasks * 64 + (memory_bytes / LARGE_PAGE_BYTES) * 128 + table_pool_bytes / 1024,
-            LARGE_PAGE_BYTES,
+            (1 << 20)
+                + max_tasks * 8 * vcpus as u64
+                + max_tasks * 64
+                + (memory_bytes / LARGE_PAGE_BYTES) * 128
+                + table_pool_bytes / 1024,
+            PAGE_BYTES,
         );
-        let agent_bytes = scratch_offset + scratch_bytes;
+        // What a small guest touches of all three lies on one large page of the host.
+        let scratch_offset = vcpu_blocks_end;
+        let table_pool_offset = scratch_offset + scratch_bytes;
+        let agent_bytes = round_up(table_pool_offset + table_pool_bytes, LARGE_PAGE_BYTES);
         let frames_offset = image_bytes + agent_bytes;
         if frames_offset > memory_bytes / 2 {
             return Err(LayoutError::TooSmall);
@@ -241,8 +253,9 @@ mod tests {
             let layout = Layout::new(params(vcpus, mib)).unwrap();
             assert_eq!(layout.agent_gpa + layout.agent_bytes, layout.frames_gpa);
             assert_eq!(layout.frames_gpa + layout.frames_bytes, RAM_GPA + (mib << 20));
-            assert!(layout.table_pool_offset >= AGENT_VCPU_BLOCKS + vcpus as u64 * VCPU_BLOCK_BYTES);
-            assert!(layout.scratch_offset + layout.scratch_bytes <= layout.agent_bytes);
+            assert!(layout.scratch_offset >= AGENT_VCPU_BLOCKS + vcpus as u64 * VCPU_BLOCK_BYTES);
+            assert!(layout.scratch_offset + layout.scratch_bytes <= layout.table_pool_offset);
+            assert!(layout.table_pool_offset + layout.table_pool_bytes <= layout.agent_bytes);
             for value in [layout.agent_gpa, layout.frames_gpa, layout.frames_bytes, layout.agent_bytes] {
                 assert_eq!(value % LARGE_PAGE_BYTES, 0);
             }

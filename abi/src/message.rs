@@ -58,11 +58,11 @@ kinds! {
     /// Both: a file, directory or symbolic link; `stream` is a [`TreeKind`], `arg` the modification time in nanoseconds
     /// since 1970; the body is the path, for a link then a zero byte and the target.
     TreeEntry = 6,
-    /// Both: the next bytes of the last entry, a file.
+    /// Both: the next bytes of the last entry, a file. From the guest `arg` is their offset in the tree's bytes.
     TreeData = 7,
     /// G: an exported tree is complete; the body is empty, or says why it failed.
     TreeEnd = 8,
-    /// H: run the program.
+    /// H: run the program; bits 0 to 2 of `arg` say which of its standard streams are terminals.
     ProgramStart = 9,
     /// Both: bytes of `stream` at offset `arg`.
     StreamData = 10,
@@ -90,8 +90,6 @@ kinds! {
     ArenaPage = 33,
     /// Both, debug images only: an address range that is reserved but has no frames yet; the body is its length.
     ArenaLazy = 34,
-    /// Both, debug images only: a task reference in `arg` that was runnable when the arena was sent.
-    ArenaTask = 35,
     /// Both, debug images only: the arena is complete; the receiver runs its tasks.
     ArenaEnd = 36,
     /// H, debug images only: run the guest's own measurements; `arg` chooses. G: their result as text.
@@ -106,6 +104,8 @@ pub mod stream {
     pub const STDOUT: u32 = 1;
     /// Standard error, guest to host.
     pub const STDERR: u32 = 2;
+    /// The bytes of an exported tree ([`TreeData`](super::Kind::TreeData)), guest to host: they have a window too.
+    pub const TREE: u32 = 3;
 }
 
 /// What a [`TreeEntry`](Kind::TreeEntry) describes.
@@ -193,7 +193,11 @@ impl Header {
 
     /// As words: `kind | len << 32`, `program | stream << 32`, `arg`.
     pub const fn encode(self) -> [u64; HEADER_WORDS] {
-        [self.kind as u64 | (self.len as u64) << 32, self.program as u64 | (self.stream as u64) << 32, self.arg]
+        [
+            self.kind as u64 | (self.len as u64) << 32,
+            self.program as u64 | (self.stream as u64) << 32,
+            self.arg,
+        ]
     }
 
     /// Reads what [`encode`](Self::encode) wrote; `None` for an unknown kind or reserved bits.
@@ -247,6 +251,12 @@ stats! {
     entry_tsc,
     /// ... when memory management and the other vCPUs' data were ready.
     memory_ready_tsc,
+    /// ... when the first program's first message came.
+    created_tsc,
+    /// ... when its task ran.
+    task_tsc,
+    /// ... when the engine was there.
+    engine_tsc,
     /// ... when the first program was loaded and about to be instantiated.
     loaded_tsc,
     /// ... just before the first Wasm instruction of the first program.

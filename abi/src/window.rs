@@ -99,7 +99,8 @@ impl<'a> Window<'a> {
     pub fn to_host(&self, vcpu: VcpuId) -> Option<Ring<'a>> {
         let start = RINGS + RING_HEADER_BYTES + TO_GUEST_BYTES;
         let stride = RING_HEADER_BYTES + TO_HOST_BYTES;
-        ((vcpu.index() as u32) < self.vcpus).then(|| self.ring(start + vcpu.index() as u64 * stride, TO_HOST_BYTES))
+        ((vcpu.index() as u32) < self.vcpus)
+            .then(|| self.ring(start + vcpu.index() as u64 * stride, TO_HOST_BYTES))
     }
 
     fn ring(&self, offset: u64, data_bytes: u64) -> Ring<'a> {

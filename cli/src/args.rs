@@ -35,6 +35,10 @@ pub enum Command {
     Compile(CompileArgs),
     /// Run one program in a CVM of its own
     Run(RunArgs),
+    /// Show what Nacre does: two programs at once in one CVM
+    Demo(DemoArgs),
+    /// Measure Nacre on this machine
+    Bench(BenchArgs),
 }
 
 impl Command {
@@ -44,6 +48,8 @@ impl Command {
         match self {
             Self::Compile(args) => args.json,
             Self::Run(args) => args.json,
+            Self::Demo(args) => args.json,
+            Self::Bench(args) => args.json(),
         }
     }
 }
@@ -169,6 +175,15 @@ pub struct BenchArgs {
     /// What to measure.
     #[command(subcommand)]
     pub bench: BenchCommand,
+}
+
+impl BenchArgs {
+    /// Whether stdout is to be JSON.
+    #[must_use]
+    pub fn json(&self) -> bool {
+        let BenchCommand::Invoke(args) = &self.bench;
+        args.json == Some(None)
+    }
 }
 
 /// The benchmarks.

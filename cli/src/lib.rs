@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod bench;
 pub mod cache;
 pub mod compile;
+pub mod demo;
 pub mod execute;
 pub mod failure;
 pub mod host_cpu;

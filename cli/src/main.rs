@@ -6,7 +6,7 @@ use std::{ffi::OsStr, process::ExitCode};
 use clap::Parser;
 use nacre_cli::{
     args::{Cli, Command},
-    compile, execute,
+    bench, compile, demo, execute,
     failure::{EXIT_USAGE, Failure},
     log, run,
 };
@@ -21,6 +21,8 @@ fn main() -> ExitCode {
     let json = cli.command.json();
     let result = match cli.command {
         Command::Compile(args) => compile::command(&args),
+        Command::Demo(args) => demo::command(&args),
+        Command::Bench(args) => bench::command(&args),
         Command::Run(args) => run::plan(args).and_then(|plan| execute::execute(&plan)).map(exit),
     };
     result.unwrap_or_else(|failure| failure.report(json))

@@ -129,7 +129,8 @@ fn check_tables(image: &GuestImage<'_>, launch: &Launch<'_>) {
         mappings.push((address, frame, size, perms));
     });
     let find = |address: u64| {
-        let found = mappings.iter().find(|(start, _, size, _)| (*start..start + size.bytes()).contains(&address));
+        let found =
+            mappings.iter().find(|(start, _, size, _)| (*start..start + size.bytes()).contains(&address));
         found.map(|(start, frame, _, perms)| (frame + (address - start), *perms))
     };
     for segment in &image.segments {
@@ -159,7 +160,7 @@ fuzz_target!(|input: Input| {
     match Launch::new(&image, u32::from(input.vcpus), u64::from(input.memory_units) << 21) {
         Ok(launch) => {
             check_runs(&launch);
-            check_tables(&image, &launch); if image.segments.len() > 2 { panic!("REACHED"); }
+            check_tables(&image, &launch);
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

@@ -46,7 +46,36 @@ const KEPT_PER_MESSAGE: usize = 1024;
 
 #[derive(Debug, arbitrary::Arbitrary)]
 enum Step {
-    Message { kind: u8, program: u8, stream: u8, arg: Arg, body: Body },
+    Output {
+        program: u8,
+        error: bool,
+        arg: Arg,
+        body: Body,
+    },
+    /// Many pieces that overlap, behind a gap that is never filled.
+    Overlap {
+        program: u8,
+        count: u8,
+        distance: u8,
+        len: u16,
+    },
+    OutputEnd {
+        program: u8,
+        error: bool,
+        arg: Arg,
+    },
+    Exit {
+        program: u8,
+        kind: u8,
+        text: Body,
+    },
+    Any {
+        kind: u8,
+        program: u8,
+        stream: u8,
+        arg: Arg,
+        body: Body,
+    },
     /// The host asks for another reader.
     Open(u8),
     Remove(u8),
@@ -55,7 +84,9 @@ enum Step {
 
 #[derive(Debug, arbitrary::Arbitrary)]
 enum Arg {
-    /// Near where the stream is.
+    /// Where the stream is.
+    Here,
+    /// Near that.
     Near(i8),
     /// Within or just beyond the window, in KiB.
     Ahead(u16),
@@ -68,45 +99,47 @@ enum Body {
     Long(u16),
 }
 
-/// What the reader of one program has seen.
-struct Reader {
-    events: Receiver<ProgramEvent>,
-    ended: bool,
-}
-
 #[derive(Default)]
 struct Host {
     mailboxes: Mailboxes,
-    readers: HashMap<u32, Reader>,
-    /// Where each output stream is.
-    next: HashMap<(u32, u32), u64>,
+    readers: HashMap<u32, Receiver<ProgramEvent>>,
+    /// Where each output stream is, and where it ends.
+    streams: HashMap<(u32, u32), (u64, Option<u64>)>,
     messages: usize,
 }
 
 impl Host {
     fn open(&mut self, program: u32) {
-        let reader = Reader { events: self.mailboxes.open(ProgramId(program)), ended: false };
-        self.readers.insert(program, reader);
+        self.readers.insert(program, self.mailboxes.open(ProgramId(program)));
     }
 
     fn deliver(&mut self, header: Header, body: &[u8]) {
         self.mailboxes.deliver(header, body);
         self.messages += 1;
+        if header.kind == Kind::StreamEnd && self.readers.contains_key(&header.program) {
+            self.streams.entry((header.program, header.stream)).or_default().1 = Some(header.arg);
+        }
         if let Some(entry) = TreeEntry::decode(header, body) {
             assert!(entry.path.len() + entry.target.len() <= body.len());
             assert_eq!(entry.kind as u32, header.stream);
         }
         for (program, reader) in &mut self.readers {
-            for event in reader.events.try_iter() {
+            for event in reader.try_iter() {
                 match event {
                     ProgramEvent::Output { stream, bytes, end } => {
-                        let next = self.next.entry((*program, stream)).or_default();
+                        let (next, _) = self.streams.entry((*program, stream)).or_default();
                         assert!((1..=2).contains(&stream) && !bytes.is_empty());
                         assert_eq!(end, *next + bytes.len() as u64, "a gap in the output");
-                        assert!(bytes.len() <= 2 * STREAM_WINDOW_BYTES as usize);
                         *next = end;
                     }
-                    ProgramEvent::Exited(_) => panic!("REACHED"),
+                    ProgramEvent::Exited(_) => {
+                        let complete = |stream| {
+                            let (next, end) =
+                                self.streams.get(&(*program, stream)).copied().unwrap_or_default();
+                            end == Some(next)
+                        };
+                        assert!(complete(1) && complete(2), "an end before all output");
+                    }
                     ProgramEvent::InputCredit(_) => assert_eq!(header.kind, Kind::Credit),
                     ProgramEvent::Message(told, text) => assert_eq!((told, &text[..]), (header, body)),
                 }
@@ -114,35 +147,56 @@ impl Host {
         }
     }
 
+    fn message(&mut self, kind: Kind, program: u8, stream: u32, arg: Arg, body: Body) {
+        let program = u32::from(program) % (PROGRAMS + 1);
+        let (next, _) = self.streams.get(&(program, stream)).copied().unwrap_or_default();
+        let arg = match arg {
+            Arg::Here => next,
+            Arg::Near(by) => next.wrapping_add_signed(i64::from(by)),
+            Arg::Ahead(kib) => next + u64::from(kib % 300) * 1024,
+            Arg::Any(value) => value,
+        };
+        let body = match body {
+            Body::Text(bytes) => bytes,
+            Body::Long(len) => vec![b'x'; len as usize % MAX_BODY + 1],
+        };
+        let header = Header { len: body.len() as u32, ..Header::new(kind, program).stream(stream).arg(arg) };
+        self.deliver(header, &body);
+    }
+
     fn step(&mut self, step: Step) {
         match step {
-            Step::Message { kind, program, stream, arg, body } => {
-                let Some(kind) = Kind::from_number(u16::from(kind % 40)) else { return };
-                let (program, stream) = (u32::from(program) % (PROGRAMS + 1), u32::from(stream % 6));
-                let next = self.next.get(&(program, stream)).copied().unwrap_or(0);
-                let arg = match arg {
-                    Arg::Near(by) => next.wrapping_add_signed(i64::from(by)),
-                    Arg::Ahead(kib) => next + u64::from(kib % 300) * 1024,
-                    Arg::Any(value) => value,
-                };
-                let body = match body {
-                    Body::Text(bytes) => bytes,
-                    Body::Long(len) => vec![b'x'; len as usize % MAX_BODY + 1],
-                };
-                let header = Header { len: body.len() as u32, ..Header::new(kind, program).stream(stream).arg(arg) };
-                self.deliver(header, &body);
+            Step::Output { program, error, arg, body } => {
+                self.message(Kind::StreamData, program, 1 + u32::from(error), arg, body);
+            }
+            Step::Overlap { program, count, distance, len } => {
+                for piece in 0..u64::from(count % 64) {
+                    let arg = Arg::Any(1 + piece * u64::from(distance));
+                    self.message(Kind::StreamData, program, 1, arg, Body::Long(len));
+                }
+            }
+            Step::OutputEnd { program, error, arg } => {
+                self.message(Kind::StreamEnd, program, 1 + u32::from(error), arg, Body::Text(Vec::new()));
+            }
+            Step::Exit { program, kind, text } => {
+                self.message(Kind::ProgramExited, program, u32::from(kind % 6), Arg::Here, text);
+            }
+            Step::Any { kind, program, stream, arg, body } => {
+                if let Some(kind) = Kind::from_number(u16::from(kind % 40)) {
+                    self.message(kind, program, u32::from(stream % 6), arg, body);
+                }
             }
             Step::Open(program) => self.open(u32::from(program) % PROGRAMS),
             Step::Remove(program) => {
                 let program = u32::from(program) % PROGRAMS;
                 self.mailboxes.remove(ProgramId(program));
                 self.readers.remove(&program);
-                self.next.retain(|(of, _), _| *of != program);
+                self.streams.retain(|(of, _), _| *of != program);
             }
             Step::Close => {
                 self.mailboxes.close();
-                self.next.clear();
-                assert!(self.readers.values().all(|reader| reader.events.recv().is_err()));
+                self.streams.clear();
+                assert!(self.readers.values().all(|reader| reader.recv().is_err()));
             }
         }
     }

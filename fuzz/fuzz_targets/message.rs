@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
             *word = u64::from_le_bytes(*bytes);
         }
         if let Some(header) = Header::decode(words) {
-            assert_eq!(header.encode(), words); panic!("REACHED");
+            assert_eq!(header.encode(), words);
         }
         let number = words[0] as u32;
         assert!(Kind::from_number(number as u16).is_none_or(|kind| kind as u16 == number as u16));

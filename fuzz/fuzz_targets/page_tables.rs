@@ -14,7 +14,7 @@ use nacre_mm::frames::{Frames, PagePool, words_needed};
 use nacre_mm::page_tables::{PageTables, TableMemory};
 use nacre_mm::{GuestPhys, GuestVirt};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
 const TABLES_GPA: u64 = 0x1000_0000;
@@ -26,6 +26,8 @@ const ENOUGH_TABLES: usize = 14;
 /// The areas are in different gigabytes, so that they share no directory.
 const AREAS: [u64; 2] = [0x200_0000_0000, 0x200_4000_0000];
 const AREA_PAGES: u64 = 5 * PAGES_PER_LARGE;
+/// A check looks at all pages, which takes as long as many operations.
+const OPS_PER_CHECK: usize = 10;
 
 #[derive(Debug, arbitrary::Arbitrary)]
 enum Op {
@@ -49,12 +51,12 @@ impl Pages {
 
     fn range(&self) -> PageRange {
         let pages = match self.2 {
-            254 => PAGES_PER_LARGE,
-            255 => 2 * PAGES_PER_LARGE,
-            few => u64::from(few),
+            0..192 => u64::from(self.2),
+            192..224 => PAGES_PER_LARGE,
+            224.. => 2 * PAGES_PER_LARGE,
         };
         // Often from the start of a large page, or there would hardly be any.
-        let start = if self.2 >= 240 { self.start() & !(LARGE_PAGE_BYTES - 1) } else { self.start() };
+        let start = if self.2 >= 160 { self.start() & !(LARGE_PAGE_BYTES - 1) } else { self.start() };
         PageRange::new(GuestVirt(start), pages * PAGE_BYTES).expect("inside an area")
     }
 }
@@ -91,8 +93,20 @@ impl TableMemory for &Memory {
     }
 }
 
-/// Permissions and content of each page that is not absent.
-type Model = BTreeMap<u64, (Perms, u64)>;
+/// Permissions and content of each page of the areas that is not absent.
+type Model = Vec<Option<(Perms, u64)>>;
+
+/// The place of a page in the model.
+fn number(page: u64) -> usize {
+    let area = usize::from(page >= AREAS[1]);
+    area * AREA_PAGES as usize + ((page - AREAS[area]) / PAGE_BYTES) as usize
+}
+
+/// The places of the pages of a range.
+fn numbers(range: PageRange) -> Range<usize> {
+    let first = number(range.start());
+    first..first + (range.bytes() / PAGE_BYTES) as usize
+}
 
 struct World<'a> {
     memory: &'a Memory,
@@ -140,11 +154,11 @@ impl World<'_> {
 
     fn step(&mut self, op: &Op) {
         match op {
-            Op::Map(pages, number) => self.map(pages.range(), perms(*number)),
+            Op::Map(pages, which) => self.map(pages.range(), perms(*which)),
             Op::Unmap(pages) => {
                 let range = pages.range();
                 let _ = self.space.unmap(range);
-                self.model.retain(|page, _| !(range.start()..range.end()).contains(page));
+                self.model[numbers(range)].fill(None);
             }
             Op::Populate(pages) => {
                 let done = self.space.populate(pages.range());
@@ -153,28 +167,28 @@ impl World<'_> {
             Op::Write(pages, value) => {
                 if let Some(frame) = self.fault(pages.start(), Access::Write) {
                     self.memory.frames.borrow_mut()[frame_number(frame)] = *value;
-                    if let Some((_, content)) = self.model.get_mut(&pages.start()) {
+                    if let Some((_, content)) = &mut self.model[number(pages.start())] {
                         *content = *value;
                     }
                 }
             }
-            Op::Fault(pages, number) => {
-                let _ = self.fault(pages.start() + u64::from(*number), access(*number));
+            Op::Fault(pages, which) => {
+                let _ = self.fault(pages.start() + u64::from(*which), access(*which));
             }
-            Op::Anywhere(address, number) => {
-                let _ = self.space.fault(GuestVirt(*address), access(*number));
+            Op::Anywhere(address, which) => {
+                let _ = self.space.fault(GuestVirt(*address), access(*which));
             }
         }
     }
 
     fn map(&mut self, range: PageRange, perms: Perms) {
-        let pages = || (range.start()..range.end()).step_by(PAGE_BYTES as usize);
-        let new = pages().filter(|page| !self.model.contains_key(page)).count() as u64;
+        let pages = &mut self.model[numbers(range)];
+        let new = pages.iter().filter(|page| page.is_none()).count() as u64;
         let fits = self.space.frames().committed_pages().0 + new <= self.space.frames().limit_pages();
         match self.space.map(range, perms) {
             Ok(_) => {
-                for page in pages() {
-                    self.model.entry(page).or_insert((perms, 0)).0 = perms;
+                for page in pages {
+                    page.get_or_insert((perms, 0)).0 = perms;
                 }
             }
             Err(MapError::OutOfMemory) => assert!(!self.strict || !fits),
@@ -191,10 +205,15 @@ impl World<'_> {
         assert_eq!(self.space.frames().used_pages(), frames.len() as u64, "frames leak");
         frames.sort();
         assert!(frames.windows(2).all(|pair| pair[0] != pair[1]), "a frame behind two pages");
-        let content = |frame: Option<GuestPhys>| frame.map_or(0, |frame| self.memory.frames.borrow()[frame_number(frame)]);
-        let real: Model = pages.iter().map(|(page, perms, frame)| (*page, (*perms, content(*frame)))).collect();
+        let content = |frame: Option<GuestPhys>| {
+            frame.map_or(0, |frame| self.memory.frames.borrow()[frame_number(frame)])
+        };
+        let mut real = vec![None; self.model.len()];
+        for (page, perms, frame) in &pages {
+            real[number(*page)] = Some((*perms, content(*frame)));
+        }
         if self.strict {
-            assert_eq!(real, self.model);
+            assert!(real == self.model, "permissions or contents");
         }
         self.model = real;
     }
@@ -211,9 +230,14 @@ fuzz_target!(|input: (u8, Vec<Op>)| {
     let pool = PagePool::new(GuestPhys(TABLES_GPA), tables, 1, &free);
     let frames = Frames::new(GuestPhys(FRAMES_GPA), LARGE_FRAMES, 0, &words);
     let space = PageTables::new(GuestPhys(TABLES_GPA), &memory, pool, frames);
-    let mut world = World { memory: &memory, space, model: Model::new(), strict: tables >= ENOUGH_TABLES };
-    for op in input.1.iter().take(100) {
-        world.step(op);
+    let mut world = World {
+        memory: &memory,
+        space,
+        model: vec![None; 2 * AREA_PAGES as usize],
+        strict: tables >= ENOUGH_TABLES,
+    };
+    for ops in input.1[..input.1.len().min(100)].chunks(OPS_PER_CHECK) {
+        ops.iter().for_each(|op| world.step(op));
         world.check();
     }
 });

@@ -64,13 +64,19 @@ fn step(program: &mut Program, input: &mut Unstructured<'_>) -> Result<()> {
         assert_eq!(program.memory.len(), MEMORY_BYTES);
         return Ok(());
     }
+    let path = PATHS[input.arbitrary::<u8>()? as usize % PATHS.len()];
     let at = u32::from(input.arbitrary::<u8>()?) * 64;
-    if which % 2 == 0 {
-        let path = PATHS[input.arbitrary::<u8>()? as usize % PATHS.len()];
-        program.put(at, path.as_bytes());
-    } else {
-        let word = u64::take(input)? | u64::take(input)? << 32;
-        program.put(at + which as u32 % 8 * 8, &word.to_le_bytes());
+    match which % 4 {
+        0 => {
+            program.put(at, path.as_bytes());
+        }
+        1 => {
+            let word = u64::take(input)? | u64::take(input)? << 32;
+            program.put(at + which as u32 % 8 * 8, &word.to_le_bytes());
+        }
+        // Right by chance these would be rare, and most functions need them.
+        2 => drop(program.open(path, at % 128 == 0)),
+        _ => drop(program.mkdir(path)),
     }
     Ok(())
 }
@@ -80,7 +86,12 @@ fuzz_target!(|data: &[u8]| {
     for (at, path) in PATHS.iter().enumerate() {
         program.put(at as u32 * 64, path.as_bytes());
     }
-    let _ = (program.mkdir("d"), program.mkdir("l"), program.symlink("../f", "d/l"), program.symlink("../d", "l/l"));
+    let _ = (
+        program.mkdir("d"),
+        program.mkdir("l"),
+        program.symlink("../f", "d/l"),
+        program.symlink("../d", "l/l"),
+    );
     let _ = program.open("f", true);
     program.ctx.fs_mut().set_limit(LIMIT_BYTES);
     let mut input = Unstructured::new(data);

@@ -1,6 +1,8 @@
 //! A program that calls WASI functions: a context over a [`System`] that does little, and linear memory.
 
-use nacre_wasi::{Builder, Call, Clock, Errno, Fs, Interest, Stop, Stream, StreamError, System, WasiCtx, abi};
+use nacre_wasi::{
+    Builder, Call, Clock, Errno, Fs, Interest, Stop, Stream, StreamError, System, WasiCtx, abi,
+};
 
 /// A kernel without a machine: time passes only in waits, standard input says "typed" now and then.
 #[derive(Debug, Default)]
@@ -87,7 +89,8 @@ impl Program {
     /// A program over `fs`.
     #[must_use]
     pub fn new(fs: Fs) -> Program {
-        let builder = Builder::new().args(vec!["fuzz".into(), "-x".into()]).env(vec![("A".into(), "b=c".into())]);
+        let builder =
+            Builder::new().args(vec!["fuzz".into(), "-x".into()]).env(vec![("A".into(), "b=c".into())]);
         let ctx = builder.preopens(vec![("/".into(), ".".into())]).build(Kernel::default(), fs);
         Program { ctx: ctx.expect("the root is there"), memory: vec![0; MEMORY_BYTES] }
     }
@@ -135,13 +138,15 @@ impl Program {
 
     /// Renames.
     pub fn rename(&mut self, old: &str, new: &str) -> Result<(), Errno> {
-        let ((old, old_len), (new, new_len)) = (self.put(PATHS[0], old.as_bytes()), self.put(PATHS[1], new.as_bytes()));
+        let ((old, old_len), (new, new_len)) =
+            (self.put(PATHS[0], old.as_bytes()), self.put(PATHS[1], new.as_bytes()));
         answer(nacre_wasi::path_rename(&mut self.call(), ROOT, old, old_len, ROOT, new, new_len))
     }
 
     /// Gives a file another name.
     pub fn link(&mut self, old: &str, new: &str) -> Result<(), Errno> {
-        let ((old, old_len), (new, new_len)) = (self.put(PATHS[0], old.as_bytes()), self.put(PATHS[1], new.as_bytes()));
+        let ((old, old_len), (new, new_len)) =
+            (self.put(PATHS[0], old.as_bytes()), self.put(PATHS[1], new.as_bytes()));
         answer(nacre_wasi::path_link(&mut self.call(), ROOT, 0, old, old_len, ROOT, new, new_len))
     }
 
@@ -189,7 +194,9 @@ impl Program {
     /// Size and number of names of an open file.
     pub fn stat(&mut self, fd: u32) -> Result<(u64, u64), Errno> {
         answer(nacre_wasi::fd_filestat_get(&mut self.call(), fd, OUT))?;
-        let word = |at: usize| u64::from_le_bytes(*self.memory[OUT as usize + at..].first_chunk().expect("in memory"));
+        let word = |at: usize| {
+            u64::from_le_bytes(*self.memory[OUT as usize + at..].first_chunk().expect("in memory"))
+        };
         Ok((word(32), word(24)))
     }
 

@@ -3,15 +3,14 @@
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
-use crate::link::{self, Ended, Sender};
+use crate::link::{self, SendError, Sender};
 use crate::memory::{LaunchMemory, SharedMemory};
-use crate::program::{Mailboxes, ProgramEvent, ProgramId};
-use crate::vcpu::{self, Shared, VcpuCounters, VcpuEnd, VcpuHandle};
+use crate::program::{Events, Mailboxes, ProgramEvent, ProgramId};
+use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
 use nacre_abi::message::{GuestStats, Header, Kind, NO_PROGRAM};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -61,15 +60,12 @@ pub enum CvmError {
         /// Its answer.
         error: io::Error,
     },
+    /// Something of the program does not fit a message.
+    #[error(transparent)]
+    TooLong(SendError),
     /// It ended before it answered.
     #[error("the CVM ended: {0}")]
     Ended(String),
-}
-
-impl From<Ended> for CvmError {
-    fn from(_: Ended) -> CvmError {
-        CvmError::Ended("nothing more can be sent".into())
-    }
 }
 
 /// Moments of the launch, for `--stats`; each is measured from the call of [`Cvm::launch`].
@@ -132,7 +128,8 @@ impl Cvm {
         let mut times = LaunchTimes { launch_tsc: rdtsc(), ..LaunchTimes::default() };
         system("a signal handler", vcpu::install_kick_handler())?;
         let file = if config.debug_image { image::DEBUG } else { image::RELEASE };
-        let launch = Launch::new(&GuestImage::parse(file)?, config.workers.saturating_add(1), config.memory_bytes)?;
+        let launch =
+            Launch::new(&GuestImage::parse(file)?, config.workers.saturating_add(1), config.memory_bytes)?;
         let mut memory = system("memory for the CVM", LaunchMemory::new(config.memory_bytes))?;
         for run in &launch.runs {
             memory.write(run);
@@ -146,10 +143,11 @@ impl Cvm {
         for id in ids(launch.vcpus.len()) {
             let wake = system("an event descriptor", EventFd::new(EFD_CLOEXEC))?;
             machine.bind_wake(id, &wake)?;
-            vcpus.push(VcpuHandle { wake, counters: VcpuCounters::default() });
+            vcpus.push(VcpuHandle::new(wake));
         }
         times.machine = begin.elapsed();
-        let shared = Arc::new(Shared { machine, vcpus, stop: AtomicBool::new(false), on_print: config.on_print });
+        let shared =
+            Arc::new(Shared { machine, vcpus, stop: AtomicBool::new(false), on_print: config.on_print });
         let cvm = Cvm {
             sender: Arc::new(Sender::new(shared.clone())),
             mailboxes: Arc::new(Mailboxes::default()),
@@ -204,7 +202,8 @@ impl Cvm {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
         let body = move || {
-            let read = link::read_rings(&shared, &doorbell, &sender, |header, body| mailboxes.deliver(header, body));
+            let read =
+                link::read_rings(&shared, &doorbell, &sender, |header, body| mailboxes.deliver(header, body));
             if read.is_err() {
                 let broken = VcpuEnd::Failed("the guest broke its ring".into());
                 ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(broken);
@@ -217,14 +216,20 @@ impl Cvm {
     }
 
     /// A number for a new program and the queue of what happens to it.
-    pub fn new_program(&self) -> (ProgramId, Receiver<ProgramEvent>) {
+    pub fn new_program(&self) -> (ProgramId, Events) {
         let id = ProgramId(self.next_program.fetch_add(1, Ordering::Relaxed));
         (id, self.mailboxes.open(id))
     }
 
-    /// The same for a number that a program has already, in the CVM it comes from.
-    pub fn adopt_program(&self, id: ProgramId) -> Receiver<ProgramEvent> {
-        self.mailboxes.open(id)
+    /// The same for a program that comes from another CVM, with the number it has there and how much of its standard
+    /// output and error has come from there.
+    pub fn adopt_program(&self, id: ProgramId, outputs: [u64; 2]) -> Events {
+        self.mailboxes.open_at(id, outputs)
+    }
+
+    /// The reader of a program has dealt with a stream up to `end`.
+    pub(crate) fn note_consumed(&self, id: ProgramId, stream: u32, end: u64) {
+        self.mailboxes.consumed(id, stream, end);
     }
 
     /// Messages about this program are no longer of interest.
@@ -233,7 +238,7 @@ impl Cvm {
     }
 
     /// The queue of messages about the CVM as a whole.
-    pub fn cvm_events(&self) -> Receiver<ProgramEvent> {
+    pub fn cvm_events(&self) -> Events {
         self.mailboxes.open(ProgramId(NO_PROGRAM))
     }
 
@@ -242,7 +247,10 @@ impl Cvm {
     /// # Errors
     /// [`CvmError::Ended`].
     pub fn send(&self, header: Header, body: &[u8]) -> Result<(), CvmError> {
-        self.sender.send(header, body).map_err(|_| self.end_error())
+        self.sender.send(header, body).map_err(|error| match error {
+            SendError::Ended => self.end_error(),
+            too_long @ SendError::TooLong(_) => CvmError::TooLong(too_long),
+        })
     }
 
     /// Sends from other threads.
@@ -255,7 +263,9 @@ impl Cvm {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         CvmError::Ended(match &*ended {
             None | Some(VcpuEnd::Stopped) => "it was stopped".into(),
-            Some(VcpuEnd::GuestExit(reason)) => format!("the guest gave up ({reason:?}); its last words are above"),
+            Some(VcpuEnd::GuestExit(reason)) => {
+                format!("the guest gave up ({reason:?}); its last words are above")
+            }
             Some(VcpuEnd::Shutdown) => "a vCPU shut down (a fault while a fault was delivered)".into(),
             Some(VcpuEnd::Failed(what)) => what.clone(),
         })
@@ -269,7 +279,7 @@ impl Cvm {
         let events = self.cvm_events();
         self.send(Header::new(Kind::StatsRequest, NO_PROGRAM), &[])?;
         let guest = loop {
-            match events.recv().map_err(|_| self.end_error())? {
+            match events.recv().ok_or_else(|| self.end_error())? {
                 ProgramEvent::Message(Header { kind: Kind::Stats, .. }, body) => {
                     break body.as_slice().try_into().map(GuestStats::decode).unwrap_or_default();
                 }
@@ -278,7 +288,7 @@ impl Cvm {
         };
         Ok(CvmStats {
             guest,
-            vcpus: self.shared.vcpus.iter().map(|vcpu| vcpu.counters.snapshot()).collect(),
+            vcpus: self.shared.vcpus.iter().map(|vcpu| vcpu.snapshot(self.times.tsc_khz)).collect(),
             resident_bytes: self.shared.machine.private().resident_bytes(),
             times: self.times,
         })

@@ -3,9 +3,9 @@
 use nacre_abi::LARGE_PAGE_BYTES;
 use nacre_abi::layout::{IMAGE_VA, IMAGE_VA_END};
 use nacre_mm::entry::Perms;
+use object::Endianness;
 use object::elf::{FileHeader64, PF_W, PF_X, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
-use object::Endianness;
 
 /// The image for use.
 pub static RELEASE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nacre-guest"));
@@ -81,7 +81,8 @@ impl<'a> GuestImage<'a> {
                 continue;
             }
             let content = header.data(endian, file).map_err(|()| wrong)?;
-            let fits = address.checked_add(bytes).is_some_and(|end| end <= IMAGE_VA_END) && content.len() as u64 <= bytes;
+            let fits = address.checked_add(bytes).is_some_and(|end| end <= IMAGE_VA_END)
+                && content.len() as u64 <= bytes;
             if !fits || address < next_free {
                 return Err(wrong);
             }
@@ -98,7 +99,8 @@ impl<'a> GuestImage<'a> {
         }
         let entry = header.e_entry(endian);
         let is_code = |segment: &Segment<'_>| {
-            segment.perms == Perms::ReadExecute && (segment.address..segment.address + segment.bytes).contains(&entry)
+            segment.perms == Perms::ReadExecute
+                && (segment.address..segment.address + segment.bytes).contains(&entry)
         };
         if segments.iter().any(is_code) { Ok(GuestImage { segments, entry }) } else { Err(ImageError::Entry) }
     }
@@ -124,6 +126,46 @@ mod tests {
             assert!(image.page_bytes() <= 16 << 20);
         }
         assert_ne!(RELEASE, DEBUG);
+    }
+
+    /// What the agent has must be in its own section: everything in `.data` and `.bss` moves with the tenant.
+    #[test]
+    fn no_static_of_the_agent_is_in_the_tenant_arena() {
+        const AGENT_MODULES: [&str; 7] =
+            ["6memory", "5sched", "4link", "6phases", "5clock", "5vcpu", "10dispatcher"];
+        const TENANT_STATICS: [&str; 5] = ["HEAP", "AREAS", "TASKS", "PROGRAMS", "RUNTIME"];
+        for file in [RELEASE, DEBUG] {
+            let header = FileHeader64::<Endianness>::parse(file).unwrap();
+            let endian = header.endian().unwrap();
+            let sections = header.sections(endian, file).unwrap();
+            let symbols = sections.symbols(endian, file, object::elf::SHT_SYMTAB).unwrap();
+            let (mut agent, mut tenant) = (0, 0);
+            for symbol in symbols.iter().filter(|symbol| symbol.st_type() == object::elf::STT_OBJECT) {
+                let name = std::str::from_utf8(symbols.symbol_name(endian, symbol).unwrap()).unwrap();
+                let Some(section) =
+                    symbols.symbol_section(endian, symbol, object::SymbolIndex(0)).ok().flatten()
+                else {
+                    continue;
+                };
+                let section = sections.section(section).unwrap();
+                let section = std::str::from_utf8(sections.section_name(endian, section).unwrap()).unwrap();
+                let writable = matches!(section, ".data" | ".bss");
+                let ours = ["nacre_guest", "nacre_mm", "nacre_wval"].iter().any(|part| name.contains(part));
+                let of_agent = name.contains("nacre_mm")
+                    || name.contains("nacre_wval")
+                    || AGENT_MODULES.iter().any(|module| name.contains(module));
+                assert!(
+                    !(writable && ours && of_agent),
+                    "{name} is in {section}: declare it with agent_static!"
+                );
+                agent += usize::from(section == ".agent");
+                tenant += usize::from(writable && TENANT_STATICS.iter().any(|known| name.contains(known)));
+            }
+            assert!(
+                agent >= 10 && tenant == TENANT_STATICS.len(),
+                "{agent} agent, {tenant} tenant statics found"
+            );
+        }
     }
 
     #[test]

@@ -6,9 +6,7 @@
 
 use crate::launch::{Launch, USER_CODE, USER_DATA, VcpuState};
 use crate::memory::{PrivateMemory, SharedMemory};
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use nacre_abi::layout::{AGENT_IDT, RAM_GPA, SHARED_GPA, TSS_LIMIT};
 use nacre_abi::{VcpuId, hypercall};
@@ -21,8 +19,8 @@ const CR0: u64 = 0x8000_0033;
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
 /// SCE, LME, LMA, NXE.
 const EFER: u64 = 0xd01;
-/// IOPL 3 and the bit that is always one; interrupts stay off.
-const RFLAGS: u64 = 0x3002;
+/// Only the bit that is always one: interrupts off, no I/O privilege (the I/O bitmap names the allowed ports).
+const RFLAGS: u64 = 0x2;
 /// x87, SSE, AVX, and the three parts of AVX-512.
 const XCR0_WANTED: u64 = 0xe7;
 const XCR0_AVX512: u64 = 0xe0;
@@ -33,10 +31,14 @@ const KVM_TSS_ADDRESS: usize = 0xfffb_d000;
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// There is no `/dev/kvm`.
-    #[error("this machine has no /dev/kvm: enable virtualisation (nested virtualisation if it is a VM itself) and load kvm_intel or kvm_amd")]
+    #[error(
+        "this machine has no /dev/kvm: enable virtualisation (nested virtualisation if it is a VM itself) and load kvm_intel or kvm_amd"
+    )]
     Missing,
     /// `/dev/kvm` may not be opened.
-    #[error("no permission for /dev/kvm: add the user to the group that owns it (usually: sudo usermod -aG kvm $USER), then log in again")]
+    #[error(
+        "no permission for /dev/kvm: add the user to the group that owns it (usually: sudo usermod -aG kvm $USER), then log in again"
+    )]
     Denied,
     /// A call failed.
     #[error("KVM refuses to {what}: {error}")]
@@ -78,9 +80,13 @@ impl Machine {
         let mut cpuid = call("tell its CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
         add_unprivileged_features(&mut cpuid);
         let xcr0 = supported_xcr0(&cpuid)?;
-        let slots = [(RAM_GPA, private.slot_address(), private.bytes()), (SHARED_GPA, shared.slot_address(), shared.bytes())];
+        let slots = [
+            (RAM_GPA, private.slot_address(), private.bytes()),
+            (SHARED_GPA, shared.slot_address(), shared.bytes()),
+        ];
         for (slot, (guest_phys_addr, userspace_addr, memory_size)) in (0..).zip(slots) {
-            let region = kvm_userspace_memory_region { slot, flags: 0, guest_phys_addr, memory_size, userspace_addr };
+            let region =
+                kvm_userspace_memory_region { slot, flags: 0, guest_phys_addr, memory_size, userspace_addr };
             // SAFETY: the mapping is that long and lives as long as this machine, which owns it.
             call("map guest memory", unsafe { vm.set_user_memory_region(region) })?;
         }
@@ -114,7 +120,10 @@ impl Machine {
     }
 
     fn bind(&self, port: u16, event: &EventFd) -> Result<(), KvmError> {
-        call("bind a doorbell", self.vm.register_ioevent(event, &IoEventAddress::Pio(port.into()), NoDatamatch))
+        call(
+            "bind a doorbell",
+            self.vm.register_ioevent(event, &IoEventAddress::Pio(port.into()), NoDatamatch),
+        )
     }
 
     /// Makes a vCPU in its launch state.
@@ -131,8 +140,13 @@ impl Machine {
         xcrs.xcrs[0].xcr = 0;
         xcrs.xcrs[0].value = self.xcr0;
         call("set XCR0", vcpu.set_xcrs(&xcrs))?;
-        let registers =
-            kvm_regs { rip: state.rip, rsp: state.rsp, rdi: state.rdi, rflags: RFLAGS, ..kvm_regs::default() };
+        let registers = kvm_regs {
+            rip: state.rip,
+            rsp: state.rsp,
+            rdi: state.rdi,
+            rflags: RFLAGS,
+            ..kvm_regs::default()
+        };
         call("set registers", vcpu.set_regs(&registers))?;
         Ok(vcpu)
     }
@@ -239,4 +253,5 @@ fn set_system_registers(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError
     call("set system registers (it must support FSGSBASE)", vcpu.set_sregs(&registers))
 }
 
-const _: () = assert!(AGENT_IDT % 4096 == 0, "the interrupt descriptor table fills a page: its limit is 0xfff");
+const _: () =
+    assert!(AGENT_IDT % 4096 == 0, "the interrupt descriptor table fills a page: its limit is 0xfff");

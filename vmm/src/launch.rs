@@ -8,9 +8,9 @@ use crate::image::GuestImage;
 use nacre_abi::boot::BootInfo;
 use nacre_abi::hypercall::LAST_PORT;
 use nacre_abi::layout::{
-    AGENT_BOOT_INFO, AGENT_GDT, AGENT_IDT, AGENT_ROOT_TABLE, AGENT_VA, AGENT_VCPU_BLOCKS, LaunchParams, Layout,
-    LayoutError, RAM_GPA, SHARED_GPA, SHARED_VA, TSS_LIMIT, TSS_OFFSET, VCPU_BLOCK_BYTES, VCPU_LOCAL, VCPU_PARTS,
-    VCPU_SCHEDULER_STACK,
+    AGENT_BOOT_INFO, AGENT_GDT, AGENT_IDT, AGENT_ROOT_TABLE, AGENT_VA, AGENT_VCPU_BLOCKS, LaunchParams,
+    Layout, LayoutError, RAM_GPA, SHARED_GPA, SHARED_VA, TSS_LIMIT, TSS_OFFSET, VCPU_BLOCK_BYTES, VCPU_LOCAL,
+    VCPU_PARTS, VCPU_SCHEDULER_STACK,
 };
 use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
 use nacre_mm::address_space::MapError;
@@ -27,7 +27,10 @@ pub const USER_DATA: u16 = 0x1b;
 /// Selector of vCPU 0's task state segment; each next one is 16 bytes on.
 pub const FIRST_TSS: u16 = 0x28;
 
-const _: () = assert!(FIRST_TSS as u64 + 16 * nacre_abi::MAX_VCPUS as u64 <= PAGE_BYTES, "descriptor table over a page");
+const _: () = assert!(
+    FIRST_TSS as u64 + 16 * nacre_abi::MAX_VCPUS as u64 <= PAGE_BYTES,
+    "descriptor table over a page"
+);
 const _: () = assert!(LAST_PORT == 0x7f, "the I/O bitmap of 16 bytes covers the ports up to 0x7f");
 
 /// Why a launch is refused.
@@ -98,7 +101,7 @@ struct Tables {
 }
 
 /// Pages of the pool that the launcher fills at most: large pages need few.
-const LAUNCH_TABLES: usize = 512;
+const LAUNCH_TABLES: usize = 96;
 
 fn empty_table() -> Box<[AtomicU64; 512]> {
     Box::new(std::array::from_fn(|_| AtomicU64::new(0)))
@@ -133,7 +136,8 @@ impl<'a> Launch<'a> {
             runs.push(segment_run(segment, image_gpa));
             image_gpa += segment.page_bytes();
         }
-        let tables_used_bytes = build_tables(&layout, &segments, &mut runs).map_err(|_| LaunchError::Tables)?;
+        let tables_used_bytes =
+            build_tables(&layout, &segments, &mut runs).map_err(|_| LaunchError::Tables)?;
         let agent = |offset, content: Vec<u8>| Run {
             address: layout.agent_gpa + offset,
             content: content.into(),
@@ -160,13 +164,23 @@ fn segment_run<'a>(segment: &crate::image::Segment<'a>, frames: u64) -> Run<'a> 
 }
 
 /// Builds the page tables, adds them to `runs`, and returns how much of the pool they take.
-fn build_tables(layout: &Layout, segments: &[(u64, u64, u64, Perms)], runs: &mut Vec<Run<'_>>) -> Result<u64, MapError> {
+fn build_tables(
+    layout: &Layout,
+    segments: &[(u64, u64, u64, Perms)],
+    runs: &mut Vec<Run<'_>>,
+) -> Result<u64, MapError> {
     let pool_gpa = layout.agent_gpa + layout.table_pool_offset;
     let count = LAUNCH_TABLES.min((layout.table_pool_bytes / PAGE_BYTES) as usize);
-    let tables = Tables { layout: *layout, root: empty_table(), pool: (0..count).map(|_| empty_table()).collect() };
+    let tables =
+        Tables { layout: *layout, root: empty_table(), pool: (0..count).map(|_| empty_table()).collect() };
     let free: Vec<AtomicU64> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
     let pool = PagePool::new(GuestPhys(pool_gpa), count, 0, &free);
-    let space = PageTables::new(GuestPhys(layout.root_table_gpa()), &tables, pool, Frames::new(GuestPhys(0), 0, 0, &[]));
+    let space = PageTables::new(
+        GuestPhys(layout.root_table_gpa()),
+        &tables,
+        pool,
+        Frames::new(GuestPhys(0), 0, 0, &[]),
+    );
     let large = |va: u64, gpa: u64, bytes: u64, perms: Perms| {
         (0..bytes).step_by(LARGE_PAGE_BYTES as usize).try_for_each(|offset| {
             space.map_fixed(GuestVirt(va + offset), GuestPhys(gpa + offset), Size::Large, perms)
@@ -187,21 +201,35 @@ fn build_tables(layout: &Layout, segments: &[(u64, u64, u64, Perms)], runs: &mut
             }
         }
     }
-    let bytes_of = |table: &[AtomicU64; 512]| -> Vec<u8> {
-        table.iter().flat_map(|entry| entry.load(Ordering::Relaxed).to_le_bytes()).collect()
+    let bytes_of = |tables: &mut dyn Iterator<Item = &[AtomicU64; 512]>| {
+        let mut bytes = Vec::new();
+        for entry in tables.flatten() {
+            bytes.extend_from_slice(&entry.load(Ordering::Relaxed).to_le_bytes());
+        }
+        bytes
     };
     // The pool hands its pages out from the start on.
-    let used: usize = count - free.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum::<usize>();
-    let content: Vec<u8> = tables.pool[..used].iter().flat_map(|table| bytes_of(table)).collect();
-    runs.push(Run { address: layout.root_table_gpa(), content: bytes_of(&tables.root).into(), bytes: PAGE_BYTES });
+    let used: usize =
+        count - free.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum::<usize>();
+    let content = bytes_of(&mut tables.pool[..used].iter().map(|table| &**table));
+    runs.push(Run {
+        address: layout.root_table_gpa(),
+        content: bytes_of(&mut std::iter::once(&*tables.root)).into(),
+        bytes: PAGE_BYTES,
+    });
     runs.push(Run { address: pool_gpa, bytes: content.len() as u64, content: content.into() });
     Ok(used as u64 * PAGE_BYTES)
 }
 
 /// Null, ring-0 code and data, ring-3 data and code, then a task state segment per vCPU (Intel SDM vol. 3, 3.4.5, 8.2.3).
 fn descriptor_table(vcpus: u32) -> Vec<u8> {
-    let mut words =
-        vec![0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff_u64];
+    let mut words = vec![
+        0,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00cf_f300_0000_ffff,
+        0x00af_fb00_0000_ffff_u64,
+    ];
     for vcpu in 0..vcpus as usize {
         let base = tss_base(vcpu);
         let low = TSS_LIMIT & 0xffff | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
@@ -248,11 +276,17 @@ mod tests {
     fn runs_are_disjoint_pages_inside_the_memory() {
         for (vcpus, mib) in [(1, 64), (64, 256), (2, 65536)] {
             let launch = launch(vcpus, mib).unwrap();
-            let mut runs: Vec<_> = launch.runs.iter().map(|run| (run.address, run.bytes, run.content.len())).collect();
+            let mut runs: Vec<_> =
+                launch.runs.iter().map(|run| (run.address, run.bytes, run.content.len())).collect();
             runs.sort();
             let mut end = RAM_GPA;
             for (address, bytes, content) in runs {
-                assert!(address >= end && address % PAGE_BYTES == 0 && bytes % PAGE_BYTES == 0 && content as u64 <= bytes);
+                assert!(
+                    address >= end
+                        && address % PAGE_BYTES == 0
+                        && bytes % PAGE_BYTES == 0
+                        && content as u64 <= bytes
+                );
                 end = address + bytes;
             }
             assert!(end <= launch.layout.frames_gpa);

@@ -6,7 +6,7 @@
 
 use crate::vcpu::Shared;
 use nacre_abi::message::Header;
-use nacre_abi::ring::{Consumer, Corrupt, Producer};
+use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
 use nacre_abi::{VcpuId, window};
 use std::sync::atomic::{Ordering, fence};
@@ -16,7 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// A window into the shared memory of `shared`; the memory lives as long as that.
 pub fn window_of(shared: &Shared) -> Window<'_> {
-    Window::new(shared.machine.shared().words(), shared.vcpus.len() as u32).expect("the layout gives the window its size")
+    Window::new(shared.machine.shared().words(), shared.vcpus.len() as u32)
+        .expect("the layout gives the window its size")
 }
 
 /// Writes the host's words of the control page, before launch.
@@ -37,17 +38,28 @@ pub fn prepare(window: &Window<'_>, tsc_khz: u64, tsc: u64) {
 pub struct Sender {
     shared: Arc<Shared>,
     /// Where the ring ends; the producer is made anew from it at each use, because it borrows the shared memory.
-    producer: Mutex<ProducerState>,
+    producer: Mutex<SenderState>,
     room: Condvar,
 }
 
-/// The producer's own indices.
-type ProducerState = nacre_abi::ring::ProducerState;
+#[derive(Default)]
+struct SenderState {
+    /// The producer's own indices.
+    producer: ProducerState,
+    /// Threads that wait for room.
+    waiting: usize,
+}
 
-/// The CVM has ended; nothing more can be sent.
+/// Why nothing was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the CVM has ended")]
-pub struct Ended;
+pub enum SendError {
+    /// The CVM has ended.
+    #[error("the CVM has ended")]
+    Ended,
+    /// A body is longer than a message can have: an argument, a variable or a path of the program.
+    #[error("{0} bytes are too long for one argument, variable or path; 256 KiB is the limit")]
+    TooLong(usize),
+}
 
 impl Sender {
     /// The sender of a new CVM.
@@ -61,32 +73,51 @@ impl Sender {
     /// Sends one message, waiting for room if the ring is full.
     ///
     /// # Errors
-    /// [`Ended`].
-    pub fn send(&self, header: Header, body: &[u8]) -> Result<(), Ended> {
+    /// [`SendError`].
+    pub fn send(&self, header: Header, body: &[u8]) -> Result<(), SendError> {
+        if body.len() > Self::MAX_BODY {
+            return Err(SendError::TooLong(body.len()));
+        }
         let window = window_of(&self.shared);
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if self.shared.stop.load(Ordering::SeqCst) {
-                return Err(Ended);
+        while !self.try_send(&window, &mut state, header, body)? {
+            // Say that somebody waits, then look once more: the guest looks in the other order.
+            state.waiting += 1;
+            window.set_control(ControlWord::HostWantsRoom, 1);
+            fence(Ordering::SeqCst);
+            let sent = self.try_send(&window, &mut state, header, body)?;
+            self.wake_if_parked(&window);
+            if !sent {
+                state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            let mut producer = Producer::resume(window.to_guest(), *state);
-            let mut sent = producer.send(header, body);
-            if sent.is_err() {
-                // Say that somebody waits, then look once more: the guest looks in the other order.
-                window.set_control(ControlWord::HostWantsRoom, 1);
-                fence(Ordering::SeqCst);
-                sent = producer.send(header, body);
-            }
-            *state = producer.state();
-            if sent.is_ok() {
+            state.waiting -= 1;
+            if state.waiting == 0 {
                 window.set_control(ControlWord::HostWantsRoom, 0);
-                drop(state);
-                self.wake_if_parked(&window);
+            }
+            if sent {
                 return Ok(());
             }
-            self.wake_if_parked(&window);
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        drop(state);
+        self.wake_if_parked(&window);
+        Ok(())
+    }
+
+    /// Sends if there is room.
+    fn try_send(
+        &self,
+        window: &Window<'_>,
+        state: &mut SenderState,
+        header: Header,
+        body: &[u8],
+    ) -> Result<bool, SendError> {
+        if self.shared.stop.load(Ordering::SeqCst) {
+            return Err(SendError::Ended);
+        }
+        let mut producer = Producer::resume(window.to_guest(), state.producer);
+        let sent = producer.send(header, body);
+        state.producer = producer.state();
+        Ok(sent.is_ok())
     }
 
     fn wake_if_parked(&self, window: &Window<'_>) {
@@ -104,6 +135,9 @@ impl Sender {
         self.room.notify_all();
     }
 }
+
+/// Messages read from one ring before the next one's turn.
+const MESSAGES_PER_LOOK: usize = 64;
 
 /// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body.
 ///
@@ -125,7 +159,9 @@ pub fn read_rings(
     loop {
         let mut any = false;
         for ring in &mut rings {
-            while let Some(incoming) = ring.receive()? {
+            // Bounded, so that a guest that floods one ring cannot keep the others, or the end, from being seen.
+            for _ in 0..MESSAGES_PER_LOOK {
+                let Some(incoming) = ring.receive()? else { break };
                 let header = incoming.header();
                 let len = incoming.copy_body(0, &mut body);
                 incoming.finish();
@@ -133,15 +169,15 @@ pub fn read_rings(
                 any = true;
             }
         }
-        if any {
+        if any && !shared.stop.load(Ordering::SeqCst) {
             continue;
         }
         window.set_control(ControlWord::HostAwake, 0);
         fence(Ordering::SeqCst);
+        if shared.stop.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         if !rings.iter().any(Consumer::has_message) {
-            if shared.stop.load(Ordering::SeqCst) {
-                return Ok(());
-            }
             // Blocks until the guest rings or the CVM is stopped.
             let _ = doorbell.read();
             sender.notify();

@@ -82,7 +82,9 @@ impl PrivateMemory {
     /// # Errors
     /// If the range is not whole large pages of this memory.
     pub fn release(&self, start: u64, bytes: u64) -> io::Result<()> {
-        let offset = start.checked_sub(RAM_GPA).filter(|offset| offset.checked_add(bytes).is_some_and(|end| end <= self.bytes()));
+        let offset = start
+            .checked_sub(RAM_GPA)
+            .filter(|offset| offset.checked_add(bytes).is_some_and(|end| end <= self.bytes()));
         let valid = |value: u64| value % LARGE_PAGE_BYTES == 0;
         let Some(offset) = offset.filter(|offset| valid(*offset) && valid(bytes)) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not large pages of this CVM"));
@@ -162,7 +164,13 @@ mod tests {
         assert_eq!(memory.slot_address() % LARGE_PAGE_BYTES, 0);
         let before = memory.resident_bytes().unwrap();
         assert!(before >= 1 << 20);
-        for (start, bytes) in [(0, 1 << 21), (RAM_GPA, 4096), (RAM_GPA, 1 << 40), (u64::MAX, 1 << 21), (RAM_GPA + (8 << 20), 1 << 21)] {
+        for (start, bytes) in [
+            (0, 1 << 21),
+            (RAM_GPA, 4096),
+            (RAM_GPA, 1 << 40),
+            (u64::MAX, 1 << 21),
+            (RAM_GPA + (8 << 20), 1 << 21),
+        ] {
             assert!(memory.release(start, bytes).is_err(), "{start:#x} {bytes:#x}");
         }
         memory.release(RAM_GPA + (4 << 20), 2 << 20).unwrap();

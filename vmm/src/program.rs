@@ -1,11 +1,12 @@
 //! Programs in a CVM: loading them, their streams, their end.
 
 use crate::cvm::{Cvm, CvmError};
-use crate::link::{Ended, Sender};
+use crate::link::{SendError, Sender};
 use nacre_abi::message::{ExitKind, Header, Kind, STREAM_WINDOW_BYTES, TreeKind, stream};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The host's number for a program.
@@ -30,6 +31,17 @@ pub enum ProgramEvent {
     Exited(Exit),
     /// Any other message, for whoever asked for it.
     Message(Header, Vec<u8>),
+}
+
+impl ProgramEvent {
+    /// What it takes in memory, about, in bytes.
+    fn cost(&self) -> usize {
+        EVENT_BYTES
+            + match self {
+                ProgramEvent::Output { bytes, .. } | ProgramEvent::Message(_, bytes) => bytes.len(),
+                ProgramEvent::InputCredit(_) | ProgramEvent::Exited(_) => 0,
+            }
+    }
 }
 
 /// How a program ended.
@@ -61,19 +73,30 @@ impl Exit {
     }
 }
 
-/// Puts the pieces of one output stream, which come over several rings, in order.
+/// Puts the pieces of one stream, which come over several rings, in order. A guest may have one window beyond what was
+/// consumed on its way; pieces beyond that, or that overlap others, are not kept.
 #[derive(Default)]
 struct Reorder {
     next: u64,
+    consumed: u64,
     early: BTreeMap<u64, Vec<u8>>,
     end: Option<u64>,
 }
 
 impl Reorder {
-    /// Takes a piece; returns what is in order now. A guest within its window never has more than that early.
+    fn starting_at(offset: u64) -> Reorder {
+        Reorder { next: offset, consumed: offset, ..Reorder::default() }
+    }
+
+    /// Takes a piece; returns what is in order now.
     fn push(&mut self, offset: u64, bytes: &[u8]) -> Vec<u8> {
-        let beyond = offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.next + 2 * STREAM_WINDOW_BYTES);
-        if offset < self.next || beyond || bytes.is_empty() {
+        let window_end = self.consumed.saturating_add(STREAM_WINDOW_BYTES);
+        let Some(end) = offset.checked_add(bytes.len() as u64).filter(|end| *end <= window_end) else {
+            return Vec::new();
+        };
+        let before = self.early.range(..end).next_back();
+        let overlaps = before.is_some_and(|(start, piece)| start + piece.len() as u64 > offset);
+        if offset < self.next || overlaps || bytes.is_empty() {
             return Vec::new();
         }
         self.early.insert(offset, bytes.to_vec());
@@ -90,24 +113,63 @@ impl Reorder {
     }
 }
 
+/// Bytes of events that may wait for one reader, apart from the streams, which have their windows.
+const MAX_WAITING_BYTES: usize = 256 << 20;
+/// What an event costs beside its bytes.
+const EVENT_BYTES: usize = 128;
+
+/// The queue of what happens to a program.
+pub struct Events {
+    events: Receiver<ProgramEvent>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Events {
+    /// Waits for the next event; `None` after the end of the CVM, or when the guest broke the protocol.
+    pub fn recv(&self) -> Option<ProgramEvent> {
+        self.events.recv().ok().inspect(|event| self.taken(event))
+    }
+
+    /// The next event if it is there.
+    pub fn try_recv(&self) -> Option<ProgramEvent> {
+        self.events.try_recv().ok().inspect(|event| self.taken(event))
+    }
+
+    fn taken(&self, event: &ProgramEvent) {
+        self.waiting.fetch_sub(event.cost(), Ordering::Relaxed);
+    }
+}
+
 #[derive(Default)]
 struct Mailbox {
     events: Option<mpsc::Sender<ProgramEvent>>,
-    outputs: [Reorder; 2],
+    waiting: Arc<AtomicUsize>,
+    /// Standard output, standard error, exported tree.
+    streams: [Reorder; 3],
     exit: Option<Exit>,
 }
 
 impl Mailbox {
     fn deliver(&mut self, header: Header, body: &[u8]) {
-        let output = header.stream.checked_sub(stream::STDOUT).filter(|index| *index < 2).map(|index| index as usize);
-        let event = match (header.kind, output) {
-            (Kind::StreamData, Some(index)) => {
-                let bytes = self.outputs[index].push(header.arg, body);
-                let end = self.outputs[index].next;
+        let stream = match header.stream {
+            stream::STDOUT => Some(0),
+            stream::STDERR => Some(1),
+            stream::TREE => Some(2),
+            _ => None,
+        };
+        let event = match (header.kind, stream) {
+            (Kind::StreamData, Some(index @ 0..=1)) => {
+                let bytes = self.streams[index].push(header.arg, body);
+                let end = self.streams[index].next;
                 (!bytes.is_empty()).then_some(ProgramEvent::Output { stream: header.stream, bytes, end })
             }
-            (Kind::StreamEnd, Some(index)) => {
-                self.outputs[index].end = Some(header.arg);
+            // One task sends a tree, entries and data in turn: a piece that is not the next one is a lie.
+            (Kind::TreeData, Some(2)) if header.arg == self.streams[2].next => {
+                let bytes = self.streams[2].push(header.arg, body);
+                (!bytes.is_empty()).then_some(ProgramEvent::Message(header, bytes))
+            }
+            (Kind::StreamEnd, Some(index @ 0..=1)) => {
+                self.streams[index].end = Some(header.arg);
                 None
             }
             (Kind::Credit, None) => Some(ProgramEvent::InputCredit(header.arg)),
@@ -115,11 +177,12 @@ impl Mailbox {
                 self.exit = Some(Exit::decode(header, body));
                 None
             }
+            (Kind::StreamData | Kind::TreeData, _) => None,
             _ => Some(ProgramEvent::Message(header, body.to_vec())),
         };
         self.post(event);
         // The end is told when all output is: it may have come over a faster ring.
-        if self.outputs.iter().all(Reorder::is_complete) {
+        if self.streams[..2].iter().all(Reorder::is_complete) {
             let exit = self.exit.take().map(ProgramEvent::Exited);
             self.post(exit);
         }
@@ -127,8 +190,13 @@ impl Mailbox {
 
     fn post(&mut self, event: Option<ProgramEvent>) {
         if let (Some(events), Some(event)) = (&self.events, event) {
+            let waiting = self.waiting.fetch_add(event.cost(), Ordering::Relaxed) + event.cost();
             // A receiver that is gone is not interested.
             let _ = events.send(event);
+            if waiting > MAX_WAITING_BYTES {
+                tracing::warn!(waiting, "a guest sends faster than it may: its messages are no longer read");
+                self.events = None;
+            }
         }
     }
 }
@@ -144,32 +212,56 @@ struct State {
 }
 
 impl Mailboxes {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Opens the mailbox of a program, or replaces its reader. After the CVM's end the queue is closed at once.
-    pub fn open(&self, id: ProgramId) -> Receiver<ProgramEvent> {
-        let (sender, receiver) = mpsc::channel();
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn open(&self, id: ProgramId) -> Events {
+        let (sender, events) = mpsc::channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let mut state = self.state();
         if !state.closed {
-            state.boxes.entry(id).or_default().events = Some(sender);
+            let mailbox = state.boxes.entry(id).or_default();
+            (mailbox.events, mailbox.waiting) = (Some(sender), waiting.clone());
         }
-        receiver
+        Events { events, waiting }
+    }
+
+    /// The same for a program whose outputs go on at these offsets.
+    pub fn open_at(&self, id: ProgramId, outputs: [u64; 2]) -> Events {
+        let events = self.open(id);
+        if let Some(mailbox) = self.state().boxes.get_mut(&id) {
+            mailbox.streams = [outputs[0], outputs[1], 0].map(Reorder::starting_at);
+        }
+        events
     }
 
     /// Hands a message to its program's reader; nobody's messages are dropped.
     pub fn deliver(&self, header: Header, body: &[u8]) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mailbox) = state.boxes.get_mut(&ProgramId(header.program)) {
+        if let Some(mailbox) = self.state().boxes.get_mut(&ProgramId(header.program)) {
             mailbox.deliver(header, body);
+        }
+    }
+
+    /// The reader has dealt with a stream up to `end`: that much more of it may come.
+    pub fn consumed(&self, id: ProgramId, stream: u32, end: u64) {
+        if let Some(mailbox) = self.state().boxes.get_mut(&id)
+            && let Some(index) = stream.checked_sub(stream::STDOUT)
+            && let Some(reorder) = mailbox.streams.get_mut(index as usize)
+        {
+            reorder.consumed = reorder.consumed.max(end.min(reorder.next));
         }
     }
 
     /// Forgets a program.
     pub fn remove(&self, id: ProgramId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).boxes.remove(&id);
+        self.state().boxes.remove(&id);
     }
 
     /// The CVM has ended: all readers find their queues closed.
     pub fn close(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.closed = true;
         state.boxes.clear();
     }
@@ -186,15 +278,18 @@ pub struct ProgramSpec<'a> {
     pub env: Vec<(String, String)>,
     /// Names of the directories it finds open. Directory number n has its tree at `/n` (see [`Program::tree_entry`]).
     pub preopens: Vec<String>,
+    /// Which of its standard input, output and error are terminals.
+    pub terminals: [bool; 3],
 }
 
 /// A program in a CVM.
 pub struct Program<'c> {
     cvm: &'c Cvm,
+    terminals: u64,
     /// Its number.
     pub id: ProgramId,
     /// What happens to it.
-    pub events: Receiver<ProgramEvent>,
+    pub events: Events,
 }
 
 /// One entry of a tree of files on its way in or out.
@@ -228,7 +323,8 @@ impl Cvm {
     /// [`CvmError::Ended`].
     pub fn load(&self, spec: &ProgramSpec<'_>) -> Result<Program<'_>, CvmError> {
         let (id, events) = self.new_program();
-        let program = Program { cvm: self, id, events };
+        let terminals = (0..).zip(spec.terminals).map(|(bit, is)| u64::from(is) << bit).sum();
+        let program = Program { cvm: self, terminals, id, events };
         program.send(Kind::ProgramCreate, 0, spec.code.len() as u64, &[])?;
         for (number, piece) in spec.code.chunks(Sender::MAX_BODY).enumerate() {
             program.send(Kind::ProgramCode, 0, (number * Sender::MAX_BODY) as u64, piece)?;
@@ -285,7 +381,7 @@ impl Program<'_> {
     /// # Errors
     /// [`CvmError::Ended`].
     pub fn start(&self) -> Result<(), CvmError> {
-        self.send(Kind::ProgramStart, 0, 0, &[])
+        self.send(Kind::ProgramStart, 0, self.terminals, &[])
     }
 
     /// Output of `stream` was dealt with up to `end`: the guest may send more.
@@ -293,6 +389,7 @@ impl Program<'_> {
     /// # Errors
     /// [`CvmError::Ended`].
     pub fn consumed(&self, stream: u32, end: u64) -> Result<(), CvmError> {
+        self.cvm.note_consumed(self.id, stream, end);
         self.send(Kind::Credit, stream, end, &[])
     }
 
@@ -318,7 +415,7 @@ impl Program<'_> {
     /// # Errors
     /// [`CvmError::Ended`] when there will be none.
     pub fn next_event(&self) -> Result<ProgramEvent, CvmError> {
-        self.events.recv().map_err(|_| self.cvm.end_error())
+        self.events.recv().ok_or_else(|| self.cvm.end_error())
     }
 
     /// A writer for its standard input, for another thread.
@@ -337,7 +434,11 @@ impl Program<'_> {
         loop {
             match self.next_event()? {
                 ProgramEvent::Output { stream, bytes, end } => {
-                    if stream == stream::STDOUT { out.extend(bytes) } else { err.extend(bytes) }
+                    if stream == stream::STDOUT {
+                        out.extend(bytes)
+                    } else {
+                        err.extend(bytes)
+                    }
                     self.consumed(stream, end)?;
                 }
                 ProgramEvent::Exited(exit) => return Ok((exit, out, err)),
@@ -421,9 +522,10 @@ impl Stdin {
     /// Ends it.
     ///
     /// # Errors
-    /// [`Ended`].
-    pub fn end(self) -> Result<(), Ended> {
-        self.sender.send(Header::new(Kind::StreamEnd, self.program.0).stream(stream::STDIN).arg(self.sent), &[])
+    /// [`SendError`].
+    pub fn end(self) -> Result<(), SendError> {
+        self.sender
+            .send(Header::new(Kind::StreamEnd, self.program.0).stream(stream::STDIN).arg(self.sent), &[])
     }
 }
 
@@ -443,7 +545,7 @@ mod tests {
         mailboxes.deliver(Header::new(Kind::StreamEnd, 4).stream(stream::STDERR).arg(0), &[]);
         mailboxes.deliver(Header::new(Kind::StreamEnd, 4).stream(stream::STDOUT).arg(6), &[]);
         data(4, b"ef");
-        assert_eq!(events.try_recv().ok(), None);
+        assert_eq!(events.try_recv(), None);
         data(0, b"ab");
         data(0, b"XX");
         data(2, b"cd");
@@ -456,11 +558,17 @@ mod tests {
     #[test]
     fn a_guest_that_exceeds_its_window_is_not_stored() {
         let mut reorder = Reorder::default();
-        for step in 1..100u64 {
-            reorder.push(step * STREAM_WINDOW_BYTES, &[0; 100]);
+        for offset in 1..2 * STREAM_WINDOW_BYTES {
+            reorder.push(offset, &[0; 64]);
         }
-        assert!(reorder.early.len() <= 2);
+        let kept: usize = reorder.early.values().map(Vec::len).sum();
+        assert!(kept as u64 <= STREAM_WINDOW_BYTES, "{kept} bytes");
         assert!(reorder.push(u64::MAX, b"x").is_empty());
+        // In order, but beyond what was consumed.
+        let mut reorder = Reorder::default();
+        let piece = vec![0; STREAM_WINDOW_BYTES as usize];
+        assert_eq!(reorder.push(0, &piece).len(), piece.len());
+        assert!(reorder.push(STREAM_WINDOW_BYTES, b"x").is_empty());
     }
 
     #[test]
@@ -468,6 +576,17 @@ mod tests {
         let mailboxes = Mailboxes::default();
         let before = mailboxes.open(ProgramId(1));
         mailboxes.close();
-        assert!(before.recv().is_err() && mailboxes.open(ProgramId(2)).recv().is_err());
+        assert!(before.recv().is_none() && mailboxes.open(ProgramId(2)).recv().is_none());
+    }
+
+    #[test]
+    fn a_guest_that_floods_a_reader_is_cut_off() {
+        let mailboxes = Mailboxes::default();
+        let events = mailboxes.open(ProgramId(1));
+        for _ in 0..5000 {
+            mailboxes.deliver(Header::new(Kind::SelfTest, 1), &[0; 65536]);
+        }
+        let received = std::iter::from_fn(|| events.recv()).count();
+        assert!(received * 65536 <= MAX_WAITING_BYTES + 65536, "{received} messages kept");
     }
 }

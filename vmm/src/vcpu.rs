@@ -40,8 +40,7 @@ macro_rules! counters {
         }
 
         impl VcpuCounters {
-            /// Names and values.
-            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+            fn values(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*]
             }
         }
@@ -49,7 +48,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Nanoseconds inside KVM_RUN.
+    /// Nanoseconds inside KVM_RUN, up to the last exit.
     run_ns,
     /// Parks.
     park,
@@ -71,6 +70,30 @@ pub struct VcpuHandle {
     pub wake: EventFd,
     /// What it has done.
     pub counters: VcpuCounters,
+    /// Time stamp counter when it was last entered; 0 while it is outside of the guest.
+    pub entered_tsc: AtomicU64,
+}
+
+impl VcpuHandle {
+    /// The handle of a vCPU that has not run.
+    pub fn new(wake: EventFd) -> VcpuHandle {
+        VcpuHandle { wake, counters: VcpuCounters::default(), entered_tsc: AtomicU64::new(0) }
+    }
+
+    /// Names and values of its counters; the time in the guest includes the present stay. `tsc_khz` is the rate of the
+    /// time stamp counter.
+    pub fn snapshot(&self, tsc_khz: u64) -> Vec<(&'static str, u64)> {
+        let entered = self.entered_tsc.load(Ordering::Relaxed);
+        let inside = if entered == 0 { 0 } else { rdtsc().saturating_sub(entered) };
+        let inside_ns = (u128::from(inside) * 1_000_000 / u128::from(tsc_khz.max(1))) as u64;
+        let mut values = self.counters.values();
+        for (name, value) in &mut values {
+            if *name == "run_ns" {
+                *value += inside_ns;
+            }
+        }
+        values
+    }
 }
 
 /// What all vCPU threads of a CVM share.
@@ -110,7 +133,8 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 /// # Errors
 /// The kernel's.
 pub fn install_kick_handler() -> io::Result<()> {
-    register_signal_handler(kick_signal(), on_kick).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    register_signal_handler(kick_signal(), on_kick)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
 /// Gets the vCPU thread out of the guest and out of its sleep, so that it looks at `stop`.
@@ -132,22 +156,25 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
     let handle = &shared.vcpus[id.index()];
     let counters = &handle.counters;
     let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
-    if id.is_worker() {
-        sleep(handle, PARK_FOREVER);
-    }
+    // A worker is dormant until the guest wakes it: an interrupted sleep is no wake.
+    while id.is_worker() && handle.wake.read().is_err() && !shared.stop.load(Ordering::SeqCst) {}
     loop {
         if shared.stop.load(Ordering::SeqCst) {
             return VcpuEnd::Stopped;
         }
         let entered = Instant::now();
+        handle.entered_tsc.store(rdtsc(), Ordering::Relaxed);
         let exit = vcpu.run();
+        handle.entered_tsc.store(0, Ordering::Relaxed);
         counters.run_ns.fetch_add(entered.elapsed().as_nanos() as u64, Ordering::Relaxed);
         match exit {
             Ok(VcpuExit::IoOut(hypercall::PARK, _)) => {
                 count(&counters.park);
                 sleep(handle, window.mailbox(id)[0].load(Ordering::Relaxed));
             }
-            Ok(VcpuExit::IoOut(hypercall::EXIT, data)) => return VcpuEnd::GuestExit(ExitReason::from_code(value(data))),
+            Ok(VcpuExit::IoOut(hypercall::EXIT, data)) => {
+                return VcpuEnd::GuestExit(ExitReason::from_code(value(data)));
+            }
             Ok(VcpuExit::IoOut(hypercall::RELEASE, _)) => {
                 count(&counters.release);
                 release(id, shared, window);
@@ -158,7 +185,9 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
             }
             Ok(VcpuExit::IoOut(hypercall::NOP, _)) => drop(count(&counters.nop)),
             Ok(VcpuExit::Shutdown) => return VcpuEnd::Shutdown,
-            Ok(VcpuExit::FailEntry(reason, _)) => return VcpuEnd::Failed(format!("entry refused, reason {reason:#x}")),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return VcpuEnd::Failed(format!("entry refused, reason {reason:#x}"));
+            }
             Ok(VcpuExit::InternalError) => return VcpuEnd::Failed("internal error of KVM".into()),
             Ok(_) => drop(count(&counters.unknown)),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
@@ -186,8 +215,12 @@ fn release(id: VcpuId, shared: &Shared, window: &Window<'_>) {
 /// The text of a print call, without what a terminal would act on.
 fn printed(window: &Window<'_>, id: VcpuId, len: usize) -> String {
     let len = len.min(PRINT_MAX_BYTES);
-    let bytes: Vec<u8> =
-        window.mailbox(id).iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).take(len).collect();
+    let bytes: Vec<u8> = window
+        .mailbox(id)
+        .iter()
+        .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
+        .take(len)
+        .collect();
     String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }
 
@@ -195,7 +228,8 @@ fn printed(window: &Window<'_>, id: VcpuId, len: usize) -> String {
 fn sleep(vcpu: &VcpuHandle, nanoseconds: u64) {
     if nanoseconds != PARK_FOREVER {
         let wait = Duration::from_nanos(nanoseconds);
-        let timeout = libc::timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+        let timeout =
+            libc::timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
         let mut poll = libc::pollfd { fd: vcpu.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one valid descriptor entry, a valid time, no signal mask.
         if unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) } <= 0 {

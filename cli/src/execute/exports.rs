@@ -6,7 +6,7 @@
 use crate::execute::cvm_failure;
 use crate::failure::Failure;
 use crate::values::{DirMapping, ExportMapping};
-use nacre_abi::message::{Kind, TreeKind};
+use nacre_abi::message::{Kind, TreeKind, stream};
 use nacre_vmm::program::{Program, ProgramEvent, TreeEntry};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -65,16 +65,25 @@ pub fn take_out(program: &Program<'_>, export: &Export) -> Result<(), Failure> {
     let mut writer = Writer { root: &export.host, file: None, directories: Vec::new() };
     let mut problem = None;
     loop {
-        let ProgramEvent::Message(header, body) = program.next_event().map_err(|error| cvm_failure(&error))? else {
+        let ProgramEvent::Message(header, body) =
+            program.next_event().map_err(|error| cvm_failure(&error))?
+        else {
             continue;
         };
         let done = match header.kind {
             Kind::TreeEntry => writer.entry(TreeEntry::decode(header, &body)),
-            Kind::TreeData => writer.data(&body),
+            Kind::TreeData => {
+                let received = header.arg + body.len() as u64;
+                let written = writer.data(&body);
+                program.consumed(stream::TREE, received).map_err(|error| cvm_failure(&error))?;
+                written
+            }
             Kind::TreeEnd => {
                 let told = String::from_utf8_lossy(&body);
                 if !told.is_empty() {
-                    problem.get_or_insert_with(|| failed(&format_args!("{told}; check the path in the program")));
+                    problem.get_or_insert_with(|| {
+                        failed(&format_args!("{told}; check the path in the program"))
+                    });
                 }
                 break;
             }
@@ -140,7 +149,10 @@ impl Writer<'_> {
     fn check_parents(&self, relative: &Path) -> io::Result<()> {
         for parent in relative.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
             if fs::symlink_metadata(self.root.join(parent)).is_ok_and(|metadata| metadata.is_symlink()) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a link stands where a directory should be"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a link stands where a directory should be",
+                ));
             }
         }
         Ok(())
@@ -214,7 +226,12 @@ mod tests {
         let root = place.path().join("root");
         let mut writer = Writer { root: &root, file: None, directories: Vec::new() };
         let entry = |kind, path: &str, target: &str| {
-            Some(TreeEntry { kind, path: path.into(), target: target.into(), modified: SystemTime::UNIX_EPOCH })
+            Some(TreeEntry {
+                kind,
+                path: path.into(),
+                target: target.into(),
+                modified: SystemTime::UNIX_EPOCH,
+            })
         };
         for path in ["../evil", "/etc/evil", "a/../../evil"] {
             assert!(writer.entry(entry(TreeKind::File, path, "")).is_err(), "{path}");

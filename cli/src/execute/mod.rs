@@ -10,7 +10,8 @@ use crate::run::RunPlan;
 use nacre_vmm::program::{Credit, Exit, Program, ProgramEvent, ProgramSpec};
 use nacre_vmm::{Cvm, CvmConfig, CvmError};
 use output::Output;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Exit code after a trap, as a shell shows a program that aborted.
@@ -22,12 +23,21 @@ const EXIT_INTERRUPTED: i32 = 130;
 
 /// The CVM that Ctrl-C ends.
 static RUNNING: OnceLock<Arc<Cvm>> = OnceLock::new();
+/// Ctrl-C came: whatever fails from here on fails because of it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the program; returns its exit code.
 ///
 /// # Errors
 /// What is Nacre's to report; the program's own failures are printed and become exit codes.
 pub fn execute(plan: &RunPlan) -> Result<i32, Failure> {
+    match run(plan) {
+        Err(_) if INTERRUPTED.load(Ordering::SeqCst) => Ok(EXIT_INTERRUPTED),
+        other => other,
+    }
+}
+
+fn run(plan: &RunPlan) -> Result<i32, Failure> {
     let name = plan.args.first().map_or("program", String::as_str);
     let exports = exports::resolve(&plan.exports, &plan.dirs)?;
     end_on_interrupt()?;
@@ -44,6 +54,11 @@ pub fn execute(plan: &RunPlan) -> Result<i32, Failure> {
         args: plan.args.clone(),
         env: plan.env.clone(),
         preopens: plan.dirs.iter().map(|dir| dir.guest.clone()).collect(),
+        terminals: [
+            std::io::stdin().is_terminal(),
+            std::io::stdout().is_terminal(),
+            std::io::stderr().is_terminal(),
+        ],
     };
     let program = cvm.load(&spec).map_err(|error| cvm_failure(&error))?;
     for (number, dir) in plan.dirs.iter().enumerate() {
@@ -51,16 +66,22 @@ pub fn execute(plan: &RunPlan) -> Result<i32, Failure> {
     }
     program.start().map_err(|error| cvm_failure(&error))?;
     let exit = follow(&program)?;
-    for export in &exports {
-        exports::take_out(&program, export)?;
-    }
+    // What failed here is told, but the program's own end decides the exit code if it was not a clean one.
+    let exported = exports.iter().try_for_each(|export| exports::take_out(&program, export));
     if plan.stats != Default::default() {
         let stats = cvm.stats().map_err(|error| cvm_failure(&error))?;
         stats::report(&stats::Report::new(&stats, launch_begin), plan)?;
     }
     drop(program);
     cvm.stop();
-    exit_code(exit, name, plan.json)
+    match (exit_code(exit, name, plan.json)?, exported) {
+        (0, Err(failure)) => Err(failure),
+        (code, Err(failure)) => {
+            let _ = failure.report(plan.json);
+            Ok(code)
+        }
+        (code, Ok(())) => Ok(code),
+    }
 }
 
 /// A failure of the CVM as a whole.
@@ -72,6 +93,7 @@ pub fn cvm_failure(error: &CvmError) -> Failure {
 /// From here on Ctrl-C (and a polite kill) ends the CVM, then the process.
 fn end_on_interrupt() -> Result<(), Failure> {
     let installed = ctrlc::set_handler(|| {
+        INTERRUPTED.store(true, Ordering::SeqCst);
         if let Some(cvm) = RUNNING.get() {
             cvm.stop();
         }
@@ -88,7 +110,11 @@ fn follow(program: &Program<'_>) -> Result<Exit, Failure> {
         match program.next_event().map_err(|error| cvm_failure(&error))? {
             ProgramEvent::Output { stream, bytes, end } => {
                 let Some(output) = outputs.get_mut(stream as usize - 1) else { continue };
-                let told = if output.write(&bytes)? { program.consumed(stream, end) } else { program.close_output(stream) };
+                let told = if output.write(&bytes)? {
+                    program.consumed(stream, end)
+                } else {
+                    program.close_output(stream)
+                };
                 told.map_err(|error| cvm_failure(&error))?;
             }
             ProgramEvent::InputCredit(offset) => credit.advance(offset),
@@ -137,7 +163,9 @@ fn exit_code(exit: Exit, name: &str, json: bool) -> Result<i32, Failure> {
             }
             Ok(EXIT_TRAP.into())
         }
-        Exit::Error(text) | Exit::OutOfMemory(text) => Err(Failure { exit_code: EXIT_FAILED, ..Failure::new(name, text) }),
+        Exit::Error(text) | Exit::OutOfMemory(text) => {
+            Err(Failure { exit_code: EXIT_FAILED, ..Failure::new(name, text) })
+        }
     }
 }
 

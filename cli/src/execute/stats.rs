@@ -47,8 +47,11 @@ impl Report {
             ("4_vcpu_started", us(launched + times.started)),
             ("5_guest_entered", since_launch(stats.guest.entry_tsc)),
             ("6_guest_up", since_launch(stats.guest.memory_ready_tsc)),
-            ("7_program_loaded", since_launch(stats.guest.loaded_tsc)),
-            ("8_first_wasm", since_launch(stats.guest.wasm_tsc)),
+            ("7_program_arrives", since_launch(stats.guest.created_tsc)),
+            ("8_program_starts", since_launch(stats.guest.task_tsc)),
+            ("9_engine_ready", since_launch(stats.guest.engine_tsc)),
+            ("A_program_loaded", since_launch(stats.guest.loaded_tsc)),
+            ("B_first_wasm", since_launch(stats.guest.wasm_tsc)),
         ]);
         let mut exits = BTreeMap::new();
         let mut vcpu_run_us = Vec::new();
@@ -92,7 +95,11 @@ impl Report {
         }
         let _ = writeln!(text, "vCPU run     microseconds in the guest");
         for (vcpu, run) in self.vcpu_run_us.iter().enumerate() {
-            let _ = writeln!(text, "  {:<18} {run:>12.0}", if vcpu == 0 { "normal".into() } else { format!("worker {vcpu}") });
+            let _ = writeln!(
+                text,
+                "  {:<18} {run:>12.0}",
+                if vcpu == 0 { "normal".into() } else { format!("worker {vcpu}") }
+            );
         }
         let _ = writeln!(
             text,
@@ -119,8 +126,9 @@ pub fn report(report: &Report, plan: &RunPlan) -> Result<(), Failure> {
         eprintln!("{}", if plan.json { json() } else { report.table() });
     }
     match &plan.stats.json_file {
-        Some(path) => std::fs::write(path, json() + "\n")
-            .map_err(|error| Failure::new(path.display(), format_args!("{error}; choose another file for --stats-json"))),
+        Some(path) => std::fs::write(path, json() + "\n").map_err(|error| {
+            Failure::new(path.display(), format_args!("{error}; choose another file for --stats-json"))
+        }),
         None => Ok(()),
     }
 }

@@ -17,7 +17,8 @@ pub fn bring_in(program: &Program<'_>, host: &Path, guest: &str) -> Result<(), F
     let mut open = vec![(host.to_path_buf(), guest.to_owned())];
     while let Some((host, guest)) = open.pop() {
         let failed = |error| failure(&host, &error);
-        let mut entries = fs::read_dir(&host).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let mut entries =
+            fs::read_dir(&host).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
         // The same directory always gives the same tree, whatever order the host's file system has.
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
@@ -45,10 +46,19 @@ pub fn bring_in(program: &Program<'_>, host: &Path, guest: &str) -> Result<(), F
 }
 
 fn failure(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(path.display(), format_args!("{}; check its permissions or leave it out of --dir", io_reason(error)))
+    Failure::new(
+        path.display(),
+        format_args!("{}; check its permissions or leave it out of --dir", io_reason(error)),
+    )
 }
 
-fn send(program: &Program<'_>, kind: TreeKind, path: &str, target: &str, metadata: &Metadata) -> Result<(), Failure> {
+fn send(
+    program: &Program<'_>,
+    kind: TreeKind,
+    path: &str,
+    target: &str,
+    metadata: &Metadata,
+) -> Result<(), Failure> {
     let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
     let entry = TreeEntry { kind, path: path.into(), target: target.into(), modified };
     program.tree_entry(&entry).map_err(|error| cvm_failure(&error))

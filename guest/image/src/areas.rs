@@ -1,10 +1,8 @@
-//! Areas of the tenant arena: ranges of addresses for linear memories, code and stacks.
-//!
-//! Freed addresses are reused by length. A reservation for a linear memory keeps a little of what was mapped: creating
-//! the next instance then changes no page table and flushes nothing, which is what makes it take microseconds.
+//! Areas of the tenant arena: ranges of addresses for linear memories, code and stacks. Freed ones are reused by length.
 
 use crate::memory::{self, Promise};
 use crate::sync::SpinLock;
+use crate::wasm;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use nacre_abi::layout::{AREAS_VA, TENANT_VA_END};
@@ -13,62 +11,25 @@ use nacre_mm::GuestVirt;
 use nacre_mm::address_space::{MapError, PageRange};
 use nacre_mm::entry::Perms;
 
-/// Areas from this size on are reservations of linear memories.
-const RESERVATION_BYTES: u64 = 1 << 30;
-/// Mapped bytes that a freed reservation keeps at most.
-const KEEP_BYTES: u64 = 1 << 20;
-/// Freed reservations that keep something at most.
-const KEEP_COUNT: usize = 64;
 /// Unmapped addresses between two areas.
 const GAP_BYTES: u64 = LARGE_PAGE_BYTES;
 
-static AREAS: SpinLock<Areas> = SpinLock::new(Areas::new());
+static AREAS: SpinLock<Areas> = SpinLock::new(Areas { next: AREAS_VA, free: BTreeMap::new() });
 
 struct Areas {
     next: u64,
-    /// Free areas by length.
-    free: BTreeMap<u64, Vec<FreeArea>>,
-    /// Reservations in use, by address.
-    reservations: BTreeMap<u64, Reservation>,
-    kept: usize,
-}
-
-struct FreeArea {
-    start: u64,
-    /// Bytes from the start that are still mapped, with old content.
-    kept_bytes: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Reservation {
-    bytes: u64,
-    /// Old content from the start, before the first use.
-    kept_bytes: u64,
-    /// What the first [`protect`] made accessible.
-    initial_bytes: u64,
-    /// End of what is accessible.
-    accessible_bytes: u64,
+    /// Starts of free areas by length.
+    free: BTreeMap<u64, Vec<u64>>,
 }
 
 impl Areas {
-    const fn new() -> Areas {
-        Areas { next: AREAS_VA, free: BTreeMap::new(), reservations: BTreeMap::new(), kept: 0 }
-    }
-
-    fn take(&mut self, bytes: u64) -> Option<FreeArea> {
-        if let Some(area) = self.free.get_mut(&bytes).and_then(Vec::pop) {
-            self.kept -= usize::from(area.kept_bytes != 0);
-            return Some(area);
+    fn take(&mut self, bytes: u64) -> Option<u64> {
+        if let Some(start) = self.free.get_mut(&bytes).and_then(Vec::pop) {
+            return Some(start);
         }
         let start = self.next;
         self.next = start.checked_add(bytes)?.checked_add(GAP_BYTES).filter(|end| *end <= TENANT_VA_END)?;
-        Some(FreeArea { start, kept_bytes: 0 })
-    }
-
-    /// The reservation that holds `address`.
-    fn reservation(&mut self, address: u64) -> Option<(u64, &mut Reservation)> {
-        let (start, reservation) = self.reservations.range_mut(..=address).next_back()?;
-        (address < start + reservation.bytes).then_some((*start, reservation))
+        Some(start)
     }
 }
 
@@ -77,32 +38,25 @@ fn range(start: u64, bytes: u64) -> PageRange {
     PageRange::new(GuestVirt(start), bytes).unwrap_or_else(|| unreachable!("area bounds"))
 }
 
+fn area_bytes(bytes: u64) -> Result<u64, MapError> {
+    bytes.checked_next_multiple_of(LARGE_PAGE_BYTES).ok_or(MapError::OutOfMemory)
+}
+
 /// Reserves `bytes` of addresses; usable at once if `perms` are given.
 ///
 /// # Errors
 /// [`MapError`] if memory, or addresses, run out.
 pub fn map(bytes: u64, perms: Option<Perms>) -> Result<u64, MapError> {
-    let bytes = bytes.checked_next_multiple_of(LARGE_PAGE_BYTES).ok_or(MapError::OutOfMemory)?;
-    let is_reservation = bytes >= RESERVATION_BYTES && perms.is_none();
-    let area = {
-        let mut areas = AREAS.lock();
-        let area = areas.take(bytes).ok_or(MapError::OutOfMemory)?;
-        if is_reservation {
-            let reservation =
-                Reservation { bytes, kept_bytes: area.kept_bytes, initial_bytes: 0, accessible_bytes: 0 };
-            areas.reservations.insert(area.start, reservation);
-        }
-        area
-    };
+    let start = AREAS.lock().take(area_bytes(bytes)?).ok_or(MapError::OutOfMemory)?;
     // The addresses may have been unmapped by another vCPU since this one last flushed.
     memory::catch_up();
-    if let Some(perms) = perms {
-        if let Err(error) = map_or_reclaim(range(area.start, bytes), perms) {
-            release(area.start, bytes, 0);
-            return Err(error);
-        }
+    if let Some(perms) = perms
+        && let Err(error) = protect(start, bytes, Some(perms))
+    {
+        unmap(start, bytes);
+        return Err(error);
     }
-    Ok(area.start)
+    Ok(start)
 }
 
 /// Changes what is allowed in a part of an area; `None` takes it away.
@@ -112,76 +66,32 @@ pub fn map(bytes: u64, perms: Option<Perms>) -> Result<u64, MapError> {
 pub fn protect(start: u64, bytes: u64, perms: Option<Perms>) -> Result<(), MapError> {
     let part = PageRange::new(GuestVirt(start), bytes).ok_or(MapError::OutOfMemory)?;
     let Some(perms) = perms else {
-        memory::unmap(part);
-        return Ok(());
+        return if memory::unmap(part) { Ok(()) } else { Err(MapError::OutOfTables) };
     };
-    let kept_bytes = AREAS.lock().reservation(start).map_or(0, |(_, reservation)| reservation.kept_bytes);
-    if kept_bytes != 0 {
-        // First use of a reused reservation: old content is wiped, what would be accessible beyond the new size goes.
-        let reused = kept_bytes.min(part.bytes());
-        memory::zero_present(range(part.start(), reused));
-        if kept_bytes > reused {
-            memory::unmap(range(part.start() + reused, kept_bytes - reused));
-        }
-    }
-    map_or_reclaim(part, perms)?;
-    if let Some((base, reservation)) = AREAS.lock().reservation(start) {
-        reservation.kept_bytes = 0;
-        if start == base && reservation.initial_bytes == 0 {
-            reservation.initial_bytes = part.bytes();
-        }
-        reservation.accessible_bytes = reservation.accessible_bytes.max(part.end() - base);
-    }
-    Ok(())
-}
-
-/// Frees an area that [`map`] returned.
-pub fn unmap(start: u64, bytes: u64) {
-    let bytes = bytes.next_multiple_of(LARGE_PAGE_BYTES);
-    let reservation = AREAS.lock().reservations.remove(&start);
-    let Some(reservation) = reservation else {
-        memory::unmap(range(start, bytes));
-        return release(start, bytes, 0);
-    };
-    let accessible = reservation.accessible_bytes.max(reservation.kept_bytes);
-    let keep = if AREAS.lock().kept < KEEP_COUNT && reservation.initial_bytes <= KEEP_BYTES {
-        reservation.initial_bytes.max(reservation.kept_bytes).min(KEEP_BYTES)
-    } else {
-        0
-    };
-    if accessible > keep {
-        memory::unmap(range(start + keep, accessible - keep));
-    }
-    release(start, reservation.bytes, keep);
-}
-
-fn release(start: u64, bytes: u64, kept_bytes: u64) {
-    let mut areas = AREAS.lock();
-    areas.kept += usize::from(kept_bytes != 0);
-    areas.free.entry(bytes).or_default().push(FreeArea { start, kept_bytes });
-}
-
-/// Maps; when memory runs out, gives up what freed reservations keep and tries once more.
-fn map_or_reclaim(part: PageRange, perms: Perms) -> Result<(), MapError> {
     match memory::map(part, perms, Promise::Tenant) {
-        Err(MapError::OutOfMemory) if drop_kept() => memory::map(part, perms, Promise::Tenant),
+        Err(MapError::OutOfMemory) if give_up_idle() => memory::map(part, perms, Promise::Tenant),
         other => other,
     }
 }
 
-/// Unmaps what freed reservations keep; false if they kept nothing.
-fn drop_kept() -> bool {
-    let mut areas = AREAS.lock();
-    let mut dropped = false;
-    for area in areas.free.values_mut().flatten() {
-        if area.kept_bytes != 0 {
-            memory::unmap(range(area.start, area.kept_bytes));
-            area.kept_bytes = 0;
-            dropped = true;
-        }
+/// Unmaps what is kept for speed only; false if there was nothing.
+fn give_up_idle() -> bool {
+    let stacks = core::mem::take(&mut *STACKS.lock());
+    let any = !stacks.is_empty();
+    for start in stacks {
+        unmap(start, STACK_BYTES + PAGE_BYTES);
     }
-    areas.kept = 0;
-    dropped
+    wasm::memory::give_up_kept() | any
+}
+
+/// Frees an area of `bytes` that [`map`] returned.
+pub fn unmap(start: u64, bytes: u64) {
+    // The length was valid when it was mapped.
+    let bytes = bytes.next_multiple_of(LARGE_PAGE_BYTES);
+    // Whole large pages: never incomplete.
+    let complete = memory::unmap(range(start, bytes));
+    debug_assert!(complete);
+    AREAS.lock().free.entry(bytes).or_default().push(start);
 }
 
 /// First address behind all areas.
@@ -210,13 +120,19 @@ impl Stack {
             return Ok(Stack { start });
         }
         let start = map(STACK_BYTES + PAGE_BYTES, None)?;
-        protect(start + PAGE_BYTES, STACK_BYTES, Some(Perms::ReadWrite))?;
+        protect(start + PAGE_BYTES, STACK_BYTES, Some(Perms::ReadWrite))
+            .inspect_err(|_| unmap(start, STACK_BYTES + PAGE_BYTES))?;
         Ok(Stack { start })
     }
 
     /// The end of the stack, 16-byte aligned.
     pub fn top(&self) -> u64 {
         self.start + PAGE_BYTES + STACK_BYTES
+    }
+
+    /// Whether an address lies on it.
+    pub fn contains(&self, address: u64) -> bool {
+        (self.start..self.top()).contains(&address)
     }
 }
 

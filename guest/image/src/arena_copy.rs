@@ -6,7 +6,7 @@
 use crate::memory::{self, Promise};
 use crate::{areas, heap, link, sched, task, wasm};
 use nacre_abi::LARGE_PAGE_BYTES;
-use nacre_abi::layout::{AREAS_VA, HEAP_VA, IMAGE_VA, IMAGE_VA_END};
+use nacre_abi::layout::{AREAS_VA, HEAP_VA, IMAGE_VA, IMAGE_VA_END, TENANT_VA_END};
 use nacre_abi::message::{Header, Kind, NO_PROGRAM};
 use nacre_abi::ring::Incoming;
 use nacre_mm::GuestVirt;
@@ -77,38 +77,54 @@ fn send_mapping(mapping: Mapping, of_image: bool) {
     match mapping.leaf {
         Leaf::Absent => {}
         Leaf::Lazy(perms) => {
-            let header = Header::new(Kind::ArenaLazy, NO_PROGRAM).stream(perms_number(perms)).arg(mapping.start.0);
+            let header =
+                Header::new(Kind::ArenaLazy, NO_PROGRAM).stream(perms_number(perms)).arg(mapping.start.0);
             link::send(header, &bytes.to_le_bytes());
         }
         // Text and constants are in every CVM of this image.
         Leaf::Present { perms, .. } if of_image && perms != Perms::ReadWrite => {}
         Leaf::Present { perms, .. } => {
-            for start in (mapping.start.0..mapping.start.0 + bytes).step_by(PIECE_BYTES.min(bytes) as usize) {
+            let announce = |perms| {
+                let header =
+                    Header::new(Kind::ArenaLazy, NO_PROGRAM).stream(perms_number(perms)).arg(mapping.start.0);
+                link::send(header, &bytes.to_le_bytes());
+            };
+            if !of_image {
+                announce(Perms::ReadWrite);
+            }
+            let piece_bytes = PIECE_BYTES.min(bytes);
+            for start in (mapping.start.0..mapping.start.0 + bytes).step_by(piece_bytes as usize) {
                 // SAFETY: mapped and readable; all tasks are stopped, so nothing changes it.
-                let piece = unsafe { core::slice::from_raw_parts(start as *const u8, PIECE_BYTES.min(bytes) as usize) };
-                link::send(Header::new(Kind::ArenaPage, NO_PROGRAM).stream(perms_number(perms)).arg(start), piece);
+                let piece = unsafe { core::slice::from_raw_parts(start as *const u8, piece_bytes as usize) };
+                link::send(Header::new(Kind::ArenaPage, NO_PROGRAM).arg(start), piece);
+            }
+            if perms != Perms::ReadWrite {
+                announce(perms);
             }
         }
     }
 }
 
+/// The range, if it lies in the tenant arena.
+fn tenant_range(start: u64, bytes: u64) -> Option<PageRange> {
+    let range = PageRange::new(GuestVirt(start), bytes)?;
+    let arenas = [(TENANT_IMAGE_VA, IMAGE_VA_END), (HEAP_VA, TENANT_VA_END)];
+    arenas.iter().any(|(low, high)| range.start() >= *low && range.end() <= *high).then_some(range)
+}
+
 fn map_for(header: Header, bytes: u64) {
-    if let Some(range) = PageRange::new(GuestVirt(header.arg), bytes) {
+    if let Some(range) = tenant_range(header.arg, bytes).filter(|range| range.start() >= HEAP_VA) {
         let _ = memory::map(range, perms_of(header.stream), Promise::Heap);
     }
 }
 
 fn take_page(header: Header, incoming: &Incoming<'_, '_>) {
     let bytes = u64::from(header.len);
-    let Some(range) = PageRange::new(GuestVirt(header.arg), bytes) else { return };
-    let of_image = header.arg < IMAGE_VA_END;
-    if !of_image && (memory::map(range, Perms::ReadWrite, Promise::Heap).is_err() || memory::populate(range).is_err()) {
+    let Some(range) = tenant_range(header.arg, bytes) else { return };
+    if memory::populate(range).is_err() {
         return;
     }
     // SAFETY: a debug image trusts its host with all of the tenant arena; the range is mapped and writable.
     let into = unsafe { core::slice::from_raw_parts_mut(header.arg as *mut u8, bytes as usize) };
     incoming.copy_body(0, into);
-    if !of_image && perms_of(header.stream) != Perms::ReadWrite {
-        let _ = memory::map(range, perms_of(header.stream), Promise::Heap);
-    }
 }

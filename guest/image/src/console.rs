@@ -13,9 +13,15 @@ pub struct Text {
 }
 
 impl Text {
-    /// An empty text.
-    pub const fn new() -> Text {
+    const fn new() -> Text {
         Text { bytes: [0; PRINT_MAX_BYTES], len: 0 }
+    }
+
+    /// The text of `what`.
+    pub fn of(what: fmt::Arguments<'_>) -> Text {
+        let mut text = Text::new();
+        let _ = text.write_fmt(what);
+        text
     }
 
     /// What was written so far.
@@ -48,8 +54,6 @@ fn print(text: &Text) {
 
 /// Ends the CVM with a reason for its operator.
 pub fn fatal(reason: ExitReason, what: fmt::Arguments<'_>) -> ! {
-    let mut text = Text::new();
-    let _ = text.write_fmt(what);
-    print(&text);
+    print(&Text::of(what));
     crate::arch::exit(reason)
 }

@@ -6,7 +6,7 @@
 
 use crate::arch::{self, clock};
 use crate::memory::{self, Scratch};
-use crate::program::{Code, Loading, Program};
+use crate::program::{self, Code, Loading, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::{console, link, phases, task, wasm};
 use alloc::boxed::Box;
@@ -14,6 +14,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{Ordering, fence};
 use nacre_abi::hypercall::{self, ExitReason};
 use nacre_abi::message::{ExitKind, GuestStats, Header, Kind, NO_PROGRAM, TreeKind, stream};
 use nacre_abi::ring::{Consumer, Incoming};
@@ -22,6 +23,8 @@ use nacre_wasi::{EntryKind, Errno, FileHandle, Fs};
 
 /// Interval at which running Wasm must yield when more tasks are runnable than vCPUs run.
 const TICK_NS: u64 = 5_000_000;
+/// Interval at which a busy CVM is looked at in any case.
+const BACKSTOP_NS: u64 = 100_000_000;
 /// Longest code that a program can have.
 const MAX_CODE_BYTES: u64 = 1 << 30;
 /// Longest path of a tree entry: one guest path and one link target.
@@ -76,16 +79,18 @@ impl Dispatcher {
 
     /// While tasks wait for a vCPU, makes the running ones yield every [`TICK_NS`]. Returns when to look again.
     fn tick(&mut self) -> Option<u64> {
-        if sched::scheduler().load().queued == 0 {
-            self.next_tick_ns = 0;
-            return None;
-        }
+        let load = sched::scheduler().load();
         let now = clock::monotonic_ns();
+        if load.queued == 0 && !program::any_dying() {
+            self.next_tick_ns = 0;
+            // The count is a hint: while tasks run, look again soon enough.
+            return (load.running != 0).then_some(now.saturating_add(BACKSTOP_NS));
+        }
         if self.next_tick_ns != 0 && now >= self.next_tick_ns {
             wasm::bump_epoch();
         }
         if now >= self.next_tick_ns {
-            self.next_tick_ns = now + TICK_NS;
+            self.next_tick_ns = now.saturating_add(TICK_NS);
         }
         Some(self.next_tick_ns)
     }
@@ -102,10 +107,14 @@ impl Dispatcher {
                 Ok(None) => break,
                 Err(corrupt) => console::fatal(
                     ExitReason::BadLaunch,
-                    format_args!("the host's ring is corrupt ({corrupt:?}): host and guest can't talk any more"),
+                    format_args!(
+                        "the host's ring is corrupt ({corrupt:?}): host and guest can't talk any more"
+                    ),
                 ),
             }
         }
+        // A host that found no room says so before it looks once more; we gave room before we look.
+        fence(Ordering::SeqCst);
         if any && link::window().control(ControlWord::HostWantsRoom) != 0 {
             arch::hypercall(hypercall::DOORBELL, 0);
         }
@@ -116,8 +125,8 @@ impl Dispatcher {
 fn release_memory() {
     memory::release_free(|start, bytes| {
         let mailbox = link::window().mailbox(crate::vcpu::id());
-        mailbox[0].store(start.0, core::sync::atomic::Ordering::Relaxed);
-        mailbox[1].store(bytes, core::sync::atomic::Ordering::Relaxed);
+        mailbox[0].store(start.0, Ordering::Relaxed);
+        mailbox[1].store(bytes, Ordering::Relaxed);
         arch::hypercall(hypercall::RELEASE, 0);
     });
 }
@@ -137,7 +146,9 @@ fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
             }
         }),
         #[cfg(feature = "debug-image")]
-        Kind::ArenaDump | Kind::ArenaPage | Kind::ArenaLazy | Kind::ArenaEnd => crate::arena_copy::handle(&incoming),
+        Kind::ArenaDump | Kind::ArenaPage | Kind::ArenaLazy | Kind::ArenaEnd => {
+            crate::arena_copy::handle(&incoming)
+        }
         _ => {
             let len = incoming.copy_body(0, buffer);
             handle_copied(header, &buffer[..len]);
@@ -149,13 +160,22 @@ fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
 fn handle_copied(header: Header, body: &[u8]) {
     let id = header.program;
     match header.kind {
-        Kind::ProgramArg => with_loading(id, |loading| push_text(loading, body, |loading, text| loading.args.push(text))),
+        Kind::ProgramArg => {
+            with_loading(id, |loading| push_text(loading, body, |loading, text| loading.args.push(text)))
+        }
         Kind::ProgramEnv => with_loading(id, |loading| push_text(loading, body, push_env)),
-        Kind::Preopen => with_loading(id, |loading| push_text(loading, body, |loading, text| loading.preopens.push(text))),
+        Kind::Preopen => {
+            with_loading(id, |loading| push_text(loading, body, |loading, text| loading.preopens.push(text)))
+        }
         Kind::TreeEntry => with_loading(id, |loading| tree_entry(loading, header, body)),
         Kind::TreeData => with_loading(id, |loading| tree_data(loading, body)),
-        Kind::ProgramStart => start(id),
-        Kind::StreamData if header.stream == stream::STDIN => with_program(id, |program| program.stdin_data(header.arg, body)),
+        Kind::ProgramStart => {
+            with_loading(id, |loading| loading.terminals = [0, 1, 2].map(|bit| header.arg >> bit & 1 != 0));
+            start(id);
+        }
+        Kind::StreamData if header.stream == stream::STDIN => {
+            with_program(id, |program| program.stdin_data(header.arg, body))
+        }
         Kind::StreamEnd if header.stream == stream::STDIN => with_program(id, |program| program.stdin_end()),
         Kind::Credit => with_program(id, |program| program.output_credit(header.stream, header.arg)),
         Kind::StreamClosed => with_program(id, |program| program.output_closed(header.stream)),
@@ -189,6 +209,7 @@ fn fail(loading: &mut Loading, kind: ExitKind, text: &str) {
 }
 
 fn create(header: Header) {
+    phases::mark(&phases::CREATED);
     let code = if header.arg <= MAX_CODE_BYTES { Code::new(header.arg).ok() } else { None };
     let error = code.is_none().then(|| {
         let text = format!("no memory for {} MiB of code: give the CVM more with --memory", header.arg >> 20);
@@ -196,22 +217,58 @@ fn create(header: Header) {
     });
     // A page of code that no program has, so that the rest of the load needs no special case.
     let Some(code) = code.or_else(|| Code::new(nacre_abi::PAGE_BYTES).ok()) else {
-        return link::send(Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32), b"no memory");
+        return link::send(
+            Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32),
+            b"no memory",
+        );
     };
-    let Ok(fs) = Fs::new(clock::wall_ns()) else {
-        return link::send(Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32), b"no memory");
+    let Ok(mut fs) = Fs::new(clock::wall_ns()) else {
+        return link::send(
+            Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32),
+            b"no memory",
+        );
     };
-    let loading = Loading { code, args: Vec::new(), env: Vec::new(), preopens: Vec::new(), fs, open_file: None, error };
-    Program::create(header.program, loading);
+    fs.set_limit(memory::available_bytes());
+    let loading = Loading {
+        code,
+        args: Vec::new(),
+        env: Vec::new(),
+        preopens: Vec::new(),
+        terminals: [false; 3],
+        fs,
+        open_file: None,
+        error,
+    };
+    if Program::create(header.program, loading).is_err() {
+        link::send(
+            Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32),
+            b"no memory",
+        );
+    }
 }
 
 fn push_text(loading: &mut Loading, body: &[u8], push: impl FnOnce(&mut Loading, String)) {
     let used = loading.args.len() + loading.env.len() + loading.preopens.len();
     match core::str::from_utf8(body) {
         _ if used >= MAX_STRINGS => fail(loading, ExitKind::Error, "too many arguments and variables"),
-        Ok(text) => push(loading, text.to_string()),
+        Ok(text) => match copied(text) {
+            Some(text) => push(loading, text),
+            None => fail(
+                loading,
+                ExitKind::OutOfMemory,
+                "no memory for the arguments: give the CVM more with --memory",
+            ),
+        },
         Err(_) => fail(loading, ExitKind::Error, "an argument or variable is not UTF-8"),
     }
+}
+
+/// A copy, if there is memory for it: the host chooses how long it is.
+fn copied(text: &str) -> Option<String> {
+    let mut copy = String::new();
+    copy.try_reserve_exact(text.len()).ok()?;
+    copy.push_str(text);
+    Some(copy)
 }
 
 fn push_env(loading: &mut Loading, text: String) {
@@ -249,16 +306,26 @@ fn tree_data(loading: &mut Loading, body: &[u8]) {
     let Some(handle) = loading.open_file else { return };
     if loading.fs.append(handle, body).is_err() {
         loading.open_file = None;
-        fail(loading, ExitKind::OutOfMemory, "the directories brought in need more memory than the CVM has: give it more with --memory");
+        fail(
+            loading,
+            ExitKind::OutOfMemory,
+            "the directories brought in need more memory than the CVM has: give it more with --memory",
+        );
     }
 }
 
 fn start(id: u32) {
     with_program(id, |program| {
+        if program.loading.lock().is_none() {
+            return;
+        }
         let body = program.clone();
-        match task::spawn(Box::new(move || wasm::run_program(&body))) {
-            Ok(task) => program.set_task(task),
-            Err(_) => program.report_exit(ExitKind::OutOfMemory, 0, "no memory for the program's stack: give the CVM more with --memory"),
+        match task::create(Box::new(move || wasm::run_program(&body))) {
+            Ok(task) => program.run_in(&task),
+            Err(_) => {
+                let text = "no memory for the program's stack: give the CVM more with --memory";
+                program.report_exit(ExitKind::OutOfMemory, 0, text);
+            }
         }
     });
 }
@@ -267,29 +334,42 @@ fn start(id: u32) {
 fn export(id: u32, body: &[u8]) {
     let path = String::from_utf8_lossy(body).to_string();
     with_program(id, |program| {
-        let program = program.clone();
-        let spawned = task::spawn(Box::new(move || {
-            let fs = program.fs_after.lock().take();
-            let sent = fs.as_ref().map_or(Err(Errno::Noent), |fs| send_tree(id, fs, &path));
-            *program.fs_after.lock() = fs;
+        let fs = program.fs_after.lock().take();
+        let Some(fs) = fs else {
+            return link::send(
+                Header::new(Kind::TreeEnd, id),
+                b"the program has not run, or another export goes on",
+            );
+        };
+        let exporter = program.clone();
+        // If there is no memory for the task the file system is lost with it, and so is every later export.
+        let made = task::create(Box::new(move || {
+            let sent = send_tree(&exporter, &fs, &path);
+            *exporter.fs_after.lock() = Some(fs);
             let text = sent.err().map(|error| error.to_string()).unwrap_or_default();
+            exporter.end_task();
             link::send(Header::new(Kind::TreeEnd, id), text.as_bytes());
         }));
-        if spawned.is_err() {
-            link::send(Header::new(Kind::TreeEnd, id), b"no memory for a stack");
+        match made {
+            Ok(task) => program.run_in(&task),
+            Err(_) => link::send(Header::new(Kind::TreeEnd, id), b"no memory for a stack"),
         }
     });
 }
 
-fn send_tree(id: u32, fs: &Fs, path: &str) -> Result<(), Errno> {
+fn send_tree(program: &Program, fs: &Fs, path: &str) -> Result<(), Errno> {
+    let id = program.id;
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(link::MAX_BODY).map_err(|_| Errno::Nomem)?;
     buffer.resize(link::MAX_BODY, 0);
     let mut cursor = match fs.export(path) {
         // One file: an entry without a path.
         Err(Errno::Notdir) => {
-            link::send(Header::new(Kind::TreeEntry, id).stream(TreeKind::File as u32).arg(clock::wall_ns()), &[]);
-            return send_file(id, fs, fs.file_at(path)?, &mut buffer);
+            link::send(
+                Header::new(Kind::TreeEntry, id).stream(TreeKind::File as u32).arg(clock::wall_ns()),
+                &[],
+            );
+            return send_file(program, fs, fs.file_at(path)?, &mut buffer);
         }
         other => other?,
     };
@@ -299,23 +379,30 @@ fn send_tree(id: u32, fs: &Fs, path: &str) -> Result<(), Errno> {
             EntryKind::File { .. } => (TreeKind::File, None),
             EntryKind::Symlink { target } => (TreeKind::Symlink, Some(target)),
         };
-        let text = target.map_or_else(|| entry.path.to_string(), |target| format!("{}\0{target}", entry.path));
+        let text =
+            target.map_or_else(|| entry.path.to_string(), |target| format!("{}\0{target}", entry.path));
+        // Programs can nest directories deeper than any path can name.
+        if text.len() > link::MAX_BODY {
+            return Err(Errno::Nametoolong);
+        }
         link::send(Header::new(Kind::TreeEntry, id).stream(kind as u32).arg(entry.mtime), text.as_bytes());
         if let EntryKind::File { handle, .. } = entry.kind {
-            send_file(id, fs, handle, &mut buffer)?;
+            send_file(program, fs, handle, &mut buffer)?;
         }
     }
     Ok(())
 }
 
-fn send_file(id: u32, fs: &Fs, file: FileHandle, buffer: &mut [u8]) -> Result<(), Errno> {
+fn send_file(program: &Program, fs: &Fs, file: FileHandle, buffer: &mut [u8]) -> Result<(), Errno> {
     let mut offset = 0;
     loop {
         let len = fs.read_file(file, offset, buffer)?;
         if len == 0 {
             return Ok(());
         }
-        link::send(Header::new(Kind::TreeData, id), &buffer[..len]);
+        if !program.send_tree_data(&buffer[..len]) {
+            return Err(Errno::Canceled);
+        }
         offset += len as u64;
     }
 }
@@ -328,6 +415,9 @@ fn stats() -> GuestStats {
     GuestStats {
         entry_tsc: phases::at(&phases::ENTRY),
         memory_ready_tsc: phases::at(&phases::MEMORY_READY),
+        created_tsc: phases::at(&phases::CREATED),
+        task_tsc: phases::at(&phases::TASK),
+        engine_tsc: phases::at(&phases::ENGINE),
         loaded_tsc: phases::at(&phases::LOADED),
         wasm_tsc: phases::at(&phases::FIRST_WASM),
         frames_used_bytes: frames.used_pages() * nacre_abi::PAGE_BYTES,

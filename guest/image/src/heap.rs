@@ -13,7 +13,10 @@ use talc::TalcLock;
 use talc::source::Manual;
 
 #[global_allocator]
-static HEAP: Heap = Heap { talc: TalcLock::new(Manual), end: lock_api::Mutex::new(Extent { talc_end: None, mapped_end: HEAP_VA }) };
+static HEAP: Heap = Heap {
+    talc: TalcLock::new(Manual),
+    end: lock_api::Mutex::new(Extent { talc_end: None, mapped_end: HEAP_VA }),
+};
 
 /// Allocations from this size on fail before they would use up the reserve that small ones need to report an error.
 const LARGE_ALLOCATION: usize = 32 << 10;

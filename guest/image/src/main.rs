@@ -16,9 +16,9 @@ extern crate alloc;
 
 mod agent;
 mod arch;
+mod areas;
 #[cfg(feature = "debug-image")]
 mod arena_copy;
-mod areas;
 mod console;
 mod dispatcher;
 mod heap;
@@ -57,19 +57,25 @@ extern "C" fn guest_entry(vcpu: u64) -> ! {
             sched::worker_loop();
         }
         // Woken by nobody of ours: vCPU 0 has not set the scheduler up yet.
-        console::fatal(ExitReason::BadLaunch, format_args!("worker {} was started before the guest was up", vcpu.index()));
+        console::fatal(
+            ExitReason::BadLaunch,
+            format_args!("worker {} was started before the guest was up", vcpu.index()),
+        );
     }
     phases::mark(&phases::ENTRY);
     match boot() {
         Ok(dispatcher) => dispatcher.run(),
-        Err(what) => console::fatal(ExitReason::BadLaunch, format_args!("launch refused by the guest: {what}")),
+        Err(what) => {
+            console::fatal(ExitReason::BadLaunch, format_args!("launch refused by the guest: {what}"))
+        }
     }
 }
 
 /// Brings the guest up on vCPU 0.
 fn boot() -> Result<dispatcher::Dispatcher, &'static str> {
     arch::exceptions::init();
-    let info = BootInfo::decode(&arch::boot_info_bytes()).map_err(|_| "the boot information does not fit this image")?;
+    let info = BootInfo::decode(&arch::boot_info_bytes())
+        .map_err(|_| "the boot information does not fit this image")?;
     let window = link::init(&info.layout).ok_or("the shared window is of another version")?;
     arch::clock::init(window, phases::at(&phases::ENTRY)).ok_or("the clock rate is impossible")?;
     let mut scratch = Scratch::new(&info.layout);
@@ -84,5 +90,9 @@ fn boot() -> Result<dispatcher::Dispatcher, &'static str> {
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    // What `alloc` says when an allocation that cannot fail does. It is the end of the task that asked, not of the CVM.
+    if console::Text::of(format_args!("{}", info.message())).as_bytes().starts_with(b"memory allocation of") {
+        task::end_out_of_memory();
+    }
     console::fatal(ExitReason::Panic, format_args!("{info}"))
 }

@@ -18,6 +18,9 @@ const FRAMES_VA: u64 = 0x30_0000_0000;
 /// Pages that are never promised to areas: the tenant heap must be able to grow a little when all else is used.
 const HEAP_RESERVE_PAGES: u64 = 1024;
 
+/// Most that is given back at once.
+const RELEASE_BYTES: u64 = 16 << 20;
+
 /// Free memory that is kept rather than given back to the host.
 const KEEP_FREE_BYTES: u64 = 32 << 20;
 
@@ -43,7 +46,10 @@ pub struct Window {
 impl TableMemory for Window {
     fn entries(&self, table: GuestPhys) -> &[AtomicU64; 512] {
         let offset = table.0.wrapping_sub(self.agent_gpa);
-        assert!(offset < self.agent_bytes && offset % PAGE_BYTES == 0, "page table outside of the agent arena");
+        assert!(
+            offset < self.agent_bytes && offset % PAGE_BYTES == 0,
+            "page table outside of the agent arena"
+        );
         // SAFETY: the agent arena is mapped linearly for good; tables are whole pages in it, accessed atomically only.
         unsafe { &*((AGENT_VA + offset) as *const [AtomicU64; 512]) }
     }
@@ -173,7 +179,8 @@ pub enum Promise {
 
 fn has_room_beside_reserve(pages: u64) -> bool {
     let frames = frames();
-    pages.saturating_add(frames.committed_pages().0).saturating_add(HEAP_RESERVE_PAGES) <= frames.limit_pages()
+    pages.saturating_add(frames.committed_pages().0).saturating_add(HEAP_RESERVE_PAGES)
+        <= frames.limit_pages()
 }
 
 /// Bytes that may still be promised to areas.
@@ -182,9 +189,13 @@ pub fn available_bytes() -> u64 {
     frames.limit_pages().saturating_sub(frames.committed_pages().0 + HEAP_RESERVE_PAGES) * PAGE_BYTES
 }
 
-/// Takes the range away and frees its frames.
-pub fn unmap(range: PageRange) {
-    flush(SPACE.get().unmap(range));
+/// Takes the range away and frees its frames; false if a part of a large page is still there (see
+/// [`Unmapped`](nacre_mm::address_space::Unmapped)).
+#[must_use = "what is still mapped must not be handed out"]
+pub fn unmap(range: PageRange) -> bool {
+    let unmapped = SPACE.get().unmap(range);
+    flush(unmapped.flush);
+    unmapped.complete
 }
 
 /// Gives frames to everything promised in the range.
@@ -231,30 +242,20 @@ pub fn catch_up() {
     }
 }
 
-/// Gives free memory back to the host, beyond a cushion. Called by the idle vCPU 0; `hypercall` releases one range.
-pub fn release_free(mut hypercall: impl FnMut(GuestPhys, u64)) {
+/// Gives some free memory back to the host, beyond a cushion: one run of neighbouring frames, of bounded length, because
+/// nobody can have them meanwhile. Called by the idle vCPU 0; `hypercall` releases the run.
+pub fn release_free(hypercall: impl FnOnce(GuestPhys, u64)) {
     let frames = frames();
-    let (mut start, mut bytes) = (0, 0);
-    while frames.releasable_bytes() > KEEP_FREE_BYTES {
-        let Some(frame) = frames.take_releasable() else { break };
-        if bytes != 0 && start + bytes == frame.0 {
-            bytes += LARGE_PAGE_BYTES;
-        } else {
-            release_run(start, bytes, &mut hypercall);
-            (start, bytes) = (frame.0, LARGE_PAGE_BYTES);
-        }
+    let _moving = frames.moving();
+    let Some(first) = frames.take_releasable() else { return };
+    let mut end = first.0 + LARGE_PAGE_BYTES;
+    while end - first.0 < RELEASE_BYTES && has_releasable() && frames.take_this_releasable(GuestPhys(end)) {
+        end += LARGE_PAGE_BYTES;
     }
-    release_run(start, bytes, &mut hypercall);
-}
-
-fn release_run(start: u64, bytes: u64, hypercall: &mut impl FnMut(GuestPhys, u64)) {
-    if bytes == 0 {
-        return;
-    }
-    hypercall(GuestPhys(start), bytes);
-    RELEASED_BYTES.fetch_add(bytes, Ordering::Relaxed);
-    for frame in (start..start + bytes).step_by(LARGE_PAGE_BYTES as usize) {
-        frames().released(GuestPhys(frame));
+    hypercall(first, end - first.0);
+    RELEASED_BYTES.fetch_add(end - first.0, Ordering::Relaxed);
+    for frame in (first.0..end).step_by(LARGE_PAGE_BYTES as usize) {
+        frames.released(GuestPhys(frame));
     }
 }
 

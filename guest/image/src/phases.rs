@@ -9,6 +9,12 @@ agent_static! {
     pub static ENTRY: AtomicU64 = AtomicU64::new(0);
     /// Memory and the other vCPUs' data are ready.
     pub static MEMORY_READY: AtomicU64 = AtomicU64::new(0);
+    /// The first program's first message has come.
+    pub static CREATED: AtomicU64 = AtomicU64::new(0);
+    /// Its task runs.
+    pub static TASK: AtomicU64 = AtomicU64::new(0);
+    /// The engine is there.
+    pub static ENGINE: AtomicU64 = AtomicU64::new(0);
     /// The first program is loaded.
     pub static LOADED: AtomicU64 = AtomicU64::new(0);
     /// Just before its first Wasm instruction.

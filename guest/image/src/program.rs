@@ -1,7 +1,7 @@
 //! A program: what the host loads and runs, its standard streams and its file system.
 
-use crate::areas;
 use crate::arch::{clock, cpu};
+use crate::areas;
 use crate::link;
 use crate::sync::SpinLock;
 use crate::task::{self, Task};
@@ -29,8 +29,19 @@ pub struct Program {
     pub fs_after: SpinLock<Option<Fs>>,
     task: SpinLock<Option<Arc<Task>>>,
     stdin: SpinLock<Input>,
-    outputs: [Output; 2],
+    /// Standard output, standard error, exported tree.
+    outputs: [Output; 3],
     killed: AtomicBool,
+    /// It was killed while it ran and has not ended yet.
+    dying: AtomicBool,
+}
+
+/// Programs that were killed and have not come to a safe point yet.
+static DYING: AtomicU64 = AtomicU64::new(0);
+
+/// Whether some program was killed and has not come to a safe point yet.
+pub fn any_dying() -> bool {
+    DYING.load(Ordering::SeqCst) != 0
 }
 
 /// A program on its way in.
@@ -43,6 +54,8 @@ pub struct Loading {
     pub env: Vec<(String, String)>,
     /// Names of the directories it finds open; number n has its tree at `/n`.
     pub preopens: Vec<String>,
+    /// Which of its standard streams are terminals.
+    pub terminals: [bool; 3],
     /// The file system.
     pub fs: Fs,
     /// The file that tree data is for.
@@ -89,7 +102,6 @@ impl Drop for Code {
 }
 
 /// Standard input.
-#[derive(Default)]
 struct Input {
     buffer: VecDeque<u8>,
     /// Bytes that came so far: the offset of the next one.
@@ -110,19 +122,26 @@ struct Output {
 
 impl Program {
     /// Makes a program and enters it under its number, in the place of an older one.
-    pub fn create(id: u32, loading: Loading) -> Arc<Program> {
+    ///
+    /// # Errors
+    /// [`MapError`] if there is no memory for its standard input.
+    pub fn create(id: u32, loading: Loading) -> Result<(), MapError> {
+        let mut buffer = VecDeque::new();
+        buffer.try_reserve_exact(STREAM_WINDOW_BYTES as usize).map_err(|_| MapError::OutOfMemory)?;
+        let stdin = Input { buffer, received: 0, consumed: 0, credited: 0, ended: false };
         let program = Arc::new(Program {
             id,
             loading: SpinLock::new(Some(loading)),
             fs_after: SpinLock::new(None),
             task: SpinLock::new(None),
-            stdin: SpinLock::new(Input::default()),
-            outputs: [Output::default(), Output::default()],
+            stdin: SpinLock::new(stdin),
+            outputs: Default::default(),
             killed: AtomicBool::new(false),
+            dying: AtomicBool::new(false),
         });
-        let old = PROGRAMS.lock().insert(id, program.clone());
+        let old = PROGRAMS.lock().insert(id, program);
         drop(old);
-        program
+        Ok(())
     }
 
     /// The program with this number.
@@ -135,13 +154,19 @@ impl Program {
         let program = PROGRAMS.lock().remove(&id);
         if let Some(program) = program {
             program.killed.store(true, Ordering::Relaxed);
+            if program.task.lock().is_some() && !program.dying.swap(true, Ordering::SeqCst) {
+                DYING.fetch_add(1, Ordering::SeqCst);
+            }
             program.wake();
+            // One that computes comes to a safe point.
+            crate::wasm::bump_epoch();
         }
     }
 
-    /// Tells the program which task runs it.
-    pub fn set_task(&self, task: Arc<Task>) {
-        *self.task.lock() = Some(task);
+    /// Starts a task that was made for this program: to run it, or to export its files after its end.
+    pub fn run_in(&self, task: &Arc<Task>) {
+        *self.task.lock() = Some(task.clone());
+        task::start(task);
     }
 
     /// Whether it must end at its next safe point.
@@ -161,7 +186,7 @@ impl Program {
         {
             let mut stdin = self.stdin.lock();
             let room = (STREAM_WINDOW_BYTES as usize).saturating_sub(stdin.buffer.len());
-            if offset != stdin.received || bytes.len() > room || stdin.buffer.try_reserve(bytes.len()).is_err() {
+            if offset != stdin.received || bytes.len() > room {
                 return;
             }
             stdin.buffer.extend(bytes);
@@ -200,6 +225,7 @@ impl Program {
         match number {
             stream::STDOUT => Some(&self.outputs[0]),
             stream::STDERR => Some(&self.outputs[1]),
+            stream::TREE => Some(&self.outputs[2]),
             _ => None,
         }
     }
@@ -210,9 +236,39 @@ impl Program {
             let sent = self.output(number).map_or(0, |output| output.sent.load(Ordering::Relaxed));
             link::send(Header::new(Kind::StreamEnd, self.id).stream(number).arg(sent), &[]);
         }
-        let cut = (0..=text.len().min(link::MAX_BODY)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        link::send(Header::new(Kind::ProgramExited, self.id).stream(kind as u32).arg(code), &text.as_bytes()[..cut]);
-        *self.task.lock() = None;
+        let cut =
+            (0..=text.len().min(link::MAX_BODY)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        link::send(
+            Header::new(Kind::ProgramExited, self.id).stream(kind as u32).arg(code),
+            &text.as_bytes()[..cut],
+        );
+        self.end_task();
+    }
+
+    /// No task runs for this program any more.
+    pub fn end_task(&self) {
+        let mut task = self.task.lock();
+        if self.dying.swap(false, Ordering::SeqCst) {
+            DYING.fetch_sub(1, Ordering::SeqCst);
+        }
+        let ended = task.take();
+        drop(task);
+        drop(ended);
+    }
+
+    /// Sends a piece of the exported tree, when the host has room for it; false if the program was forgotten meanwhile.
+    pub fn send_tree_data(&self, bytes: &[u8]) -> bool {
+        let output = &self.outputs[2];
+        let sent = output.sent.load(Ordering::Relaxed);
+        while sent + bytes.len() as u64 - output.acknowledged.load(Ordering::Relaxed) > STREAM_WINDOW_BYTES {
+            task::park();
+            if self.is_killed() {
+                return false;
+            }
+        }
+        output.sent.store(sent + bytes.len() as u64, Ordering::Relaxed);
+        link::send(Header::new(Kind::TreeData, self.id).stream(stream::TREE).arg(sent), bytes);
+        true
     }
 }
 
@@ -249,7 +305,10 @@ impl System for GuestSystem {
     fn random(&mut self, buffer: &mut [u8]) {
         for chunk in buffer.chunks_mut(8) {
             let Some(word) = cpu::random_word() else {
-                crate::console::fatal(ExitReason::Panic, format_args!("the processor's random number generator failed"));
+                crate::console::fatal(
+                    ExitReason::Panic,
+                    format_args!("the processor's random number generator failed"),
+                );
             };
             chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
         }

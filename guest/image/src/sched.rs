@@ -14,8 +14,8 @@ use nacre_abi::hypercall;
 use nacre_abi::layout::Layout;
 use nacre_abi::ring::Producer;
 use nacre_wval::{
-    Commit, Next, Scheduler, SpinConfig, SpinPolicy, TaskRef, TimerInbox, TimerQueue, TimerReceiver, TimerRing,
-    TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
+    Commit, Next, Scheduler, SpinConfig, SpinPolicy, TaskRef, TimerInbox, TimerQueue, TimerReceiver,
+    TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
 };
 
 /// Requests for timers that one vCPU can have on their way to vCPU 0.
@@ -113,7 +113,7 @@ pub fn scheduler() -> &'static Scheduler<'static> {
     SCHEDULER.get()
 }
 
-/// Whether boot came as far as the scheduler.
+/// What the scheduler of this vCPU owns.
 fn own() -> &'static Own {
     vcpu::local().own()
 }
@@ -212,7 +212,8 @@ fn run(reference: TaskRef) {
     let own = own();
     RESUMES.fetch_add(1, Ordering::Relaxed);
     let here = own.vcpu.id().index() as u32;
-    if task.last_vcpu.replace(here) != here {
+    let before = task.last_vcpu.replace(here);
+    if before != here && before != u32::MAX {
         MOVES.fetch_add(1, Ordering::Relaxed);
     }
     vcpu::set_current(pointer);
@@ -227,8 +228,11 @@ fn run(reference: TaskRef) {
             Err(_) => unreachable!("run queue overflow"),
         },
         Commit::Parked => {}
-        // SAFETY: it switched out for the last time.
-        Commit::Exited => unsafe { task::finish(pointer) },
+        Commit::Exited => {
+            task::report_out_of_memory(task);
+            // SAFETY: it switched out for the last time.
+            unsafe { task::finish(pointer) }
+        }
     }
 }
 
@@ -277,7 +281,8 @@ pub fn park_unless(busy: impl FnOnce() -> bool, deadline_ns: Option<u64>) {
     let vcpu = &own().vcpu;
     vcpu.announce();
     if !busy() {
-        let wait_ns = deadline_ns.map_or(hypercall::PARK_FOREVER, |at| at.saturating_sub(clock::monotonic_ns()));
+        let wait_ns =
+            deadline_ns.map_or(hypercall::PARK_FOREVER, |at| at.saturating_sub(clock::monotonic_ns()));
         if wait_ns != 0 {
             PARKS.fetch_add(1, Ordering::Relaxed);
             link::window().mailbox(vcpu::id())[0].store(wait_ns, Ordering::Relaxed);

@@ -15,14 +15,16 @@ const COUNT: usize = 2000;
 /// separated by spaces.
 pub fn start(header: Header) {
     let Some(program) = Program::find(header.program) else { return };
-    let spawned = task::spawn(Box::new(move || {
+    let made = task::create(Box::new(move || {
         let text = match wasm::measure_instances(&program, COUNT) {
-            Ok(cycles) => {
-                cycles.iter().fold(String::new(), |text, cycles| text + &format!("{} ", clock::cycles_to_ns(*cycles)))
-            }
+            Ok(cycles) => cycles
+                .iter()
+                .fold(String::new(), |text, cycles| text + &format!("{} ", clock::cycles_to_ns(*cycles))),
             Err(_) => String::from("failed"),
         };
         link::send(Header::new(Kind::SelfTest, header.program), text.as_bytes());
     }));
-    drop(spawned);
+    if let Ok(task) = made {
+        task::start(&task);
+    }
 }

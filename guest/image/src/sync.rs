@@ -1,8 +1,11 @@
 //! The spin lock of the guest's own short critical sections.
 //!
 //! Nothing is switched out while it holds one: a fiber never yields inside, and there are no interrupts. Sections under a
-//! lock are bounded and touch memory that is mapped.
+//! lock are bounded. They may touch heap memory that is only promised: the page-fault path takes no lock. A vCPU that the
+//! host stops inside a section holds up whoever wants the same lock; making these paths lock-free is the work of the
+//! elastic-CPU issue.
 
+use crate::vcpu;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Raw lock for `lock_api`.
@@ -23,11 +26,16 @@ unsafe impl lock_api::RawMutex for RawSpin {
     }
 
     fn try_lock(&self) -> bool {
-        !self.0.swap(true, Ordering::Acquire)
+        let taken = !self.0.swap(true, Ordering::Acquire);
+        if taken {
+            vcpu::count_lock(1);
+        }
+        taken
     }
 
     unsafe fn unlock(&self) {
         self.0.store(false, Ordering::Release);
+        vcpu::count_lock(-1);
     }
 }
 

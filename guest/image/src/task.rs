@@ -4,6 +4,7 @@
 //! [`park`], its end. The scheduler in [`crate::sched`] decides who goes on.
 
 use crate::areas::Stack;
+use crate::program::Program;
 use crate::sync::SpinLock;
 use crate::{arch, sched, vcpu};
 use alloc::boxed::Box;
@@ -11,6 +12,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::message::ExitKind;
 use nacre_mm::address_space::MapError;
 use nacre_wval::{ParkState, PreparePark, Switch, TaskRef, TimerToken, Unpark};
 
@@ -26,9 +28,12 @@ pub struct Task {
     pub park: ParkState,
     /// Its place in the table of tasks, and its timer's number.
     slot: u32,
-    timer_seq: Cell<u64>,
     entry: Cell<Option<Box<dyn FnOnce() + Send>>>,
     stack: Stack,
+    /// The program it runs, if it runs one: whom to report to when it cannot go on.
+    pub program: Cell<Option<u32>>,
+    /// It ended because an allocation failed.
+    out_of_memory: Cell<bool>,
     /// Time it has had on any vCPU.
     pub cpu_cycles: AtomicU64,
     /// The vCPU it last ran on; a counter's input, never an address.
@@ -41,14 +46,17 @@ unsafe impl Sync for Task {}
 // SAFETY: see above; nothing in it belongs to a thread.
 unsafe impl Send for Task {}
 
+/// The number of the last timer: never goes back, also not when a slot goes to another task.
+static TIMER_SEQ: AtomicU64 = AtomicU64::new(0);
+
 /// All tasks of this CVM, by slot: what finds them from a timer, and after the arena was copied.
 static TASKS: SpinLock<Vec<Option<Arc<Task>>>> = SpinLock::new(Vec::new());
 
-/// Makes a task that runs `entry` and queues it.
+/// Makes a task that will run `entry` once it is [`start`]ed.
 ///
 /// # Errors
 /// [`MapError`] if there is no memory for its stack, or there are as many tasks as the layout provides for.
-pub fn spawn(entry: Box<dyn FnOnce() + Send>) -> Result<Arc<Task>, MapError> {
+pub fn create(entry: Box<dyn FnOnce() + Send>) -> Result<Arc<Task>, MapError> {
     let stack = Stack::new()?;
     let task = {
         let mut tasks = TASKS.lock();
@@ -66,9 +74,10 @@ pub fn spawn(entry: Box<dyn FnOnce() + Send>) -> Result<Arc<Task>, MapError> {
             why: Cell::new(Switch::Yield),
             park: ParkState::new(),
             slot: slot as u32,
-            timer_seq: Cell::new(0),
             entry: Cell::new(Some(entry)),
             stack,
+            program: Cell::new(None),
+            out_of_memory: Cell::new(false),
             cpu_cycles: AtomicU64::new(0),
             last_vcpu: Cell::new(u32::MAX),
         });
@@ -77,8 +86,12 @@ pub fn spawn(entry: Box<dyn FnOnce() + Send>) -> Result<Arc<Task>, MapError> {
     };
     // SAFETY: the stack is the task's own, mapped, and not in use.
     task.sp.set(unsafe { arch::new_fiber(task.stack.top(), run_entry, Arc::as_ptr(&task) as u64) });
-    sched::submit(reference(&task));
     Ok(task)
+}
+
+/// Queues a task that was just made.
+pub fn start(task: &Arc<Task>) {
+    sched::submit(reference(task));
 }
 
 /// The scheduler's name for a task.
@@ -132,11 +145,9 @@ pub fn park() {
 /// Sleeps until [`unpark`]ed or until the monotonic clock reaches the deadline; may return early.
 pub fn park_until(deadline_ns: u64) {
     let task = current();
-    let seq = task.timer_seq.get() + 1;
-    task.timer_seq.set(seq);
-    let token = TimerToken { slot: task.slot, seq };
-    // SAFETY of the reference: a timer is only ever looked up by its slot.
-    let name = TaskRef::new(task as *const Task as u64).unwrap_or_else(|| unreachable!("a reference is never null"));
+    let token = TimerToken { slot: task.slot, seq: TIMER_SEQ.fetch_add(1, Ordering::Relaxed) + 1 };
+    let name =
+        TaskRef::new(task as *const Task as u64).unwrap_or_else(|| unreachable!("a reference is never null"));
     while !sched::arm_timer(token, deadline_ns, name) {
         yield_now();
     }
@@ -168,6 +179,31 @@ pub unsafe fn finish(task: *const Task) {
     let slot = unsafe { (*task).slot } as usize;
     let last = TASKS.lock().get_mut(slot).and_then(Option::take);
     drop(last);
+}
+
+/// Ends the task that runs here because an allocation failed that has no way to say so; the scheduler then reports its
+/// program. What it had stays allocated. Returns if the task cannot be ended here: it holds a lock, or this is not its
+/// own stack (an exception upcall), or no program's task runs here.
+pub fn end_out_of_memory() {
+    let Some(task) = vcpu::current() else { return };
+    // SAFETY: a running task is alive.
+    let task = unsafe { &*task };
+    let here = core::ptr::from_ref(&task) as u64;
+    if task.program.get().is_none() || vcpu::locks_held() != 0 || !task.stack.contains(here) {
+        return;
+    }
+    task.out_of_memory.set(true);
+    switch_out(task, Switch::Exit);
+}
+
+/// Reports the program of a task that ended by [`end_out_of_memory`]. Called by the scheduler on its own stack.
+pub fn report_out_of_memory(task: &Task) {
+    if task.out_of_memory.get()
+        && let Some(program) = task.program.take().and_then(Program::find)
+    {
+        let text = "out of memory: the CVM's heap is full; give the CVM more with --memory";
+        program.report_exit(ExitKind::OutOfMemory, 0, text);
+    }
 }
 
 /// CPU time that the current task has had, in cycles, up to its last switch.

@@ -5,7 +5,7 @@ use crate::sched::Own;
 use crate::task::Task;
 use core::arch::asm;
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::AtomicU64;
 use nacre_abi::VcpuId;
 use nacre_abi::layout::{
     Layout, TSS_IO_BITMAP, TSS_LIMIT, TSS_OFFSET, VCPU_LOCAL, VCPU_RING0_STACK, VCPU_UPCALL_STACK,
@@ -25,8 +25,10 @@ pub struct Local {
     out_of_memory: Cell<bool>,
     /// wasmtime's thread-local words while no task runs.
     idle_tls: Cell<[u64; 2]>,
-    /// Exceptions that nothing confirmed.
-    spurious: AtomicU64,
+    /// Where the last exception was that nothing confirmed, and how many there were in a row.
+    spurious: Cell<(u64, u32)>,
+    /// Spin locks that the code running here holds.
+    locks: Cell<i32>,
     /// What this vCPU's scheduler owns.
     own: Cell<Option<&'static Own>>,
 }
@@ -61,7 +63,8 @@ pub unsafe fn init(vcpu: VcpuId) {
             flushed: AtomicU64::new(0),
             out_of_memory: Cell::new(false),
             idle_tls: Cell::new([0; 2]),
-            spurious: AtomicU64::new(0),
+            spurious: Cell::new((0, 0)),
+            locks: Cell::new(0),
             own: Cell::new(None),
         });
         asm!("wrgsbase {}", in(reg) local, options(nostack, preserves_flags));
@@ -82,8 +85,10 @@ fn init_stacks(vcpu: VcpuId) {
         ((tss + 0x66) as *mut u16).write(TSS_IO_BITMAP as u16);
         ((tss + TSS_LIMIT) as *mut u8).write(0xff);
         (ring0 as *mut u64).write(upcall);
-        (upcall as *mut [u64; 2])
-            .write([ring0 - size_of::<arch::exceptions::Frame>() as u64, upcall - VCPU_UPCALL_STACK.bytes + 64]);
+        (upcall as *mut [u64; 2]).write([
+            ring0 - size_of::<arch::exceptions::Frame>() as u64,
+            upcall - VCPU_UPCALL_STACK.bytes + 64,
+        ]);
     }
 }
 
@@ -116,6 +121,18 @@ pub fn current() -> Option<*mut Task> {
     (task != local.idle_tls.as_ptr().cast()).then_some(task)
 }
 
+/// Notes that a spin lock was taken (1) or released (-1) here. Nothing is switched out while it holds one, so taking and
+/// releasing happen on the same vCPU.
+pub fn count_lock(change: i32) {
+    let locks = &local().locks;
+    locks.set(locks.get() + change);
+}
+
+/// Spin locks held here.
+pub fn locks_held() -> i32 {
+    local().locks.get()
+}
+
 /// Notes that the trap which follows is for want of memory.
 pub fn set_out_of_memory() {
     local().out_of_memory.set(true);
@@ -126,7 +143,11 @@ pub fn take_out_of_memory() -> bool {
     local().out_of_memory.replace(false)
 }
 
-/// Counts an exception that never happened.
-pub fn count_spurious() {
-    local().spurious.fetch_add(1, Ordering::Relaxed);
+/// Counts an exception at `rip` that nothing confirms; returns how many there have been there in a row.
+pub fn count_spurious(rip: u64) -> u32 {
+    let spurious = &local().spurious;
+    let (last, count) = spurious.get();
+    let count = if last == rip { count.saturating_add(1) } else { 1 };
+    spurious.set((rip, count));
+    count
 }

@@ -16,7 +16,8 @@ impl PageRange {
     /// The pages that `bytes` bytes from `start` on touch; `None` if `start` is not page-aligned or the end overflows.
     pub fn new(start: GuestVirt, bytes: u64) -> Option<PageRange> {
         let bytes = bytes.checked_next_multiple_of(PAGE_BYTES)?;
-        (start.0 % PAGE_BYTES == 0 && start.0.checked_add(bytes).is_some()).then_some(PageRange { start: start.0, bytes })
+        (start.0 % PAGE_BYTES == 0 && start.0.checked_add(bytes).is_some())
+            .then_some(PageRange { start: start.0, bytes })
     }
 
     /// First address.
@@ -61,10 +62,21 @@ impl Flush {
     }
 }
 
+/// What [`AddressSpace::unmap`] did.
+#[must_use = "a forgotten flush leaves stale translations"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unmapped {
+    /// Whether to flush.
+    pub flush: Flush,
+    /// False if a part of a large page could not be taken away for want of a page table: that page is still mapped
+    /// whole. A range of whole large pages never needs one.
+    pub complete: bool,
+}
+
 /// What became of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The address is mapped now.
+    /// The address is mapped now, or may be at the next try.
     Resolved,
     /// The mapping allows this access already: a stale translation, or an exception that never happened.
     Spurious,
@@ -96,7 +108,7 @@ pub trait AddressSpace {
     fn map(&self, range: PageRange, perms: Perms) -> Result<Flush, MapError>;
 
     /// Makes the range absent and frees its frames.
-    fn unmap(&self, range: PageRange) -> Flush;
+    fn unmap(&self, range: PageRange) -> Unmapped;
 
     /// Gives frames to all promised pages of the range now.
     ///

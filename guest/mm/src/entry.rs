@@ -47,7 +47,9 @@ impl Perms {
     pub const fn within(self, other: Perms) -> bool {
         matches!(
             (self, other),
-            (Perms::Read, _) | (Perms::ReadWrite, Perms::ReadWrite) | (Perms::ReadExecute, Perms::ReadExecute)
+            (Perms::Read, _)
+                | (Perms::ReadWrite, Perms::ReadWrite)
+                | (Perms::ReadExecute, Perms::ReadExecute)
         )
     }
 
@@ -138,6 +140,11 @@ pub const fn decode(bits: u64) -> Leaf {
     } else {
         Leaf::Absent
     }
+}
+
+/// Whether a leaf entry (promised or present) is a large one.
+pub const fn is_large(bits: u64) -> bool {
+    bits & LARGE != 0
 }
 
 /// The bits of an entry that points to the table at `frame`: it allows everything, the leaves decide.

@@ -37,6 +37,18 @@ pub struct Frames<'a> {
     committed_pages: AtomicU64,
     committed_peak: AtomicU64,
     limit_pages: u64,
+    /// Operations under way that hold frames which nobody uses.
+    moving: AtomicU64,
+}
+
+/// While this lives, its holder may have frames in hand that will be free again: whoever finds none tries again instead of
+/// giving up.
+pub struct Moving<'f>(&'f AtomicU64);
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// There is no memory left for what was asked.
@@ -67,8 +79,20 @@ impl<'a> Frames<'a> {
             used_pages: AtomicU64::new(0),
             committed_pages: AtomicU64::new(0),
             committed_peak: AtomicU64::new(0),
+            moving: AtomicU64::new(0),
             limit_pages: (count as u64 * SMALL_PER_LARGE).saturating_sub(reserve_pages),
         }
+    }
+
+    /// Says that the caller holds frames for a moment.
+    pub fn moving(&self) -> Moving<'_> {
+        self.moving.fetch_add(1, Ordering::SeqCst);
+        Moving(&self.moving)
+    }
+
+    /// Whether somebody holds frames for a moment.
+    pub fn in_transit(&self) -> bool {
+        self.moving.load(Ordering::SeqCst) != 0
     }
 
     /// Promises `pages` small pages.
@@ -138,8 +162,22 @@ impl<'a> Frames<'a> {
     /// Takes a free large frame that the host still has memory for, so that it can be released: the caller then
     /// asks the host and calls [`released`](Self::released).
     pub fn take_releasable(&self) -> Option<GuestPhys> {
-        let index = self.find(|word| self.whole[word].load(Ordering::Relaxed) & self.backed[word].load(Ordering::Relaxed))?;
+        let index = self.find(|word| {
+            self.whole[word].load(Ordering::Relaxed) & self.backed[word].load(Ordering::Relaxed)
+        })?;
         Some(self.address(index, 0))
+    }
+
+    /// The same for one certain frame; false if it is not there to be released.
+    pub fn take_this_releasable(&self, frame: GuestPhys) -> bool {
+        let offset = frame.0 - self.base.0;
+        let index = (offset / LARGE_PAGE_BYTES) as usize;
+        if index >= self.count {
+            return false;
+        }
+        let (word, bit) = (index / 64, 1 << (index % 64));
+        self.backed[word].load(Ordering::Relaxed) & bit != 0
+            && self.whole[word].fetch_and(!bit, Ordering::AcqRel) & bit != 0
     }
 
     /// Puts a frame from [`take_releasable`](Self::take_releasable) back.
@@ -151,8 +189,12 @@ impl<'a> Frames<'a> {
 
     /// Bytes of free large frames that the host still has memory for.
     pub fn releasable_bytes(&self) -> u64 {
-        let frames: u32 =
-            self.whole.iter().zip(self.backed).map(|(a, b)| (a.load(Ordering::Relaxed) & b.load(Ordering::Relaxed)).count_ones()).sum();
+        let frames: u32 = self
+            .whole
+            .iter()
+            .zip(self.backed)
+            .map(|(a, b)| (a.load(Ordering::Relaxed) & b.load(Ordering::Relaxed)).count_ones())
+            .sum();
         u64::from(frames) * LARGE_PAGE_BYTES
     }
 
@@ -173,8 +215,11 @@ impl<'a> Frames<'a> {
 
     /// Takes one whole frame, preferably one that the host has memory for already.
     fn take_whole(&self) -> Option<usize> {
-        let backed = |word: usize| self.whole[word].load(Ordering::Relaxed) & self.backed[word].load(Ordering::Relaxed);
-        let index = self.find(backed).or_else(|| self.find(|word| self.whole[word].load(Ordering::Relaxed)))?;
+        let backed = |word: usize| {
+            self.whole[word].load(Ordering::Relaxed) & self.backed[word].load(Ordering::Relaxed)
+        };
+        let index =
+            self.find(backed).or_else(|| self.find(|word| self.whole[word].load(Ordering::Relaxed)))?;
         set_bit(self.backed, index);
         Some(index)
     }
@@ -227,6 +272,7 @@ impl<'a> Frames<'a> {
 
     /// If all 512 small frames are free, takes them all and makes the frame whole.
     fn coalesce(&self, index: usize) {
+        let _moving = self.moving();
         let words = self.words_of(index);
         for (taken, word) in words.iter().enumerate() {
             if word.compare_exchange(!0, 0, Ordering::SeqCst, Ordering::Relaxed).is_err() {

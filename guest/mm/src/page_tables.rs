@@ -7,7 +7,7 @@
 //! and a frame is zeroed through another mapping before it becomes visible: no lock, no half-made state.
 //! Tables are freed only when the range they serve is unmapped whole, by its owner.
 
-use crate::address_space::{AddressSpace, Fault, Flush, MapError, Mapping, PageRange};
+use crate::address_space::{AddressSpace, Fault, Flush, MapError, Mapping, PageRange, Unmapped};
 use crate::entry::{self, Access, Leaf, Perms, Size};
 use crate::frames::{Frames, PagePool, SMALL_PER_LARGE};
 use crate::{GuestPhys, GuestVirt};
@@ -79,7 +79,13 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
     ///
     /// # Errors
     /// [`MapError::OutOfTables`].
-    pub fn map_fixed(&self, address: GuestVirt, frame: GuestPhys, size: Size, perms: Perms) -> Result<(), MapError> {
+    pub fn map_fixed(
+        &self,
+        address: GuestVirt,
+        frame: GuestPhys,
+        size: Size,
+        perms: Perms,
+    ) -> Result<(), MapError> {
         let mut slot = self.directory_entry(address.0)?;
         if size == Size::Small {
             let table = self.table_at(slot)?;
@@ -130,12 +136,18 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
 
     /// Puts a new table with the given content into `slot`, which holds `expected`. If another vCPU was faster, its
     /// table is the result.
-    fn install_table(&self, slot: &AtomicU64, expected: u64, content: impl Fn(u64) -> u64) -> Result<GuestPhys, MapError> {
+    fn install_table(
+        &self,
+        slot: &AtomicU64,
+        expected: u64,
+        content: impl Fn(u64) -> u64,
+    ) -> Result<GuestPhys, MapError> {
         let table = self.pool.alloc().ok_or(MapError::OutOfTables)?;
         for (number, entry) in self.memory.entries(table).iter().enumerate() {
             entry.store(content(number as u64), Ordering::Relaxed);
         }
-        match slot.compare_exchange(expected, entry::encode_table(table), Ordering::AcqRel, Ordering::Acquire) {
+        match slot.compare_exchange(expected, entry::encode_table(table), Ordering::AcqRel, Ordering::Acquire)
+        {
             Ok(_) => Ok(table),
             Err(now) => {
                 self.pool.free(table);
@@ -200,7 +212,10 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
                 break;
             }
             let (leaf, flush) = with_perms(entry::decode(bits), perms);
-            if slot.compare_exchange(bits, entry::encode(leaf, Size::Large), Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if slot
+                .compare_exchange(bits, entry::encode(leaf, Size::Large), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
                 return Ok(flush);
             }
         }
@@ -226,8 +241,9 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
     fn merge(&self, slot: &AtomicU64, table: GuestPhys) -> Flush {
         let entries = self.memory.entries(table);
         let leaves = || entries.iter().map(|entry| entry::decode(entry.load(Ordering::Acquire)));
-        let mergeable =
-            |leaf| matches!(leaf, Leaf::Lazy(Perms::ReadWrite) | Leaf::Present { perms: Perms::ReadWrite, .. });
+        let mergeable = |leaf| {
+            matches!(leaf, Leaf::Lazy(Perms::ReadWrite) | Leaf::Present { perms: Perms::ReadWrite, .. })
+        };
         if !leaves().all(mergeable) {
             return Flush::NotNeeded;
         }
@@ -236,6 +252,7 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         let merged = if untouched {
             Leaf::Lazy(Perms::ReadWrite)
         } else {
+            let _moving = self.frames.moving();
             let Some(frame) = self.frames.alloc_large() else { return Flush::NotNeeded };
             self.memory.zero(frame, Size::Large);
             for (number, leaf) in leaves().enumerate() {
@@ -246,14 +263,22 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
             Leaf::Present { frame, perms: Perms::ReadWrite, dirty: true }
         };
         // The accessed bit may have been set by the processor since; it is preset, so the comparison holds.
-        if slot.compare_exchange(expected, entry::encode(merged, Size::Large), Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if slot
+            .compare_exchange(
+                expected,
+                entry::encode(merged, Size::Large),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            )
+            .is_err()
+        {
             if let Leaf::Present { frame, .. } = merged {
                 self.frames.free_large(frame);
             }
             return Flush::NotNeeded;
         }
-        for leaf in leaves() {
-            if let Leaf::Present { frame, .. } = leaf {
+        for entry in entries {
+            if let Leaf::Present { frame, .. } = entry::decode(entry.swap(0, Ordering::AcqRel)) {
                 self.frames.free_small(frame);
             }
         }
@@ -299,6 +324,7 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
 
     /// Gives frames to what is promised under one page-directory entry in `start..end`.
     fn populate_chunk(&self, slot: &AtomicU64, start: u64, end: u64) -> Result<(), MapError> {
+        let _moving = self.frames.moving();
         let bits = slot.load(Ordering::Acquire);
         let table = match entry::table(bits) {
             Some(table) => table,
@@ -317,7 +343,10 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         let chunk = Chunk { directory_entry: slot, start, end };
         for entry in self.small_entries(table, &chunk) {
             let bits = entry.load(Ordering::Acquire);
-            if let Leaf::Lazy(perms) = entry::decode(bits) {
+            // A large promise here means that this table was freed and reused since we found it.
+            if let Leaf::Lazy(perms) = entry::decode(bits)
+                && !entry::is_large(bits)
+            {
                 let frame = self.frames.alloc_small().ok_or(MapError::OutOfMemory)?;
                 self.back(entry, bits, frame, perms, Size::Small);
             }
@@ -329,7 +358,10 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
     fn back(&self, slot: &AtomicU64, bits: u64, frame: GuestPhys, perms: Perms, size: Size) {
         self.memory.zero(frame, size);
         let leaf = Leaf::Present { frame, perms, dirty: true };
-        if slot.compare_exchange(bits, entry::encode(leaf, size), Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if slot
+            .compare_exchange(bits, entry::encode(leaf, size), Ordering::AcqRel, Ordering::Relaxed)
+            .is_err()
+        {
             match size {
                 Size::Small => self.frames.free_small(frame),
                 Size::Large => self.frames.free_large(frame),
@@ -342,7 +374,9 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         let Some(slot) = self.find_directory_entry(address) else { return Leaf::Absent };
         let bits = slot.load(Ordering::Acquire);
         match entry::table(bits) {
-            Some(table) => entry::decode(self.memory.entries(table)[index(address, 0)].load(Ordering::Acquire)),
+            Some(table) => {
+                entry::decode(self.memory.entries(table)[index(address, 0)].load(Ordering::Acquire))
+            }
             None => entry::decode(bits),
         }
     }
@@ -365,18 +399,17 @@ impl<M: TableMemory> AddressSpace for PageTables<'_, M> {
         Ok(flush)
     }
 
-    fn unmap(&self, range: PageRange) -> Flush {
-        let (mut flush, mut pages) = (Flush::NotNeeded, 0);
+    fn unmap(&self, range: PageRange) -> Unmapped {
+        let (mut flush, mut complete, mut pages) = (Flush::NotNeeded, true, 0);
         for (start, end) in chunks(range) {
             let Some(directory_entry) = self.find_directory_entry(start) else { continue };
-            // Splitting may find no table: then the rest of the large page stays mapped, and is unmapped with its
-            // neighbours later. Nothing is freed that is still reachable.
-            if let Ok(chunk_flush) = self.unmap_chunk(&Chunk { directory_entry, start, end }, &mut pages) {
-                flush = flush.or(chunk_flush);
+            match self.unmap_chunk(&Chunk { directory_entry, start, end }, &mut pages) {
+                Ok(chunk_flush) => flush = flush.or(chunk_flush),
+                Err(_) => complete = false,
             }
         }
         self.frames.uncommit(pages);
-        flush
+        Unmapped { flush, complete }
     }
 
     fn populate(&self, range: PageRange) -> Result<(), MapError> {
@@ -398,8 +431,9 @@ impl<M: TableMemory> AddressSpace for PageTables<'_, M> {
                 let Some(slot) = self.find_directory_entry(start) else { return Fault::Violation };
                 match self.populate_chunk(slot, start, start + group) {
                     Ok(()) => Fault::Resolved,
-                    // Out of frames for the neighbours is no harm.
+                    // Out of frames for the neighbours is no harm; and what is on its way back is there at the next try.
                     Err(_) if matches!(self.leaf(address.0), Leaf::Present { .. }) => Fault::Resolved,
+                    Err(_) if self.frames.in_transit() => Fault::Resolved,
                     Err(_) => Fault::OutOfMemory,
                 }
             }
@@ -414,7 +448,9 @@ impl<M: TableMemory> AddressSpace for PageTables<'_, M> {
             let Some(table) = entry::table(bits) else {
                 match entry::decode(bits) {
                     Leaf::Absent => {}
-                    leaf if end - start == LARGE_PAGE_BYTES => visit(Mapping { start: GuestVirt(start), size: Size::Large, leaf }),
+                    leaf if end - start == LARGE_PAGE_BYTES => {
+                        visit(Mapping { start: GuestVirt(start), size: Size::Large, leaf })
+                    }
                     leaf => scan_part_of_large(start, end, leaf, visit),
                 }
                 continue;
@@ -423,7 +459,11 @@ impl<M: TableMemory> AddressSpace for PageTables<'_, M> {
             for (page, entry) in self.small_entries(table, &chunk).iter().enumerate() {
                 let leaf = entry::decode(entry.load(Ordering::Acquire));
                 if leaf != Leaf::Absent {
-                    visit(Mapping { start: GuestVirt(start + page as u64 * PAGE_BYTES), size: Size::Small, leaf });
+                    visit(Mapping {
+                        start: GuestVirt(start + page as u64 * PAGE_BYTES),
+                        size: Size::Small,
+                        leaf,
+                    });
                 }
             }
         }

@@ -38,7 +38,7 @@ pub fn init(window: &Window<'_>, start_tsc: u64) -> Option<()> {
 }
 
 fn scaled(cycles: u64, scale: u64) -> u64 {
-    (u128::from(cycles) * u128::from(scale) >> 32) as u64
+    u64::try_from((u128::from(cycles) * u128::from(scale)) >> 32).unwrap_or(u64::MAX)
 }
 
 /// `cycles` of the time stamp counter in nanoseconds.

@@ -18,6 +18,9 @@ const BREAKPOINT: usize = 3;
 const INVALID_OPCODE: u64 = 6;
 const PAGE_FAULT: u64 = 14;
 
+/// Exceptions in a row at one instruction before they are believed.
+const SPURIOUS_LIMIT: u32 = 1000;
+
 /// Page-fault error code bits (Intel SDM vol. 3, 4.7).
 const ERROR_WRITE: u64 = 1 << 1;
 const ERROR_FETCH: u64 = 1 << 4;
@@ -82,9 +85,10 @@ extern "C" fn exception_upcall(frame: &mut Frame, registers: &Registers) {
         PAGE_FAULT => page_fault(frame, registers),
         INVALID_OPCODE if instruction_is(frame.rip, is_ud2) => wasm_trap(frame, registers, None),
         DIVIDE_ERROR if instruction_is(frame.rip, is_division) => wasm_trap(frame, registers, None),
-        13 if frame.error == 0 => unhandled(frame),
-        // Not confirmed, or a vector that this guest never causes.
-        _ => vcpu::count_spurious(),
+        // Not confirmed, or a vector that this guest never causes: the instruction runs again. If it is the same one over
+        // and over, it was real after all, such as an instruction that CPUID promised and the processor lacks.
+        _ if vcpu::count_spurious(frame.rip) < SPURIOUS_LIMIT => {}
+        _ => unhandled(frame),
     }
 }
 
@@ -119,7 +123,15 @@ fn unhandled(frame: &Frame) -> ! {
         ExitReason::Exception,
         format_args!(
             "exception {} error {:#x} at {:#x}, address {:#x}, stack {:#x} (cs {:#x} ss {:#x} flags {:#x} rax {:#x}): a defect of the guest image",
-            frame.vector, frame.error, frame.rip, frame.cr2, frame.rsp, frame.cs, frame.ss, frame.rflags, frame.rax
+            frame.vector,
+            frame.error,
+            frame.rip,
+            frame.cr2,
+            frame.rsp,
+            frame.cs,
+            frame.ss,
+            frame.rflags,
+            frame.rax
         ),
     )
 }

@@ -61,7 +61,9 @@ pub unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
     let mut at = 0;
     // SAFETY: reads inside both blocks; volatile, so that this loop does not become a call to itself.
     unsafe {
-        while at + 8 <= len && a.add(at).cast::<u64>().read_unaligned() == b.add(at).cast::<u64>().read_unaligned() {
+        while at + 8 <= len
+            && a.add(at).cast::<u64>().read_unaligned() == b.add(at).cast::<u64>().read_unaligned()
+        {
             at += 8;
         }
         while at < len {

@@ -65,7 +65,16 @@ pub unsafe fn switch(save: *mut u64, to: u64) {
 /// `top` is the 16-byte aligned end of at least 256 writable bytes that nobody else uses.
 pub unsafe fn new_fiber(top: u64, entry: extern "C" fn(u64) -> !, argument: u64) -> u64 {
     // Popped by fiber_switch: mxcsr and x87 control word, r15 r14 r13 r12 rbx rbp, return address.
-    let frame: [u64; 8] = [0x037f << 32 | 0x1f80, 0, 0, entry as *const () as u64, argument, 0, 0, fiber_start as *const () as u64];
+    let frame: [u64; 8] = [
+        0x037f << 32 | 0x1f80,
+        0,
+        0,
+        entry as *const () as u64,
+        argument,
+        0,
+        0,
+        fiber_start as *const () as u64,
+    ];
     let at = top - 16 - size_of_val(&frame) as u64;
     // SAFETY: inside the bytes the caller promised.
     unsafe { (at as *mut [u64; 8]).write(frame) };
@@ -74,7 +83,8 @@ pub unsafe fn new_fiber(top: u64, entry: extern "C" fn(u64) -> !, argument: u64)
 
 /// The boot information page, as the launcher wrote it.
 pub fn boot_info_bytes() -> [u8; boot::ENCODED_BYTES] {
-    let page = (nacre_abi::layout::AGENT_VA + nacre_abi::layout::AGENT_BOOT_INFO) as *const [u8; boot::ENCODED_BYTES];
+    let page = (nacre_abi::layout::AGENT_VA + nacre_abi::layout::AGENT_BOOT_INFO)
+        as *const [u8; boot::ENCODED_BYTES];
     // SAFETY: the launcher maps the agent arena there before the first instruction.
     unsafe { page.read() }
 }

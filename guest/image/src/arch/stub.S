@@ -47,7 +47,7 @@ deliver:                        // vector error rip cs rflags rsp ss
     push %rax
     pushq 64(%rsp)              // ss
     pushq 80(%rsp)              // [rsp0]: upcall stack pointer
-    pushq $0x3002               // rflags: TF, DF, AC and IF clear
+    pushq $0x2                  // rflags: TF, DF, AC, IF and IOPL clear
     pushq 64(%rsp)              // cs
     pushq $upcall_entry
     iretq
@@ -55,7 +55,8 @@ drop:
     add $16, %rsp
     iretq
 
-// int3 gate: flush this vCPU's translations. An injected #BP does no harm.
+// int3 gate: flush this vCPU's translations. An injected #BP only flushes, except between delivery and the copy of a frame:
+// there it overwrites the frame like any other, which the upcall notices.
 .balign 16
 .globl flush_gate
 flush_gate:
@@ -112,6 +113,17 @@ upcall_entry:
     mov %rsp, %rdi
     mov $9, %ecx
     rep movsq
+    // An exception that was injected before the copy was complete has overwritten the frame: its rip, which we look at in
+    // the source, then lies in this window. No honest exception has one there, and the interrupted context is lost.
+    mov -40(%rsi), %rax
+    cmp $upcall_entry, %rax
+    jb 3f
+    cmp $upcall_copied, %rax
+    jae 3f
+4:  mov $2, %eax                // ExitReason::Exception
+    out %eax, $0x10             // hypercall::EXIT
+    jmp 4b
+3:
 .globl upcall_copied
 upcall_copied:
     lea -80(%rbx), %rdi         // first argument: our copy of the frame

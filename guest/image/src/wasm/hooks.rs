@@ -1,6 +1,7 @@
 //! The C functions through which wasmtime reaches this "operating system" (wasmtime's `sys/custom/capi.rs`).
 
 use crate::areas;
+use crate::vcpu;
 use core::arch::asm;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use nacre_mm::entry::Perms;
@@ -128,11 +129,13 @@ extern "C" fn wasmtime_sync_lock_free(_: *mut usize) {}
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_lock_acquire(lock: *mut usize) {
     spin_until(|| word(lock).compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok());
+    vcpu::count_lock(1);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_lock_release(lock: *mut usize) {
     word(lock).store(0, Ordering::Release);
+    vcpu::count_lock(-1);
 }
 
 #[unsafe(no_mangle)]
@@ -140,23 +143,29 @@ extern "C" fn wasmtime_sync_rwlock_read(lock: *mut usize) {
     spin_until(|| {
         let readers = word(lock).load(Ordering::Relaxed);
         readers & WRITER == 0
-            && word(lock).compare_exchange_weak(readers, readers + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            && word(lock)
+                .compare_exchange_weak(readers, readers + 1, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
     });
+    vcpu::count_lock(1);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_rwlock_read_release(lock: *mut usize) {
     word(lock).fetch_sub(1, Ordering::Release);
+    vcpu::count_lock(-1);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_rwlock_write(lock: *mut usize) {
     spin_until(|| word(lock).compare_exchange_weak(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok());
+    vcpu::count_lock(1);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_rwlock_write_release(lock: *mut usize) {
     word(lock).store(0, Ordering::Release);
+    vcpu::count_lock(-1);
 }
 
 #[unsafe(no_mangle)]

@@ -1,6 +1,7 @@
 //! Runs precompiled Wasm: the engine, loading, one run of a program, and what its end means.
 
 pub mod hooks;
+pub mod memory;
 mod wasi;
 
 #[cfg(feature = "debug-image")]
@@ -8,7 +9,7 @@ use crate::arch;
 use crate::arch::cpu;
 use crate::program::{Code, GuestSystem, Loading, Program};
 use crate::sync::SpinLock;
-use crate::{areas, memory, phases, task, vcpu};
+use crate::{areas, phases, task, vcpu};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -20,7 +21,10 @@ use nacre_abi::message::ExitKind;
 use nacre_engine::Header;
 use nacre_mm::entry::Perms;
 use nacre_wasi::{Builder, Fs, Stop, WasiCtx};
-use wasmtime::{Config, CustomCodeMemory, Engine, Extern, InstancePre, Linker, Memory, Module, Store, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime::{
+    Config, CustomCodeMemory, Engine, Extern, InstancePre, Linker, Memory, Module, Store, Trap,
+    UpdateDeadline, WasmBacktrace,
+};
 
 /// What a program's host functions find in its store.
 pub struct Context {
@@ -67,7 +71,8 @@ impl CustomCodeMemory for InPlace {
 }
 
 fn protect(start: *const u8, bytes: usize, perms: Perms) -> wasmtime::Result<()> {
-    areas::protect(start as u64, bytes as u64, Some(perms)).map_err(|_| wasmtime::Error::msg("out of page tables"))
+    areas::protect(start as u64, bytes as u64, Some(perms))
+        .map_err(|_| wasmtime::Error::msg("out of page tables"))
 }
 
 /// The runtime, made at its first use.
@@ -78,6 +83,7 @@ pub fn runtime() -> wasmtime::Result<Arc<Runtime>> {
     let mut config = Config::new();
     nacre_engine::configure(&mut config);
     config.with_custom_code_memory(Some(Arc::new(InPlace)));
+    config.with_host_memory(Arc::new(memory::Creator));
     // SAFETY: the features of each module are checked against CPUID before it is loaded (`load`).
     unsafe { config.detect_host_feature(|_| Some(true)) };
     let engine = Engine::new(&config)?;
@@ -98,25 +104,32 @@ pub fn bump_epoch() {
 
 /// Runs a program to its end and reports it. The body of a task.
 pub fn run_program(program: &Arc<Program>) {
+    phases::mark(&phases::TASK);
+    task::current().program.set(Some(program.id));
     let Some(loading) = program.loading.lock().take() else { return };
     let Outcome { kind, code, text } = run(program, loading).unwrap_or_else(|outcome| outcome);
+    task::current().program.set(None);
     program.report_exit(kind, code, &text);
 }
 
 fn run(program: &Arc<Program>, loading: Loading) -> Result<Outcome, Outcome> {
-    let Loading { code, args, env, preopens, fs, error, .. } = loading;
+    let Loading { code, args, env, preopens, terminals, fs, error, .. } = loading;
     if let Some((kind, text)) = error {
         return Err(Outcome { kind, code: 0, text });
     }
-    let runtime = runtime().map_err(|error| Outcome::error(format!("the engine can't be made: {error:#}")))?;
+    let runtime =
+        runtime().map_err(|error| Outcome::error(format!("the engine can't be made: {error:#}")))?;
+    phases::mark(&phases::ENGINE);
     let module = load(&runtime, &code)?;
     let pre = resolve(&runtime, &module)?;
     phases::mark(&phases::LOADED);
-    let preopens = preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
+    let preopens =
+        preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
     let wasi = Builder::new()
         .args(args)
         .env(env)
         .preopens(preopens)
+        .tty(terminals[0], terminals[1], terminals[2])
         .build(GuestSystem(program.clone()), fs)
         .map_err(Outcome::error)?;
     let mut store = new_store(&runtime, wasi);
@@ -139,7 +152,7 @@ pub fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
     let bytes = code.bytes();
     let header = Header::parse(bytes).map_err(Outcome::error)?;
     header.check_compatible(cpu::features()).map_err(Outcome::error)?;
-    let available = memory::available_bytes();
+    let available = crate::memory::available_bytes();
     if header.min_memory_bytes > available {
         let text = format!(
             "the program's linear memory starts with {} MiB, but this CVM has only {} MiB left: give it more with --memory",
@@ -151,8 +164,9 @@ pub fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
     let payload = header.payload(bytes).map_err(Outcome::error)?;
     // SAFETY: whoever deploys code to this CVM is trusted with its tenant's data (an open CVM); the header shows that this
     // version of wasmtime made it with these settings. `code` outlives the module (see `run`).
-    unsafe { Module::deserialize_raw(&runtime.engine, NonNull::from(payload)) }
-        .map_err(|error| Outcome::error(format!("the precompiled code can't be loaded: {error:#}; compile it again")))
+    unsafe { Module::deserialize_raw(&runtime.engine, NonNull::from(payload)) }.map_err(|error| {
+        Outcome::error(format!("the precompiled code can't be loaded: {error:#}; compile it again"))
+    })
 }
 
 /// Finds everything the module imports.
@@ -161,7 +175,11 @@ pub fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context
         let provided = "Nacre provides wasi_snapshot_preview1 only";
         let missing = module.imports().find(|import| import.module() != wasi::MODULE);
         match missing {
-            Some(import) => Outcome::error(format!("import {}.{} is provided by nobody; {provided}", import.module(), import.name())),
+            Some(import) => Outcome::error(format!(
+                "import {}.{} is provided by nobody; {provided}",
+                import.module(),
+                import.name()
+            )),
             None => Outcome::error(format!("{error:#}; {provided}")),
         }
     })
@@ -173,7 +191,11 @@ pub fn new_store(runtime: &Runtime, wasi: WasiCtx<GuestSystem>) -> Store<Context
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|store| {
         task::yield_now();
-        if store.data().wasi.system().0.is_killed() { Err(wasi::Stopped(Stop::Killed).into()) } else { Ok(UpdateDeadline::Continue(1)) }
+        if store.data().wasi.system().0.is_killed() {
+            Err(wasi::Stopped(Stop::Killed).into())
+        } else {
+            Ok(UpdateDeadline::Continue(1))
+        }
     });
     store
 }
@@ -186,7 +208,9 @@ fn call_start(pre: &InstancePre<Context>, store: &mut Store<Context>) -> wasmtim
         store.data_mut().memory = Some(memory);
     }
     let start = instance.get_typed_func::<(), ()>(&mut *store, "_start").map_err(|_| {
-        wasmtime::Error::msg("it exports no function _start: build it as a command (a WASI program), not as a library")
+        wasmtime::Error::msg(
+            "it exports no function _start: build it as a command (a WASI program), not as a library",
+        )
     })?;
     start.call(&mut *store, ())
 }
@@ -201,18 +225,26 @@ fn outcome(ended: wasmtime::Result<()>) -> Outcome {
             Stop::BrokenPipe => (ExitKind::BrokenPipe, 0),
             Stop::Killed => (ExitKind::Error, 0),
         };
-        return Outcome { kind, code, text: if kind == ExitKind::Error { "killed".into() } else { String::new() } };
+        return Outcome {
+            kind,
+            code,
+            text: if kind == ExitKind::Error { "killed".into() } else { String::new() },
+        };
     }
     if out_of_memory {
-        let text = "out of memory: no frame is left for a page it was promised; give the CVM more with --memory".to_string();
+        let text =
+            "out of memory: no frame is left for a page it was promised; give the CVM more with --memory"
+                .to_string();
         return Outcome { kind: ExitKind::OutOfMemory, code: 0, text };
     }
     let backtrace = error.downcast_ref::<WasmBacktrace>().map(backtrace).unwrap_or_default();
     match error.downcast_ref::<Trap>() {
         Some(trap) => Outcome { kind: ExitKind::Trap, code: 0, text: format!("{trap}{backtrace}") },
-        None if error.is::<wasmtime::ThrownException>() => {
-            Outcome { kind: ExitKind::Trap, code: 0, text: format!("wasm exception: nobody caught it{backtrace}") }
-        }
+        None if error.is::<wasmtime::ThrownException>() => Outcome {
+            kind: ExitKind::Trap,
+            code: 0,
+            text: format!("wasm exception: nobody caught it{backtrace}"),
+        },
         None => Outcome::error(format!("{:#}", error)),
     }
 }
@@ -235,13 +267,17 @@ fn backtrace(trace: &WasmBacktrace) -> String {
 /// Time that creating an instance of a loaded program and calling its empty `_start` takes, in cycles, `count` times.
 #[cfg(feature = "debug-image")]
 pub fn measure_instances(program: &Arc<Program>, count: usize) -> Result<Vec<u64>, Outcome> {
-    let Some(loading) = program.loading.lock().take() else { return Err(Outcome::error("no program is loaded")) };
+    let Some(loading) = program.loading.lock().take() else {
+        return Err(Outcome::error("no program is loaded"));
+    };
     let runtime = runtime().map_err(Outcome::error)?;
     let module = load(&runtime, &loading.code)?;
     let pre = resolve(&runtime, &module)?;
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
-        let wasi = Builder::new().build(GuestSystem(program.clone()), Fs::new(0).map_err(Outcome::error)?).map_err(Outcome::error)?;
+        let wasi = Builder::new()
+            .build(GuestSystem(program.clone()), Fs::new(0).map_err(Outcome::error)?)
+            .map_err(Outcome::error)?;
         let start = arch::rdtsc();
         let mut store = new_store(&runtime, wasi);
         call_start(&pre, &mut store).map_err(Outcome::error)?;

@@ -84,7 +84,11 @@ fn threads_never_get_the_same_frame() {
                         _ => {
                             let (frame, pages) = held.swap_remove((random >> 8) as usize % held.len());
                             disclaim(frame, pages, me);
-                            if pages == 1 { frames.free_small(frame) } else { frames.free_large(frame) }
+                            if pages == 1 {
+                                frames.free_small(frame)
+                            } else {
+                                frames.free_large(frame)
+                            }
                             None
                         }
                     };

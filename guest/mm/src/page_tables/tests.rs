@@ -40,8 +40,10 @@ struct World {
 fn world() -> World {
     let zeros = |n: usize| -> &'static [AtomicU64] { Box::leak((0..n).map(|_| AtomicU64::new(0)).collect()) };
     let table = || core::array::from_fn(|_| AtomicU64::new(0));
-    let fake: &'static Fake =
-        Box::leak(Box::new(Fake { tables: (0..TABLES).map(|_| table()).collect(), pages: Default::default() }));
+    let fake: &'static Fake = Box::leak(Box::new(Fake {
+        tables: (0..TABLES).map(|_| table()).collect(),
+        pages: Default::default(),
+    }));
     let pool = PagePool::new(ROOT, TABLES, 1, zeros(1));
     let frames = Frames::new(FRAME_BASE, LARGE_FRAMES, 0, zeros(frames::words_needed(LARGE_FRAMES)));
     World { fake, space: PageTables::new(ROOT, fake, pool, frames) }
@@ -54,7 +56,11 @@ fn range(start: u64, bytes: u64) -> PageRange {
 impl World {
     fn frame(&self, address: u64) -> Option<u64> {
         match self.space.leaf(address) {
-            Leaf::Present { frame, .. } => match self.space.find_directory_entry(address).map(|slot| entry::table(slot.load(Ordering::Relaxed))) {
+            Leaf::Present { frame, .. } => match self
+                .space
+                .find_directory_entry(address)
+                .map(|slot| entry::table(slot.load(Ordering::Relaxed)))
+            {
                 Some(None) => Some(frame.0 + (address % LARGE_PAGE_BYTES & !0xfff)),
                 _ => Some(frame.0),
             },
@@ -91,7 +97,11 @@ fn a_whole_large_page_is_one_entry_and_a_part_is_small_ones() {
     assert_eq!(world.write(AT + 5 * PAGE_BYTES, 7), Fault::Resolved);
     assert_eq!(world.space.frames().used_pages(), SMALL_PER_LARGE);
     assert_eq!(world.write(AT + LARGE_PAGE_BYTES, 8), Fault::Resolved);
-    assert_eq!(world.space.frames().used_pages(), SMALL_PER_LARGE + 3, "fault-around stops at what is promised");
+    assert_eq!(
+        world.space.frames().used_pages(),
+        SMALL_PER_LARGE + 3,
+        "fault-around stops at what is promised"
+    );
     assert_eq!(world.write(AT + LARGE_PAGE_BYTES + 3 * PAGE_BYTES, 9), Fault::Violation);
     assert_eq!(world.space.fault(GuestVirt(AT), Access::Execute), Fault::Violation);
     assert_eq!(world.space.fault(GuestVirt(AT), Access::Write), Fault::Spurious);
@@ -177,7 +187,12 @@ enum Step {
 fn steps() -> impl Strategy<Value = Step> {
     let page = 0u64..3 * SMALL_PER_LARGE;
     let pages = prop_oneof![1u64..20, Just(SMALL_PER_LARGE), Just(2 * SMALL_PER_LARGE)];
-    let perms = prop_oneof![Just(Perms::Read), Just(Perms::ReadWrite), Just(Perms::ReadWrite), Just(Perms::ReadExecute)];
+    let perms = prop_oneof![
+        Just(Perms::Read),
+        Just(Perms::ReadWrite),
+        Just(Perms::ReadWrite),
+        Just(Perms::ReadExecute)
+    ];
     prop_oneof![
         (page.clone(), pages.clone(), perms).prop_map(|(a, b, c)| Step::Map(a, b, c)),
         (page.clone(), pages.clone()).prop_map(|(a, b)| Step::Unmap(a, b)),

@@ -1,0 +1,79 @@
+//! What `nacre bench` measures: each arm and its baseline in one run, taken in turns, compared round by round.
+//!
+//! * [`invoke`]: computing, boot, instances, first touch of memory and the life of a CVM.
+//! * [`host`]: the same engine as an ordinary process. [`cvm`]: the same program in a CVM. [`programs`]: what both run.
+//! * [`summary`]: medians and ratios. [`report`]: the result. [`machine`]: where it was measured.
+//!
+//! Nothing is printed here and no target fails a run: machines are shared and noisy, a result says what it found.
+#![forbid(unsafe_code)]
+
+pub mod cvm;
+pub mod host;
+pub mod invoke;
+pub mod machine;
+pub mod programs;
+pub mod report;
+pub mod summary;
+
+/// Why a benchmark gave no result; what follows the last "; " is the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// No CVM, or it ended early.
+    #[error(transparent)]
+    Cvm(#[from] nacre_vmm::CvmError),
+    /// A built-in program does not compile, load or run on this machine's processor.
+    #[error("the host's engine: {0:#}; the benchmark needs a CPU with AVX2")]
+    Engine(wasmtime::Error),
+    /// A built-in program did something else than it should.
+    #[error("{program} {what}; run it alone with `nacre run` to see more")]
+    Program {
+        /// Its name.
+        program: String,
+        /// What it did.
+        what: String,
+    },
+    /// A `nacre` process that was started failed.
+    #[error("`nacre {command}` {what}; run it by hand to see more")]
+    Child {
+        /// Its arguments.
+        command: String,
+        /// How it ended.
+        what: String,
+    },
+    /// The operating system refuses something.
+    #[error("{what}: {error}")]
+    System {
+        /// What was wanted.
+        what: &'static str,
+        /// Its answer.
+        error: std::io::Error,
+    },
+}
+
+impl From<wasmtime::Error> for BenchError {
+    fn from(error: wasmtime::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl BenchError {
+    /// For `map_err`: the operating system's refusal of `what`.
+    fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self::System { what, error }
+    }
+
+    fn program(program: &str, what: impl Into<String>) -> Self {
+        Self::Program { program: program.to_owned(), what: what.into() }
+    }
+}
+
+/// Is told how far a benchmark is.
+pub trait Progress {
+    /// The next of [`invoke::Options::steps`] steps begins.
+    fn step(&self, doing: &str);
+}
+
+/// Nobody watches.
+impl Progress for () {
+    fn step(&self, _: &str) {}
+}

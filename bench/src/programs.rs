@@ -1,0 +1,79 @@
+//! The programs that are measured, and their compiled form for a CVM.
+
+use crate::BenchError;
+use nacre_engine::{CpuTarget, Header};
+
+/// A compute-bound program with arguments that keep it busy for some hundred milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Compute {
+    /// Its name, `argv[0]`.
+    pub name: &'static str,
+    /// Binary or text form.
+    pub source: &'static [u8],
+    /// Its arguments.
+    pub args: &'static [&'static str],
+}
+
+impl Compute {
+    /// The whole `argv`.
+    #[must_use]
+    pub fn argv(&self) -> Vec<String> {
+        std::iter::once(&self.name).chain(self.args).map(|arg| (*arg).to_owned()).collect()
+    }
+}
+
+/// The compute-bound programs: C, AssemblyScript, and text.
+pub const COMPUTE: [Compute; 3] = [
+    Compute {
+        name: "primes",
+        source: include_bytes!("../../apps/primes/primes.wasm"),
+        args: &["20000000", "8"],
+    },
+    Compute {
+        name: "mandelbrot",
+        source: include_bytes!("../../apps/mandelbrot/mandelbrot.wasm"),
+        args: &["300", "15000"],
+    },
+    Compute { name: "mix", source: include_bytes!("../programs/mix.wat"), args: &[] },
+];
+
+/// The smallest command.
+pub const EMPTY: &str = include_str!("../../apps/features/empty.wat");
+
+/// A program that touches fresh memory of this size in bytes, more than 64 KiB. Sizes over 4 GiB make it use a 64-bit
+/// memory.
+#[must_use]
+pub fn touch(bytes: u64) -> String {
+    let index = if bytes >> 32 == 0 { "i32" } else { "i64" };
+    include_str!("../programs/touch.wat")
+        .replace("INDEX", index)
+        .replace("PAGES", &(bytes >> 16).to_string())
+        .replace("BYTES", &bytes.to_string())
+}
+
+/// The `.cwasm` around code that [`crate::host::HostEngine::same`] made, for a CVM. `min_memory_bytes` is what the
+/// program starts with.
+///
+/// # Errors
+/// If the code is too long for a `.cwasm`.
+pub fn container(source: &[u8], code: &[u8], min_memory_bytes: u64) -> Result<Vec<u8>, BenchError> {
+    let header = Header::describe(source, code, CpuTarget::X86_64V3, true, min_memory_bytes)
+        .map_err(|error| BenchError::program("a built-in program", error.to_string()))?;
+    let mut file = header.encode().to_vec();
+    file.extend_from_slice(code);
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn touch_is_a_module_with_either_kind_of_memory() {
+        for bytes in [512 << 20, 8 << 30] {
+            let text = touch(bytes);
+            assert_eq!(text.contains("i64 131072"), bytes == 8 << 30);
+            assert!(wat::parse_str(&text).unwrap().starts_with(b"\0asm"));
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! `nacre bench`: runs a benchmark with a progress bar on stderr, prints its table and writes its JSON.
+
+use std::{path::Path, process::ExitCode};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use nacre_bench::{
+    BenchError, Progress,
+    invoke::{self, Options},
+    report::Report,
+};
+
+use crate::{
+    args::{BenchArgs, BenchCommand, BenchInvokeArgs},
+    failure::Failure,
+    program::io_reason,
+};
+
+/// `nacre bench`.
+///
+/// # Errors
+/// What went wrong, for the user. A target that is not met is told in the result and is no error.
+pub fn command(args: &BenchArgs) -> Result<ExitCode, Failure> {
+    match &args.bench {
+        BenchCommand::Invoke(args) => bench_invoke(args),
+    }
+}
+
+fn bench_invoke(args: &BenchInvokeArgs) -> Result<ExitCode, Failure> {
+    let nacre =
+        std::env::current_exe().map_err(|error| Failure::new("this executable", io_reason(&error)))?;
+    let file = args.json.as_ref().and_then(Option::as_deref);
+    if let Some(path) = file {
+        // A result that can't be written must not be found out after the run.
+        std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(|error| unwritable(path, &error))?;
+    }
+    let options = Options::full(nacre);
+    let bar = Bar::new(options.steps());
+    let report = invoke::run(&options, &bar);
+    bar.0.finish_and_clear();
+    let report = report.map_err(|error| failure(&error))?;
+    print(&report, args.json.as_ref().map(Option::as_deref))
+}
+
+/// The table to stdout and JSON to the file, or JSON to stdout.
+fn print(report: &Report, json: Option<Option<&Path>>) -> Result<ExitCode, Failure> {
+    match json {
+        Some(None) => println!("{}", report.json()),
+        None => print!("{}", report.table()),
+        Some(Some(path)) => {
+            write(path, &(report.json() + "\n"))?;
+            print!("{}", report.table());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).map_err(|error| unwritable(path, &error))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    let why = io_reason(error);
+    Failure::new(path.display(), format_args!("can not be written: {why}; choose another file for --json"))
+}
+
+fn failure(error: &BenchError) -> Failure {
+    let what = match error {
+        BenchError::Cvm(_) => "CVM",
+        _ => "bench invoke",
+    };
+    Failure::new(what, error)
+}
+
+/// A progress bar; it shows on terminals only.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(steps: usize) -> Self {
+        let bar = ProgressBar::new(steps as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed})") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+}
+
+impl Progress for Bar {
+    fn step(&self, doing: &str) {
+        self.0.set_message(doing.to_owned());
+        self.0.inc(1);
+    }
+}
