@@ -179,7 +179,7 @@ fn wasi(criterion: &mut Criterion) {
                 let mut call = Call { ctx, memory: &mut memory };
                 let rights = nacre_wasi::abi::rights::FD_WRITE;
                 let creat = nacre_wasi::abi::oflags::CREAT;
-                let opened = nacre_wasi::path_open(&mut call, 3, 0, 16, 4, creat.into(), rights, 0, 0, 32);
+                let opened = nacre_wasi::path_open(&mut call, 3, 0, 16, 4, creat, rights, 0, 0, 32);
                 assert_eq!(opened, Ok(nacre_wasi::Errno::Success));
                 for _ in 0..64 {
                     let written = nacre_wasi::fd_write(&mut call, 4, 0, 1, 8);

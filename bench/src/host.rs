@@ -58,7 +58,7 @@ impl HostEngine {
         Self::new(&Config::new())
     }
 
-    pub fn new(config: &Config) -> Result<Self, BenchError> {
+    fn new(config: &Config) -> Result<Self, BenchError> {
         let engine = Engine::new(config)?;
         let mut linker = Linker::new(&engine);
         link(&mut linker)?;

@@ -19,8 +19,9 @@ const CR0: u64 = 0x8000_0033;
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
 /// SCE, LME, LMA, NXE.
 const EFER: u64 = 0xd01;
-/// Only the bit that is always one: interrupts off, no I/O privilege (the I/O bitmap names the allowed ports).
-const RFLAGS: u64 = 0x2;
+/// IOPL 3 and the bit that is always one; interrupts stay off. Ring 3 is all of the guest and trusted with every port; the
+/// I/O bitmap is for a KVM that ignores IOPL, and IOPL for an emulated one that ignores the bitmap of a busy segment.
+const RFLAGS: u64 = 0x3002;
 /// x87, SSE, AVX, and the three parts of AVX-512.
 const XCR0_WANTED: u64 = 0xe7;
 const XCR0_AVX512: u64 = 0xe0;
@@ -37,7 +38,7 @@ pub enum KvmError {
     Missing,
     /// `/dev/kvm` may not be opened.
     #[error(
-        "no permission for /dev/kvm: add the user to the group that owns it (usually: sudo usermod -aG kvm $USER), then log in again"
+        "no permission for /dev/kvm: join the kvm group (sudo usermod -aG kvm $USER) and log in again"
     )]
     Denied,
     /// A call failed.

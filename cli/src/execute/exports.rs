@@ -114,15 +114,20 @@ impl Writer<'_> {
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "the guest names an impossible path");
         let entry = entry.ok_or_else(invalid)?;
         let relative = Path::new(&entry.path);
-        if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        // Only one exported file has no path of its own: it goes where the user said, as a file.
+        let is_root = entry.path.is_empty();
+        let stays_inside = relative.components().all(|part| matches!(part, Component::Normal(_)));
+        if !stays_inside || is_root && entry.kind != TreeKind::File {
             return Err(invalid());
         }
         let path = if entry.path.is_empty() { self.root.to_path_buf() } else { self.root.join(relative) };
         self.check_parents(relative)?;
         match entry.kind {
             TreeKind::Directory => {
-                if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
-                    fs::create_dir_all(&path)?;
+                match fs::symlink_metadata(&path) {
+                    Ok(metadata) if metadata.is_dir() => {}
+                    Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something else has its name")),
+                    Err(_) => fs::create_dir_all(&path)?,
                 }
                 self.directories.push((path, entry.modified));
             }
@@ -236,8 +241,10 @@ mod tests {
         for path in ["../evil", "/etc/evil", "a/../../evil"] {
             assert!(writer.entry(entry(TreeKind::File, path, "")).is_err(), "{path}");
         }
+        assert!(writer.entry(entry(TreeKind::Symlink, "", outside.to_str().unwrap())).is_err());
         writer.entry(entry(TreeKind::Symlink, "link", outside.to_str().unwrap())).unwrap();
         assert!(writer.entry(entry(TreeKind::File, "link/evil", "")).is_err());
+        assert!(writer.entry(entry(TreeKind::Directory, "link", "")).is_err());
         writer.entry(entry(TreeKind::File, "link", "")).unwrap();
         writer.data(b"content").unwrap();
         writer.finish().unwrap();

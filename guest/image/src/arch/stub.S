@@ -47,7 +47,7 @@ deliver:                        // vector error rip cs rflags rsp ss
     push %rax
     pushq 64(%rsp)              // ss
     pushq 80(%rsp)              // [rsp0]: upcall stack pointer
-    pushq $0x2                  // rflags: TF, DF, AC, IF and IOPL clear
+    pushq $0x3002               // rflags: TF, DF, AC and IF clear, IOPL 3 (see the launcher)
     pushq 64(%rsp)              // cs
     pushq $upcall_entry
     iretq
