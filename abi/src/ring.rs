@@ -137,7 +137,7 @@ impl<'a> Producer<'a> {
     fn refresh_head(&mut self) {
         let head = self.ring.indices[CONSUMER_INDEX].load(Ordering::Acquire);
         // Only forwards, never past what was written: anything else is a lie and leaves the ring full.
-        if head % 8 == 0 && head >= self.state.seen_head && head <= self.state.tail {
+        if head.is_multiple_of(8) && head >= self.state.seen_head && head <= self.state.tail {
             self.state.seen_head = head;
         }
     }
@@ -205,7 +205,7 @@ impl<'a> Consumer<'a> {
         if available == 0 {
             return Ok(None);
         }
-        if available % 8 != 0 || available > self.ring.capacity() || available < HEADER_BYTES {
+        if !available.is_multiple_of(8) || available > self.ring.capacity() || available < HEADER_BYTES {
             return Err(Corrupt::Index);
         }
         let mut words = [0; HEADER_WORDS];

@@ -37,9 +37,7 @@ pub enum KvmError {
     )]
     Missing,
     /// `/dev/kvm` may not be opened.
-    #[error(
-        "no permission for /dev/kvm: join the kvm group (sudo usermod -aG kvm $USER) and log in again"
-    )]
+    #[error("no permission for /dev/kvm: join the kvm group (sudo usermod -aG kvm $USER) and log in again")]
     Denied,
     /// A call failed.
     #[error("KVM refuses to {what}: {error}")]
@@ -254,5 +252,7 @@ fn set_system_registers(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError
     call("set system registers (it must support FSGSBASE)", vcpu.set_sregs(&registers))
 }
 
-const _: () =
-    assert!(AGENT_IDT % 4096 == 0, "the interrupt descriptor table fills a page: its limit is 0xfff");
+const _: () = assert!(
+    AGENT_IDT.is_multiple_of(4096),
+    "the interrupt descriptor table fills a page: its limit is 0xfff"
+);

@@ -85,7 +85,7 @@ impl PrivateMemory {
         let offset = start
             .checked_sub(RAM_GPA)
             .filter(|offset| offset.checked_add(bytes).is_some_and(|end| end <= self.bytes()));
-        let valid = |value: u64| value % LARGE_PAGE_BYTES == 0;
+        let valid = |value: u64| value.is_multiple_of(LARGE_PAGE_BYTES);
         let Some(offset) = offset.filter(|offset| valid(*offset) && valid(bytes)) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not large pages of this CVM"));
         };

@@ -126,7 +126,12 @@ impl Writer<'_> {
             TreeKind::Directory => {
                 match fs::symlink_metadata(&path) {
                     Ok(metadata) if metadata.is_dir() => {}
-                    Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something else has its name")),
+                    Ok(_) => {
+                        return Err(io::Error::new(
+                            io::ErrorKind::AlreadyExists,
+                            "something else has its name",
+                        ));
+                    }
                     Err(_) => fs::create_dir_all(&path)?,
                 }
                 self.directories.push((path, entry.modified));

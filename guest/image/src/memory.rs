@@ -47,7 +47,7 @@ impl TableMemory for Window {
     fn entries(&self, table: GuestPhys) -> &[AtomicU64; 512] {
         let offset = table.0.wrapping_sub(self.agent_gpa);
         assert!(
-            offset < self.agent_bytes && offset % PAGE_BYTES == 0,
+            offset < self.agent_bytes && offset.is_multiple_of(PAGE_BYTES),
             "page table outside of the agent arena"
         );
         // SAFETY: the agent arena is mapped linearly for good; tables are whole pages in it, accessed atomically only.

@@ -16,7 +16,7 @@ impl PageRange {
     /// The pages that `bytes` bytes from `start` on touch; `None` if `start` is not page-aligned or the end overflows.
     pub fn new(start: GuestVirt, bytes: u64) -> Option<PageRange> {
         let bytes = bytes.checked_next_multiple_of(PAGE_BYTES)?;
-        (start.0 % PAGE_BYTES == 0 && start.0.checked_add(bytes).is_some())
+        (start.0.is_multiple_of(PAGE_BYTES) && start.0.checked_add(bytes).is_some())
             .then_some(PageRange { start: start.0, bytes })
     }
 

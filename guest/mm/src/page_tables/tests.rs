@@ -61,7 +61,7 @@ impl World {
                 .find_directory_entry(address)
                 .map(|slot| entry::table(slot.load(Ordering::Relaxed)))
             {
-                Some(None) => Some(frame.0 + (address % LARGE_PAGE_BYTES & !0xfff)),
+                Some(None) => Some(frame.0 + ((address % LARGE_PAGE_BYTES) & !0xfff)),
                 _ => Some(frame.0),
             },
             _ => None,
@@ -93,7 +93,7 @@ impl World {
 #[test]
 fn a_whole_large_page_is_one_entry_and_a_part_is_small_ones() {
     let world = world();
-    world.space.map(range(AT, LARGE_PAGE_BYTES + 3 * PAGE_BYTES), Perms::ReadWrite).unwrap();
+    let _ = world.space.map(range(AT, LARGE_PAGE_BYTES + 3 * PAGE_BYTES), Perms::ReadWrite).unwrap();
     assert_eq!(world.write(AT + 5 * PAGE_BYTES, 7), Fault::Resolved);
     assert_eq!(world.space.frames().used_pages(), SMALL_PER_LARGE);
     assert_eq!(world.write(AT + LARGE_PAGE_BYTES, 8), Fault::Resolved);
@@ -119,7 +119,10 @@ fn growing_over_a_large_page_merges_and_keeps_the_content() {
     }
     assert!((0..SMALL_PER_LARGE - 1).all(|page| world.read(AT + page * PAGE_BYTES) == Some(page + 1)));
     assert_eq!(world.space.frames().used_pages(), SMALL_PER_LARGE);
-    assert_eq!(world.space.unmap(range(AT, LARGE_PAGE_BYTES)), Flush::Needed);
+    assert_eq!(
+        world.space.unmap(range(AT, LARGE_PAGE_BYTES)),
+        Unmapped { flush: Flush::Needed, complete: true }
+    );
     assert_eq!((world.space.frames().used_pages(), world.space.frames().committed_pages().0), (0, 0));
 }
 
@@ -128,7 +131,7 @@ fn promises_beyond_memory_are_refused_and_leave_nothing() {
     let world = world();
     let all = LARGE_FRAMES as u64 * LARGE_PAGE_BYTES;
     assert_eq!(world.space.map(range(AT, all + 4096), Perms::ReadWrite), Err(MapError::OutOfMemory));
-    world.space.map(range(AT, all), Perms::ReadWrite).unwrap();
+    let _ = world.space.map(range(AT, all), Perms::ReadWrite).unwrap();
     world.space.populate(range(AT, all)).unwrap();
     assert_eq!(world.space.map(range(AT + all, 4096), Perms::ReadWrite), Err(MapError::OutOfMemory));
     assert_eq!(world.space.map(range(AT, all), Perms::Read), Ok(Flush::Needed), "no new promise");
@@ -141,11 +144,11 @@ fn a_fragmented_memory_still_keeps_its_promises() {
     // One small frame in use in every large one: no whole frame is left.
     let held: Vec<_> = std::iter::from_fn(|| frames.alloc_small()).collect();
     for (number, frame) in held.iter().enumerate() {
-        if number as u64 % SMALL_PER_LARGE != 0 {
+        if !(number as u64).is_multiple_of(SMALL_PER_LARGE) {
             frames.free_small(*frame);
         }
     }
-    world.space.map(range(AT, LARGE_PAGE_BYTES), Perms::ReadWrite).unwrap();
+    let _ = world.space.map(range(AT, LARGE_PAGE_BYTES), Perms::ReadWrite).unwrap();
     assert!((0..SMALL_PER_LARGE).all(|page| world.write(AT + page * PAGE_BYTES, page) == Fault::Resolved));
 }
 
@@ -243,4 +246,21 @@ proptest! {
         world.space.scan(range(AT, 6 * LARGE_PAGE_BYTES), &mut |mapping| seen += mapping.size.bytes() / PAGE_BYTES);
         prop_assert_eq!(seen, model.len() as u64);
     }
+}
+
+/// A part of a large page needs a table to be taken away; without one the page stays whole, and says so.
+#[test]
+fn a_partial_unmap_without_tables_is_incomplete_and_a_whole_one_never() {
+    let world = world();
+    let _ = world.space.map(range(AT, LARGE_PAGE_BYTES), Perms::ReadWrite).unwrap();
+    world.write(AT, 7);
+    for number in 1.. {
+        if world.space.map(range(AT + number * (1 << 30), PAGE_BYTES), Perms::ReadWrite).is_err() {
+            break;
+        }
+    }
+    assert!(!world.space.unmap(range(AT + PAGE_BYTES, PAGE_BYTES)).complete);
+    assert_eq!(world.read(AT), Some(7));
+    assert!(world.space.unmap(range(AT, LARGE_PAGE_BYTES)).complete);
+    assert_eq!(world.read(AT), None);
 }
