@@ -8,7 +8,7 @@ use nacre_cli::module::{Entry, Module};
 use nacre_vmm::program::{Events, Exit, ProgramEvent, ProgramSpec};
 use nacre_vmm::{Cvm, CvmConfig};
 
-/// Says "started", mixes 64 MiB of memory for a second or so, then grows its memory, uses what it got, prints a
+/// Touches 64 MiB of memory, says "started", mixes that memory for a while, then grows its memory, uses what it got, prints a
 /// checksum and ends with a trap three calls deep.
 const PROGRAM: &str = r#"(module $mover
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
@@ -39,8 +39,9 @@ const PROGRAM: &str = r#"(module $mover
   (func $middle (call $boom))
   (func $outer (call $middle))
   (func (export "_start") (local $x i64)
+    (local.set $x (call $mix (i64.const 42) (i32.const 2000000)))
     (call $print (i32.const 64) (i32.const 8))
-    (local.set $x (call $mix (i64.const 42) (i32.const 60000000)))
+    (local.set $x (call $mix (local.get $x) (i32.const 15000000)))
     (if (i32.ne (memory.grow (i32.const 200)) (i32.const 1025)) (then (unreachable)))
     (i64.store (i32.const 80000000) (local.get $x))
     (call $hex (i64.load (i32.const 80000000)))
