@@ -1,0 +1,360 @@
+//! Unrolls small innermost loops of a Wasm module, so that one epoch check serves several iterations.
+//!
+//! Compiled code looks at the epoch at every `loop` header, which costs a tight loop more than its own work. Here
+//!
+//! ```text
+//! (loop T body)   becomes   (block T (loop T (block body' (br 2)) ... (block body' (br 2)) body''))
+//! ```
+//!
+//! with [`copies`] bodies. In a copy inside a `block`, a branch to the loop (`continue`) leaves that block, which is
+//! how the next copy starts; the end of the body leaves everything with the loop's results. The last copy sits in
+//! the loop itself, so its `continue` is the only branch back. Labels outside the loop are renumbered by the frames
+//! in between. Copies share the function's locals, so nothing else has to change.
+//!
+//! Works on the bytes of the code section alone: all other sections, all indices and every loop that does not
+//! qualify stay as they are. Offsets into the code section in custom sections (DWARF, branch hints) do not follow.
+
+use std::ops::Range;
+
+use wasmparser::{BinaryReaderError, BlockType, Encoding, FunctionBody, Operator, Parser, Payload};
+
+/// Bodies up to this weight get [`COPIES_OF_TINY`]; weight is operators plus `br_table` targets.
+const TINY_WEIGHT: usize = 16;
+/// The check is most of such a loop's overhead.
+const COPIES_OF_TINY: usize = 8;
+/// Heavier bodies are left alone: the check disappears in their own work.
+const MAX_WEIGHT: usize = 60;
+/// For bodies between [`TINY_WEIGHT`] and [`MAX_WEIGHT`].
+const COPIES_OF_SMALL: usize = 4;
+/// A function may grow by its own size and this many bytes, which lets a function of one tiny loop have it unrolled.
+const FLAT_GROWTH_BYTES: usize = 4096;
+/// Larger functions are left alone: compilers take more than linear time for them.
+const MAX_FUNCTION_BYTES: usize = 256 << 10;
+
+/// Single-byte opcodes, numbered by the Wasm core specification, section 5.4 "Instructions".
+mod opcode {
+    pub const BLOCK: u8 = 0x02;
+    pub const LOOP: u8 = 0x03;
+    pub const IF: u8 = 0x04;
+    pub const ELSE: u8 = 0x05;
+    pub const END: u8 = 0x0b;
+    pub const BR: u8 = 0x0c;
+    pub const BR_TABLE: u8 = 0x0e;
+    /// A block type: neither parameters nor results.
+    pub const EMPTY: u8 = 0x40;
+    /// The id of the code section.
+    pub const CODE_SECTION: u8 = 10;
+}
+
+/// Why a module could not be read. A valid module never fails.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnrollError {
+    /// A component, whose modules are not looked at.
+    #[error("is a component; pass a core module")]
+    Component,
+    /// Not a well-formed module.
+    #[error("malformed WebAssembly at byte {offset}: {message}; build the file again")]
+    Malformed {
+        /// Where in the binary.
+        offset: usize,
+        /// What the parser says.
+        message: String,
+    },
+}
+
+impl UnrollError {
+    fn malformed(offset: usize, message: &str) -> Self {
+        Self::Malformed { offset, message: message.replace("; ", ", ") }
+    }
+}
+
+impl From<BinaryReaderError> for UnrollError {
+    fn from(error: BinaryReaderError) -> Self {
+        Self::malformed(error.offset(), error.message())
+    }
+}
+
+/// Returns `wasm` with its small innermost loops unrolled; byte for byte the same if it has none.
+///
+/// A valid module stays valid and does the same. A module that parses without being valid may come out as another
+/// invalid one.
+///
+/// # Errors
+/// [`UnrollError`], never for a valid core module.
+pub fn unroll(wasm: &[u8]) -> Result<Vec<u8>, UnrollError> {
+    Ok(rewrite(wasm)?.0)
+}
+
+/// The module and how many of its loops were unrolled.
+fn rewrite(wasm: &[u8]) -> Result<(Vec<u8>, usize), UnrollError> {
+    let mut end_of_previous = 0;
+    let mut code = None;
+    let mut bodies = Vec::new();
+    let mut loops = 0;
+    for payload in Parser::new(0).parse_all(wasm) {
+        match payload? {
+            Payload::Version { encoding: Encoding::Component, .. } => return Err(UnrollError::Component),
+            Payload::Version { range, .. } => end_of_previous = range.end,
+            Payload::CodeSectionStart { range, .. } if code.is_some() => {
+                return Err(UnrollError::malformed(range.start, "a second code section"));
+            }
+            Payload::CodeSectionStart { count, range, .. } => {
+                write_u32(&mut bodies, count);
+                code = Some(end_of_previous..range.end);
+                end_of_previous = range.end;
+            }
+            Payload::CodeSectionEntry(body) => {
+                let function = unroll_function(&body)?;
+                let bytes = function.as_ref().map_or(body.as_bytes(), |(bytes, _)| bytes);
+                write_len(&mut bodies, bytes.len(), body.range().start)?;
+                bodies.extend_from_slice(bytes);
+                loops += function.map_or(0, |(_, loops)| loops);
+            }
+            other => {
+                if let Some((_, range)) = other.as_section() {
+                    end_of_previous = range.end;
+                }
+            }
+        }
+    }
+    let Some(code) = code.filter(|_| loops > 0) else { return Ok((wasm.to_vec(), 0)) };
+    let mut out = Vec::with_capacity(wasm.len().saturating_add(bodies.len()));
+    out.extend_from_slice(slice(wasm, 0..code.start, 0)?);
+    out.push(opcode::CODE_SECTION);
+    write_len(&mut out, bodies.len(), code.start)?;
+    out.extend_from_slice(&bodies);
+    out.extend_from_slice(slice(wasm, code.end..wasm.len(), 0)?);
+    Ok((out, loops))
+}
+
+/// The new body and how many loops were unrolled, `None` if none was.
+fn unroll_function(body: &FunctionBody<'_>) -> Result<Option<(Vec<u8>, usize)>, UnrollError> {
+    let (bytes, base) = (body.as_bytes(), body.range().start);
+    if bytes.len() > MAX_FUNCTION_BYTES || !bytes.contains(&opcode::LOOP) {
+        return Ok(None);
+    }
+    let mut budget = bytes.len() + FLAT_GROWTH_BYTES;
+    let mut out = Vec::new();
+    let mut copied = 0;
+    let mut loops = 0;
+    // The loop that no other one was seen in yet, if it may still qualify.
+    let mut innermost: Option<Loop> = None;
+    let mut reader = body.get_operators_reader()?;
+    while !reader.eof() {
+        let start = reader.original_position().saturating_sub(base);
+        let operator = reader.read()?;
+        let end = reader.original_position().saturating_sub(base);
+        if let Operator::Loop { blockty } = operator {
+            innermost = Loop::open(blockty, start, end);
+            continue;
+        }
+        let Some(mut candidate) = innermost.take() else { continue };
+        match candidate.step(&operator, opcode_at(bytes, start), start..end)? {
+            Step::Within => innermost = Some(candidate),
+            Step::Unsuitable => {}
+            Step::Closed => {
+                let Some(unrolled) = candidate.unrolled(bytes, base, start)? else { continue };
+                let growth = unrolled.len().saturating_sub(end.saturating_sub(candidate.start));
+                if growth <= budget {
+                    budget -= growth;
+                    out.extend_from_slice(slice(bytes, copied..candidate.start, base)?);
+                    out.extend_from_slice(&unrolled);
+                    copied = end;
+                    loops += 1;
+                }
+            }
+        }
+    }
+    if loops == 0 {
+        return Ok(None);
+    }
+    out.extend_from_slice(slice(bytes, copied..bytes.len(), base)?);
+    Ok(Some((out, loops)))
+}
+
+/// What an operator means for the loop it stands in.
+enum Step {
+    Within,
+    Closed,
+    Unsuitable,
+}
+
+/// A loop whose body is being read. Positions are relative to the function body.
+struct Loop {
+    /// Of its opcode.
+    start: usize,
+    /// Of the first operator in it; what is between is the block type.
+    body: usize,
+    /// Frames open inside it.
+    nesting: u32,
+    weight: usize,
+    /// Some branch goes back to its start.
+    repeats: bool,
+    branches: Vec<Branch>,
+}
+
+/// A branching operator in a loop's body.
+struct Branch {
+    opcode: u8,
+    bytes: Range<usize>,
+    /// Frames of the body it stands in: the label of the loop itself.
+    nesting: u32,
+    /// For `br_table` the default is the last.
+    labels: Vec<u32>,
+}
+
+impl Loop {
+    /// `None` if the block type could have parameters, which the copies would need as well.
+    fn open(block_type: BlockType, start: usize, body: usize) -> Option<Self> {
+        match block_type {
+            BlockType::Empty | BlockType::Type(_) => {
+                Some(Self { start, body, nesting: 0, weight: 0, repeats: false, branches: Vec::new() })
+            }
+            BlockType::FuncType(_) => None,
+        }
+    }
+
+    /// Takes note of an operator other than `loop`.
+    ///
+    /// Decides by the opcode, so that an operator unknown here, which may carry labels, makes the loop unsuitable.
+    fn step(&mut self, operator: &Operator<'_>, opcode: u8, bytes: Range<usize>) -> Result<Step, UnrollError> {
+        self.weight = self.weight.saturating_add(1);
+        match (opcode, operator) {
+            (opcode::BLOCK | opcode::IF, _) => self.nesting = self.nesting.saturating_add(1),
+            (opcode::END, _) if self.nesting == 0 => return Ok(Step::Closed),
+            (opcode::END, _) => self.nesting -= 1,
+            (opcode::BR_TABLE, Operator::BrTable { targets }) => {
+                self.weight = self.weight.saturating_add(targets.len() as usize);
+                if self.weight > MAX_WEIGHT {
+                    return Ok(Step::Unsuitable);
+                }
+                let mut labels = targets.targets().collect::<Result<Vec<_>, _>>()?;
+                labels.push(targets.default());
+                self.branch(opcode, bytes, labels);
+            }
+            (
+                _,
+                Operator::Br { relative_depth }
+                | Operator::BrIf { relative_depth }
+                | Operator::BrOnNull { relative_depth }
+                | Operator::BrOnNonNull { relative_depth },
+            ) => self.branch(opcode, bytes, vec![*relative_depth]),
+            (opcode, _) if is_plain(opcode) => {}
+            _ => return Ok(Step::Unsuitable),
+        }
+        Ok(if self.weight > MAX_WEIGHT + 1 { Step::Unsuitable } else { Step::Within })
+    }
+
+    fn branch(&mut self, opcode: u8, bytes: Range<usize>, labels: Vec<u32>) {
+        self.repeats |= labels.contains(&self.nesting);
+        self.branches.push(Branch { opcode, bytes, nesting: self.nesting, labels });
+    }
+
+    /// What to put in place of the loop whose `end` is at `end`, `None` if it does not qualify.
+    fn unrolled(&self, bytes: &[u8], base: usize, end: usize) -> Result<Option<Vec<u8>>, UnrollError> {
+        // The loop's own `end` was counted.
+        let Some(copies) = copies(self.weight.saturating_sub(1)).filter(|_| self.repeats) else {
+            return Ok(None);
+        };
+        let block_type = slice(bytes, self.start.saturating_add(1)..self.body, base)?;
+        let mut out = vec![opcode::BLOCK];
+        out.extend_from_slice(block_type);
+        out.push(opcode::LOOP);
+        out.extend_from_slice(block_type);
+
+        let mut copy = vec![opcode::BLOCK, opcode::EMPTY];
+        self.write_copy(bytes, base, end, 2, &mut copy)?;
+        copy.extend_from_slice(&[opcode::BR, 2, opcode::END]);
+        for _ in 1..copies {
+            out.extend_from_slice(&copy);
+        }
+        self.write_copy(bytes, base, end, 1, &mut out)?;
+        out.extend_from_slice(&[opcode::END, opcode::END]);
+        Ok(Some(out))
+    }
+
+    /// Writes the body for a place that has `frames` more around it than the loop had.
+    fn write_copy(
+        &self,
+        bytes: &[u8],
+        base: usize,
+        end: usize,
+        frames: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<(), UnrollError> {
+        let mut copied = self.body;
+        for branch in &self.branches {
+            out.extend_from_slice(slice(bytes, copied..branch.bytes.start, base)?);
+            copied = branch.bytes.end;
+            out.push(branch.opcode);
+            if branch.opcode == opcode::BR_TABLE {
+                write_len(out, branch.labels.len().saturating_sub(1), base)?;
+            }
+            for &label in &branch.labels {
+                // Up to `nesting` it is a frame of the body, or the loop, which became the copy's block.
+                let outside = label > branch.nesting;
+                write_u32(out, if outside { label.saturating_add(frames) } else { label });
+            }
+        }
+        out.extend_from_slice(slice(bytes, copied..end, base)?);
+        Ok(())
+    }
+}
+
+/// How many bodies a loop gets whose body has this weight.
+fn copies(weight: usize) -> Option<usize> {
+    match weight {
+        0..=TINY_WEIGHT => Some(COPIES_OF_TINY),
+        ..=MAX_WEIGHT => Some(COPIES_OF_SMALL),
+        _ => None,
+    }
+}
+
+/// Is this the first byte of operators that neither open or close a frame nor name a label?
+///
+/// The others are the branches, the exception blocks, stack switching and, for `br_on_cast`, the GC proposal.
+fn is_plain(opcode: u8) -> bool {
+    match opcode {
+        // unreachable, nop; throw, throw_ref; return and the calls
+        0x00 | 0x01 | 0x08 | 0x0a | 0x0f..=0x15 => true,
+        opcode::ELSE => true,
+        // drop, select; variables and tables; memory, constants, numbers
+        0x1a..=0x1c | 0x20..=0x26 | 0x28..=0xc4 => true,
+        // references without br_on_null and br_on_non_null
+        0xd0..=0xd4 => true,
+        // bulk memory and saturating conversions, vectors, atomics
+        0xfc..=0xfe => true,
+        _ => false,
+    }
+}
+
+/// 0xff, no opcode at all, past the end.
+fn opcode_at(bytes: &[u8], position: usize) -> u8 {
+    bytes.get(position).copied().unwrap_or(0xff)
+}
+
+/// Ranges come from the parser's positions; one that is none would be its fault or a misuse of it.
+fn slice(bytes: &[u8], range: Range<usize>, base: usize) -> Result<&[u8], UnrollError> {
+    let offset = base.saturating_add(range.start);
+    bytes.get(range).ok_or_else(|| UnrollError::malformed(offset, "positions out of order"))
+}
+
+/// Writes a length; `offset` is where in the input an error would be reported.
+fn write_len(out: &mut Vec<u8>, len: usize, offset: usize) -> Result<(), UnrollError> {
+    let len = u32::try_from(len).map_err(|_| UnrollError::malformed(offset, "4 GiB or more of code"))?;
+    write_u32(out, len);
+    Ok(())
+}
+
+/// Unsigned LEB128.
+fn write_u32(out: &mut Vec<u8>, mut value: u32) {
+    while value >= 0x80 {
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+#[cfg(test)]
+#[path = "unroll_tests.rs"]
+mod tests;
