@@ -33,7 +33,9 @@ fn a_memory_never_reaches_what_an_earlier_one_left() {
         r#"(module (memory (export "memory") 4) (func (export "_start")
           (memory.fill (i32.const 0) (i32.const 0x5a) (i32.const 262144))))"#,
     );
-    let empty = compiled(r#"(module (memory (export "memory") 0) (func (export "_start") (drop (i32.load (i32.const 0)))))"#);
+    let empty = compiled(
+        r#"(module (memory (export "memory") 0) (func (export "_start") (drop (i32.load (i32.const 0)))))"#,
+    );
     // One page; the second must trap, the first must be zero.
     let small = compiled(
         r#"(module (memory (export "memory") 1) (func (export "_start") (local $p i32)
@@ -73,7 +75,10 @@ fn programs_that_sleep_wake_up_one_after_the_other() {
     let spec = ProgramSpec { code: sleeper.file(), args: vec!["test".into()], ..ProgramSpec::default() };
     let together: Vec<_> = (0..8).map(|_| cvm.load(&spec).unwrap()).collect();
     std::thread::scope(|scope| {
-        let running: Vec<_> = together.into_iter().map(|program| scope.spawn(move || program.run_to_end().unwrap().0)).collect();
+        let running: Vec<_> = together
+            .into_iter()
+            .map(|program| scope.spawn(move || program.run_to_end().unwrap().0))
+            .collect();
         for thread in running {
             assert_eq!(thread.join().unwrap(), Exit::Code(0));
         }
@@ -84,7 +89,8 @@ fn programs_that_sleep_wake_up_one_after_the_other() {
 #[test]
 fn dropping_a_program_that_computes_ends_it() {
     let Some(cvm) = launch(1, 256) else { return };
-    let looping = compiled(r#"(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))"#);
+    let looping =
+        compiled(r#"(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))"#);
     let ending = compiled(r#"(module (memory (export "memory") 1) (func (export "_start")))"#);
     let spec = ProgramSpec { code: looping.file(), args: vec!["loop".into()], ..ProgramSpec::default() };
     for _ in 0..5 {

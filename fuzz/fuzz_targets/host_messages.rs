@@ -7,7 +7,8 @@
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
 use nacre_abi::message::{Header, Kind, STREAM_WINDOW_BYTES};
-use nacre_vmm::program::{Mailboxes, ProgramEvent, ProgramId, TreeEntry};
+use nacre_vmm::events::Mailboxes;
+use nacre_vmm::program::{ProgramEvent, ProgramId, TreeEntry};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,11 +1,11 @@
 //! A running CVM: launch, programs, end.
 
+use crate::events::{Events, Mailboxes, ProgramEvent, ProgramId};
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
 use crate::link::{self, SendError, Sender};
 use crate::memory::{LaunchMemory, SharedMemory};
-use crate::program::{Events, Mailboxes, ProgramEvent, ProgramId};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
 use nacre_abi::message::{GuestStats, Header, Kind, NO_PROGRAM};

@@ -4,11 +4,13 @@
 //! * [`launch`]: from an image and launch parameters to initial memory and vCPU states; pure, so that it can be measured.
 //! * [`memory`]: private memory, which nobody can read or write after launch, and the shared window.
 //! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
-//! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it.
+//! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
+//!   [`events`]: what happens to them.
 //!
 //! `unsafe` is in [`memory`], [`kvm`] and [`vcpu`] only.
 
 pub mod cvm;
+pub mod events;
 pub mod image;
 pub mod kvm;
 pub mod launch;
