@@ -7,12 +7,11 @@
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
 use nacre_abi::message::{Header, Kind, STREAM_WINDOW_BYTES};
-use nacre_vmm::events::Mailboxes;
-use nacre_vmm::program::{ProgramEvent, ProgramId, TreeEntry};
+use nacre_vmm::events::{Events, Mailboxes, ProgramEvent, ProgramId};
+use nacre_vmm::program::TreeEntry;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::Receiver;
 
 /// Counts the bytes in use.
 struct Counting;
@@ -103,7 +102,7 @@ enum Body {
 #[derive(Default)]
 struct Host {
     mailboxes: Mailboxes,
-    readers: HashMap<u32, Receiver<ProgramEvent>>,
+    readers: HashMap<u32, Events>,
     /// Where each output stream is, and where it ends.
     streams: HashMap<(u32, u32), (u64, Option<u64>)>,
     messages: usize,
@@ -125,13 +124,14 @@ impl Host {
             assert_eq!(entry.kind as u32, header.stream);
         }
         for (program, reader) in &mut self.readers {
-            for event in reader.try_iter() {
+            while let Some(event) = reader.try_recv() {
                 match event {
                     ProgramEvent::Output { stream, bytes, end } => {
                         let (next, _) = self.streams.entry((*program, stream)).or_default();
                         assert!((1..=2).contains(&stream) && !bytes.is_empty());
                         assert_eq!(end, *next + bytes.len() as u64, "a gap in the output");
                         *next = end;
+                        self.mailboxes.consumed(ProgramId(*program), stream, end);
                     }
                     ProgramEvent::Exited(_) => {
                         let complete = |stream| {
@@ -197,7 +197,7 @@ impl Host {
             Step::Close => {
                 self.mailboxes.close();
                 self.streams.clear();
-                assert!(self.readers.values().all(|reader| reader.recv().is_err()));
+                assert!(self.readers.values().all(|reader| reader.recv().is_none()));
             }
         }
     }
