@@ -2,7 +2,8 @@
 
 use crate::BenchError;
 use crate::machine::Timer;
-use nacre_engine::{CpuTarget, compiler::compiling_config};
+use nacre_engine::CpuTarget;
+use nacre_engine::compiler::{compiling_config, prepare};
 use nacre_wasi::{Builder, Call, Clock, Errno, Fs, Interest, Stop, Stream, StreamError, System, WasiCtx};
 use std::fs::File;
 use std::io::Read;
@@ -21,6 +22,8 @@ struct Context {
 pub struct HostEngine {
     engine: Engine,
     linker: Linker<Context>,
+    /// Whether modules are prepared as they are for a guest.
+    prepares: bool,
 }
 
 /// A program that is compiled for one engine.
@@ -47,7 +50,7 @@ impl HostEngine {
     /// # Errors
     /// If there is no compiler for this machine.
     pub fn same() -> Result<Self, BenchError> {
-        Self::new(&compiling_config(CpuTarget::X86_64V3)?)
+        Self::new(&compiling_config(CpuTarget::X86_64V3)?, true)
     }
 
     /// With wasmtime's own defaults: no epoch checks, this CPU's features.
@@ -55,14 +58,14 @@ impl HostEngine {
     /// # Errors
     /// If there is no compiler for this machine.
     pub fn defaults() -> Result<Self, BenchError> {
-        Self::new(&Config::new())
+        Self::new(&Config::new(), false)
     }
 
-    fn new(config: &Config) -> Result<Self, BenchError> {
+    fn new(config: &Config, prepares: bool) -> Result<Self, BenchError> {
         let engine = Engine::new(config)?;
         let mut linker = Linker::new(&engine);
         link(&mut linker)?;
-        Ok(Self { engine, linker })
+        Ok(Self { engine, linker, prepares })
     }
 
     /// Compiles a program in binary or text form.
@@ -70,7 +73,11 @@ impl HostEngine {
     /// # Errors
     /// If it can't be compiled or imports something else than WASI.
     pub fn load(&self, source: &[u8]) -> Result<HostProgram, BenchError> {
-        let wasm = binary_form(source)?;
+        let mut wasm = binary_form(source)?;
+        if self.prepares {
+            wasm = prepare(&wasm)
+                .map_err(|error| BenchError::program("a built-in program", error.to_string()))?;
+        }
         let module = Module::new(&self.engine, &wasm)?;
         let pre = self.linker.instantiate_pre(&module)?;
         Ok(HostProgram { module, pre, engine: self.engine.clone() })

@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nacre_engine::{CpuTarget, CwasmError, Header, compiler::compiling_config};
+use nacre_engine::compiler::{compiling_config, prepare};
+use nacre_engine::{CpuTarget, CwasmError, Header};
 
 use crate::{
     args::CompileArgs,
@@ -54,7 +55,11 @@ pub fn compile(module: &Module<'_>, target: CpuTarget) -> Result<Program, Compil
     };
     let engine =
         compiling_config(target).and_then(|config| wasmtime::Engine::new(&config)).map_err(gave_up)?;
-    let payload = engine.precompile_module(&module.wasm).map_err(|error| {
+    // Invalid modules are told from what was given, not from what was made of it.
+    let prepared = prepare(&module.wasm)
+        .inspect_err(|error| tracing::warn!(%error, "loops are not unrolled; report it with the module"))
+        .ok();
+    let payload = engine.precompile_module(prepared.as_deref().unwrap_or(&module.wasm)).map_err(|error| {
         // The compiler's own words for an invalid module name neither the proposal nor a remedy.
         explain_invalid(&module.wasm).map_or_else(|| gave_up(error), CompileError::Module)
     })?;

@@ -35,7 +35,7 @@ const CHECKED_PACKAGES: [&str; 4] = ["nacre-abi", "nacre-mm", "nacre-wval", "nac
 const LOOM_TESTS: [(&str, &str); 1] = [("nacre-wval", "loom")];
 
 /// Seconds per fuzz target in CI and with `--long`.
-const FUZZ_SECONDS: (u64, u64) = (5, 120);
+const FUZZ_SECONDS: (u64, u64) = (5, 60);
 
 /// End-to-end tests that run alone, after the others, because they need the machine for themselves.
 const E2E_ALONE: [&str; 2] = ["many", "second_kvm"];

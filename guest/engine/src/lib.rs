@@ -18,6 +18,8 @@ pub mod compiler;
 pub mod container;
 pub mod cpu;
 pub mod settings;
+#[cfg(feature = "compiler")]
+pub mod unroll;
 
 pub use container::{CwasmError, Header};
 pub use cpu::{CpuFeatures, CpuTarget, CpuidLeaves};

@@ -217,7 +217,12 @@ impl Loop {
     /// Takes note of an operator other than `loop`.
     ///
     /// Decides by the opcode, so that an operator unknown here, which may carry labels, makes the loop unsuitable.
-    fn step(&mut self, operator: &Operator<'_>, opcode: u8, bytes: Range<usize>) -> Result<Step, UnrollError> {
+    fn step(
+        &mut self,
+        operator: &Operator<'_>,
+        opcode: u8,
+        bytes: Range<usize>,
+    ) -> Result<Step, UnrollError> {
         self.weight = self.weight.saturating_add(1);
         match (opcode, operator) {
             (opcode::BLOCK | opcode::IF, _) => self.nesting = self.nesting.saturating_add(1),
@@ -303,10 +308,12 @@ impl Loop {
 
 /// How many bodies a loop gets whose body has this weight.
 fn copies(weight: usize) -> Option<usize> {
-    match weight {
-        0..=TINY_WEIGHT => Some(COPIES_OF_TINY),
-        ..=MAX_WEIGHT => Some(COPIES_OF_SMALL),
-        _ => None,
+    if weight <= TINY_WEIGHT {
+        Some(COPIES_OF_TINY)
+    } else if weight <= MAX_WEIGHT {
+        Some(COPIES_OF_SMALL)
+    } else {
+        None
     }
 }
 
