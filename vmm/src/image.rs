@@ -131,9 +131,16 @@ mod tests {
     /// What the agent has must be in its own section: everything in `.data` and `.bss` moves with the tenant.
     #[test]
     fn no_static_of_the_agent_is_in_the_tenant_arena() {
-        const AGENT_MODULES: [&str; 7] =
-            ["6memory", "5sched", "4link", "6phases", "5clock", "5vcpu", "10dispatcher"];
-        const TENANT_STATICS: [&str; 5] = ["HEAP", "AREAS", "TASKS", "PROGRAMS", "RUNTIME"];
+        const AGENT_MODULES: [&str; 7] = [
+            "nacre_guest6memory",
+            "nacre_guest5sched",
+            "nacre_guest4link",
+            "nacre_guest6phases",
+            "nacre_guest4arch5clock",
+            "nacre_guest5vcpu",
+            "nacre_guest10dispatcher",
+        ];
+        const TENANT_STATICS: [&str; 6] = ["4HEAP", "5AREAS", "5TASKS", "8PROGRAMS", "7RUNTIME", "5FREED"];
         for file in [RELEASE, DEBUG] {
             let header = FileHeader64::<Endianness>::parse(file).unwrap();
             let endian = header.endian().unwrap();
@@ -162,7 +169,7 @@ mod tests {
                 tenant += usize::from(writable && TENANT_STATICS.iter().any(|known| name.contains(known)));
             }
             assert!(
-                agent >= 10 && tenant == TENANT_STATICS.len(),
+                agent >= 10 && tenant >= TENANT_STATICS.len(),
                 "{agent} agent, {tenant} tenant statics found"
             );
         }

@@ -35,6 +35,10 @@ pub fn resolve(exports: &[ExportMapping], dirs: &[DirMapping]) -> Result<Vec<Exp
             let wanted = parts(&export.guest);
             let holder = dirs.iter().enumerate().filter_map(|(number, dir)| {
                 let held = wanted.as_ref()?.strip_prefix(parts(&dir.guest)?.as_slice())?;
+                // A relative name holds no absolute path.
+                if held.first() == Some(&"/") {
+                    return None;
+                }
                 Some((held.len(), format!("/{number}/{}", held.join("/"))))
             });
             // The longest directory name leaves the shortest rest.
