@@ -160,9 +160,12 @@ impl RunArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  nacre demo\n  nacre demo --workers 3 --json")]
 pub struct DemoArgs {
-    /// Size of the CVM
-    #[command(flatten)]
-    pub cvm: CvmArgs,
+    /// Worker vCPUs of the CVM: 0 to 63
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u8).range(..=i64::from(MAX_WORKERS)))]
+    pub workers: u8,
+    /// Memory of the CVM: 64MiB to 64GiB; taken from the host only as it is used
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_memory)]
+    pub memory: MemorySize,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,

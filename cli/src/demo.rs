@@ -49,15 +49,12 @@ pub fn command(args: &DemoArgs) -> Result<ExitCode, Failure> {
         PROGRAMS.iter().map(|(name, module, _)| compile(name, module)).collect::<Result<Vec<_>, _>>()?;
     let launched_at = crate::log::since_start();
     let begin = Instant::now();
-    let config = CvmConfig {
-        workers: args.cvm.workers.into(),
-        memory_bytes: args.cvm.memory.bytes(),
-        ..CvmConfig::default()
-    };
+    let config =
+        CvmConfig { workers: args.workers.into(), memory_bytes: args.memory.bytes(), ..CvmConfig::default() };
     let cvm = Cvm::launch(config).map_err(|error| cvm_failure(&error))?;
     let launch_milliseconds = milliseconds(begin);
     if !args.json {
-        println!("A CVM with {} workers is up after {launch_milliseconds:.1} ms.", args.cvm.workers);
+        println!("A CVM with {} workers is up after {launch_milliseconds:.1} ms.", args.workers);
         println!("It now runs {} and {} at the same time.\n", PROGRAMS[0].0, PROGRAMS[1].0);
     }
     let together = Instant::now();
@@ -66,7 +63,7 @@ pub fn command(args: &DemoArgs) -> Result<ExitCode, Failure> {
     let stats = cvm.stats().map_err(|error| cvm_failure(&error))?;
     let stats = Report::new(&stats, launched_at);
     let summary =
-        Summary { workers: args.cvm.workers, launch_milliseconds, programs, together_milliseconds, stats };
+        Summary { workers: args.workers, launch_milliseconds, programs, together_milliseconds, stats };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary).unwrap_or_default());
     } else {
