@@ -19,13 +19,13 @@ use std::ops::Range;
 use wasmparser::{BinaryReaderError, BlockType, Encoding, FunctionBody, Operator, Parser, Payload};
 
 /// Bodies up to this weight get [`COPIES_OF_TINY`]; weight is operators plus `br_table` targets.
-const TINY_WEIGHT: usize = 16;
+const TINY_WEIGHT: usize = 24;
 /// The check is most of such a loop's overhead.
-const COPIES_OF_TINY: usize = 8;
+const COPIES_OF_TINY: usize = 16;
 /// Heavier bodies are left alone: the check disappears in their own work.
-const MAX_WEIGHT: usize = 60;
+const MAX_WEIGHT: usize = 80;
 /// For bodies between [`TINY_WEIGHT`] and [`MAX_WEIGHT`].
-const COPIES_OF_SMALL: usize = 4;
+const COPIES_OF_SMALL: usize = 8;
 /// A function may grow by its own size and this many bytes, which lets a function of one tiny loop have it unrolled.
 const FLAT_GROWTH_BYTES: usize = 4096;
 /// Larger functions are left alone: compilers take more than linear time for them.

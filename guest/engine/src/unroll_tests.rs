@@ -215,7 +215,7 @@ fn what_does_not_qualify_stays_the_same() {
     check("(loop $l (br_if 1 (local.get $n) (local.get $n)) (drop)) local.get $n", 0);
     check("(loop (loop)) local.get $n", 0);
     check("local.get $n (loop $l (param i32) (result i32))", 0);
-    check(&format!("(loop $l {} (br_if $l (i32.const 0))) local.get $s", STEP.repeat(6)), 0);
+    check(&format!("(loop $l {} (br_if $l (i32.const 0))) local.get $s", STEP.repeat(MAX_WEIGHT / 4)), 0);
     for body in [
         "(loop $l (try_table) (br_if $l (i32.const 0)))",
         "(block $b (loop $l (try_table (catch_all $l)) (br $b)))",
