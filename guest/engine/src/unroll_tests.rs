@@ -222,6 +222,8 @@ fn what_does_not_qualify_stays_the_same() {
         "(loop $l (drop (br_on_cast $l anyref (ref i31) (ref.null any))) (br $l))",
         "(loop $l (br_table $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l
             $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l
+            $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l
+            $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l $l
             (i32.const 0)))",
     ] {
         let before = wat::parse_str(format!("(module (func {body}))")).unwrap();
