@@ -57,7 +57,9 @@ pub fn compile(module: &Module<'_>, target: CpuTarget) -> Result<Program, Compil
         compiling_config(target).and_then(|config| wasmtime::Engine::new(&config)).map_err(gave_up)?;
     // Invalid modules are told from what was given, not from what was made of it.
     let prepared = prepare(&module.wasm)
-        .inspect_err(|error| tracing::warn!(%error, "loops are not unrolled; report it with the module"))
+        .inspect_err(
+            |error| tracing::warn!(%error, "the module is compiled as it is; report it with the module"),
+        )
         .ok();
     let payload = engine.precompile_module(prepared.as_deref().unwrap_or(&module.wasm)).map_err(|error| {
         // The compiler's own words for an invalid module name neither the proposal nor a remedy.

@@ -4,18 +4,18 @@
 
 use wasmtime::{Config, OptLevel, Strategy};
 
-use crate::unroll::{UnrollError, unroll};
+use crate::rewrite::{RewriteError, rewrite};
 use crate::{CpuTarget, configure};
 
 /// The target triple code is compiled for; the guest image is built for the same one.
 pub const TARGET_TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// What is compiled in the place of a module: the same program, whose small loops pass an epoch check less often.
+/// What is compiled in the place of a module: the same program, which passes an epoch check less often.
 ///
 /// # Errors
-/// [`UnrollError`], never for a valid module.
-pub fn prepare(wasm: &[u8]) -> Result<Vec<u8>, UnrollError> {
-    unroll(wasm)
+/// [`RewriteError`], never for a valid module.
+pub fn prepare(wasm: &[u8]) -> Result<Vec<u8>, RewriteError> {
+    rewrite(wasm)
 }
 
 /// A configuration that compiles for `target` whatever CPU this machine has. An engine made from it compiles

@@ -17,9 +17,9 @@ extern crate alloc;
 pub mod compiler;
 pub mod container;
 pub mod cpu;
-pub mod settings;
 #[cfg(feature = "compiler")]
-pub mod unroll;
+pub mod rewrite;
+pub mod settings;
 
 pub use container::{CwasmError, Header};
 pub use cpu::{CpuFeatures, CpuTarget, CpuidLeaves};

@@ -28,7 +28,7 @@ pub const MEMORY_GROWTH_RESERVATION_BYTES: u64 = 2 << 30;
 pub const MAX_WASM_STACK_BYTES: usize = 512 << 10;
 
 /// Counts changes of code generation that no value below shows, such as a compiler flag of `compiler`.
-const CODE_REVISION: u32 = 3;
+const CODE_REVISION: u32 = 4;
 
 /// The Wasm proposals programs may use. Everything else is refused at compile time, by name.
 #[must_use]

@@ -258,7 +258,7 @@ fn backtrace(trace: &WasmBacktrace) -> String {
             Some(name) => name.to_string(),
             None => format!("<function {}>", frame.func_index()),
         };
-        // No offset: code is compiled from a module with unrolled loops, whose offsets are not those of the program's file.
+        // No offset: code is compiled from a module that was rewritten, whose offsets are not those of the program's file.
         let _ = write!(text, "\n  {number}: {module}!{name}");
     }
     text

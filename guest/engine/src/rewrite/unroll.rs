@@ -1,6 +1,4 @@
-//! Unrolls small innermost loops of a Wasm module, so that one epoch check serves several iterations.
-//!
-//! Compiled code looks at the epoch at every `loop` header, which costs a tight loop more than its own work. Here
+//! Unrolls small innermost loops, so that one epoch check serves several iterations.
 //!
 //! ```text
 //! (loop T body)   becomes   (block T (loop T (block body' (br 2)) ... (block body' (br 2)) body''))
@@ -10,13 +8,12 @@
 //! how the next copy starts; the end of the body leaves everything with the loop's results. The last copy sits in
 //! the loop itself, so its `continue` is the only branch back. Labels outside the loop are renumbered by the frames
 //! in between. Copies share the function's locals, so nothing else has to change.
-//!
-//! Works on the bytes of the code section alone: all other sections, all indices and every loop that does not
-//! qualify stay as they are. Offsets into the code section in custom sections (DWARF, branch hints) do not follow.
 
 use std::ops::Range;
 
-use wasmparser::{BinaryReaderError, BlockType, Encoding, FunctionBody, Operator, Parser, Payload};
+use wasmparser::{BlockType, FunctionBody, Operator};
+
+use super::{FLAT_GROWTH_BYTES, RewriteError, opcode, opcode_at, slice, write_len, write_u32};
 
 /// Bodies up to this weight get [`COPIES_OF_TINY`]; weight is operators plus `br_table` targets.
 const TINY_WEIGHT: usize = 24;
@@ -26,111 +23,11 @@ const COPIES_OF_TINY: usize = 16;
 const MAX_WEIGHT: usize = 80;
 /// For bodies between [`TINY_WEIGHT`] and [`MAX_WEIGHT`].
 const COPIES_OF_SMALL: usize = 8;
-/// A function may grow by its own size and this many bytes, which lets a function of one tiny loop have it unrolled.
-const FLAT_GROWTH_BYTES: usize = 4096;
-/// Larger functions are left alone: compilers take more than linear time for them.
-const MAX_FUNCTION_BYTES: usize = 256 << 10;
-
-/// Single-byte opcodes, numbered by the Wasm core specification, section 5.4 "Instructions".
-mod opcode {
-    pub const BLOCK: u8 = 0x02;
-    pub const LOOP: u8 = 0x03;
-    pub const IF: u8 = 0x04;
-    pub const ELSE: u8 = 0x05;
-    pub const END: u8 = 0x0b;
-    pub const BR: u8 = 0x0c;
-    pub const BR_TABLE: u8 = 0x0e;
-    /// A block type: neither parameters nor results.
-    pub const EMPTY: u8 = 0x40;
-    /// The id of the code section.
-    pub const CODE_SECTION: u8 = 10;
-}
-
-/// Why a module could not be read. A valid module never fails.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UnrollError {
-    /// A component, whose modules are not looked at.
-    #[error("is a component; pass a core module")]
-    Component,
-    /// Not a well-formed module.
-    #[error("malformed WebAssembly at byte {offset}: {message}; build the file again")]
-    Malformed {
-        /// Where in the binary.
-        offset: usize,
-        /// What the parser says.
-        message: String,
-    },
-}
-
-impl UnrollError {
-    fn malformed(offset: usize, message: &str) -> Self {
-        Self::Malformed { offset, message: message.replace("; ", ", ") }
-    }
-}
-
-impl From<BinaryReaderError> for UnrollError {
-    fn from(error: BinaryReaderError) -> Self {
-        Self::malformed(error.offset(), error.message())
-    }
-}
-
-/// Returns `wasm` with its small innermost loops unrolled; byte for byte the same if it has none.
-///
-/// A valid module stays valid and does the same. A module that parses without being valid may come out as another
-/// invalid one.
-///
-/// # Errors
-/// [`UnrollError`], never for a valid core module.
-pub fn unroll(wasm: &[u8]) -> Result<Vec<u8>, UnrollError> {
-    Ok(rewrite(wasm)?.0)
-}
-
-/// The module and how many of its loops were unrolled.
-fn rewrite(wasm: &[u8]) -> Result<(Vec<u8>, usize), UnrollError> {
-    let mut end_of_previous = 0;
-    let mut code = None;
-    let mut bodies = Vec::new();
-    let mut loops = 0;
-    for payload in Parser::new(0).parse_all(wasm) {
-        match payload? {
-            Payload::Version { encoding: Encoding::Component, .. } => return Err(UnrollError::Component),
-            Payload::Version { range, .. } => end_of_previous = range.end,
-            Payload::CodeSectionStart { range, .. } if code.is_some() => {
-                return Err(UnrollError::malformed(range.start, "a second code section"));
-            }
-            Payload::CodeSectionStart { count, range, .. } => {
-                write_u32(&mut bodies, count);
-                code = Some(end_of_previous..range.end);
-                end_of_previous = range.end;
-            }
-            Payload::CodeSectionEntry(body) => {
-                let function = unroll_function(&body)?;
-                let bytes = function.as_ref().map_or(body.as_bytes(), |(bytes, _)| bytes);
-                write_len(&mut bodies, bytes.len(), body.range().start)?;
-                bodies.extend_from_slice(bytes);
-                loops += function.map_or(0, |(_, loops)| loops);
-            }
-            other => {
-                if let Some((_, range)) = other.as_section() {
-                    end_of_previous = range.end;
-                }
-            }
-        }
-    }
-    let Some(code) = code.filter(|_| loops > 0) else { return Ok((wasm.to_vec(), 0)) };
-    let mut out = Vec::with_capacity(wasm.len().saturating_add(bodies.len()));
-    out.extend_from_slice(slice(wasm, 0..code.start, 0)?);
-    out.push(opcode::CODE_SECTION);
-    write_len(&mut out, bodies.len(), code.start)?;
-    out.extend_from_slice(&bodies);
-    out.extend_from_slice(slice(wasm, code.end..wasm.len(), 0)?);
-    Ok((out, loops))
-}
 
 /// The new body and how many loops were unrolled, `None` if none was.
-fn unroll_function(body: &FunctionBody<'_>) -> Result<Option<(Vec<u8>, usize)>, UnrollError> {
+pub(super) fn unroll_loops(body: &FunctionBody<'_>) -> Result<Option<(Vec<u8>, usize)>, RewriteError> {
     let (bytes, base) = (body.as_bytes(), body.range().start);
-    if bytes.len() > MAX_FUNCTION_BYTES || !bytes.contains(&opcode::LOOP) {
+    if !bytes.contains(&opcode::LOOP) {
         return Ok(None);
     }
     let mut budget = bytes.len() + FLAT_GROWTH_BYTES;
@@ -222,7 +119,7 @@ impl Loop {
         operator: &Operator<'_>,
         opcode: u8,
         bytes: Range<usize>,
-    ) -> Result<Step, UnrollError> {
+    ) -> Result<Step, RewriteError> {
         self.weight = self.weight.saturating_add(1);
         match (opcode, operator) {
             (opcode::BLOCK | opcode::IF, _) => self.nesting = self.nesting.saturating_add(1),
@@ -256,7 +153,7 @@ impl Loop {
     }
 
     /// What to put in place of the loop whose `end` is at `end`, `None` if it does not qualify.
-    fn unrolled(&self, bytes: &[u8], base: usize, end: usize) -> Result<Option<Vec<u8>>, UnrollError> {
+    fn unrolled(&self, bytes: &[u8], base: usize, end: usize) -> Result<Option<Vec<u8>>, RewriteError> {
         // The loop's own `end` was counted.
         let Some(copies) = copies(self.weight.saturating_sub(1)).filter(|_| self.repeats) else {
             return Ok(None);
@@ -286,7 +183,7 @@ impl Loop {
         end: usize,
         frames: u32,
         out: &mut Vec<u8>,
-    ) -> Result<(), UnrollError> {
+    ) -> Result<(), RewriteError> {
         let mut copied = self.body;
         for branch in &self.branches {
             out.extend_from_slice(slice(bytes, copied..branch.bytes.start, base)?);
@@ -333,33 +230,6 @@ fn is_plain(opcode: u8) -> bool {
         0xfc..=0xfe => true,
         _ => false,
     }
-}
-
-/// 0xff, no opcode at all, past the end.
-fn opcode_at(bytes: &[u8], position: usize) -> u8 {
-    bytes.get(position).copied().unwrap_or(0xff)
-}
-
-/// Ranges come from the parser's positions; one that is none would be its fault or a misuse of it.
-fn slice(bytes: &[u8], range: Range<usize>, base: usize) -> Result<&[u8], UnrollError> {
-    let offset = base.saturating_add(range.start);
-    bytes.get(range).ok_or_else(|| UnrollError::malformed(offset, "positions out of order"))
-}
-
-/// Writes a length; `offset` is where in the input an error would be reported.
-fn write_len(out: &mut Vec<u8>, len: usize, offset: usize) -> Result<(), UnrollError> {
-    let len = u32::try_from(len).map_err(|_| UnrollError::malformed(offset, "4 GiB or more of code"))?;
-    write_u32(out, len);
-    Ok(())
-}
-
-/// Unsigned LEB128.
-fn write_u32(out: &mut Vec<u8>, mut value: u32) {
-    while value >= 0x80 {
-        out.push((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }
 
 #[cfg(test)]
