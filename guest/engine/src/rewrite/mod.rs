@@ -31,13 +31,9 @@ mod opcode {
     pub const ELSE: u8 = 0x05;
     pub const END: u8 = 0x0b;
     pub const BR: u8 = 0x0c;
-    pub const BR_IF: u8 = 0x0d;
     pub const BR_TABLE: u8 = 0x0e;
-    pub const RETURN: u8 = 0x0f;
     pub const CALL: u8 = 0x10;
-    pub const LOCAL_GET: u8 = 0x20;
     pub const LOCAL_SET: u8 = 0x21;
-    pub const LOCAL_TEE: u8 = 0x22;
     /// A block type: neither parameters nor results.
     pub const EMPTY: u8 = 0x40;
     /// The id of the code section.
