@@ -92,8 +92,32 @@ kinds! {
     ArenaLazy = 34,
     /// Both, debug images only: the arena is complete; the receiver runs its tasks.
     ArenaEnd = 36,
-    /// H, debug images only: run the guest's own measurements; `arg` chooses. G: their result as text.
+    /// H, debug images only: make the measurement [`SelfTest`] number `arg`; the body is its input. G: the result as text.
     SelfTest = 37,
+}
+
+/// What a debug image can measure of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfTest {
+    /// Nanoseconds that each of many instances of the message's program takes.
+    Instances = 0,
+    /// Nanoseconds of bare wakes of a parked worker. Body: nanoseconds to wait before each, four bytes per wake.
+    WakeFloor = 1,
+    /// Nanoseconds in all, then from the arrival of each empty task to its first instruction. Body: nanoseconds from one
+    /// arrival to the next, four bytes per task.
+    Wakes = 2,
+}
+
+impl SelfTest {
+    /// The measurement with this number, if there is one.
+    pub const fn from_number(number: u64) -> Option<SelfTest> {
+        match number {
+            0 => Some(SelfTest::Instances),
+            1 => Some(SelfTest::WakeFloor),
+            2 => Some(SelfTest::Wakes),
+            _ => None,
+        }
+    }
 }
 
 /// Standard streams of a program.

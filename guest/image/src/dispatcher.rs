@@ -183,7 +183,7 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::ProgramDrop => Program::forget(id),
         Kind::StatsRequest => link::send(Header::new(Kind::Stats, NO_PROGRAM), &stats().encode()),
         #[cfg(feature = "debug-image")]
-        Kind::SelfTest => crate::selftest::start(header),
+        Kind::SelfTest => crate::selftest::start(header, body),
         // What only a guest sends, or this image does not know.
         _ => {}
     }

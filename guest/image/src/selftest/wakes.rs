@@ -1,0 +1,125 @@
+//! How long a wake takes, by the time stamp counter: from the moment vCPU 0 decides to wake a worker to the first
+//! instruction there. vCPU 0 does nothing else meanwhile.
+//!
+//! [`floor`] is the bare mechanism: a port write, the host's thread, the entry. [`tasks`] is the scheduler's whole way,
+//! with arrivals at any times the host asks for. Both need a worker.
+
+use crate::arch::{self, clock};
+use crate::{link, task, vcpu};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::hypercall;
+
+/// After this long without an answer a measurement has failed.
+const PATIENCE_NS: u64 = 2_000_000_000;
+
+/// Moments of one measurement, in cycles; the second is 0 until it has happened.
+#[derive(Default)]
+struct Wake {
+    decided: AtomicU64,
+    arrived: AtomicU64,
+}
+
+impl Wake {
+    fn decide(&self) {
+        self.decided.store(arch::rdtsc(), Ordering::Release);
+    }
+
+    fn arrive(&self, now: u64) {
+        self.arrived.store(now, Ordering::Release);
+    }
+
+    fn has_arrived(&self) -> bool {
+        self.arrived.load(Ordering::Acquire) != 0
+    }
+
+    fn latency_ns(&self) -> u64 {
+        let cycles =
+            self.arrived.load(Ordering::Acquire).saturating_sub(self.decided.load(Ordering::Acquire));
+        clock::cycles_to_ns(cycles)
+    }
+}
+
+/// Nanoseconds between one wake and the next, four bytes each.
+fn gaps(body: &[u8]) -> Vec<u64> {
+    body.as_chunks::<4>().0.iter().map(|gap| u64::from(u32::from_le_bytes(*gap))).collect()
+}
+
+fn wakes(count: usize) -> Arc<[Wake]> {
+    (0..count).map(|_| Wake::default()).collect()
+}
+
+/// Waits without giving the vCPU up; false after [`PATIENCE_NS`].
+fn spin_until(mut done: impl FnMut() -> bool) -> bool {
+    let until = clock::monotonic_ns().saturating_add(PATIENCE_NS);
+    while !done() {
+        if clock::monotonic_ns() >= until {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+    true
+}
+
+/// Latencies of bare wakes of one worker that does nothing but park, each a gap after it said so.
+pub fn floor(body: &[u8]) -> Option<impl Iterator<Item = u64>> {
+    let gaps = gaps(body);
+    let wakes = wakes(gaps.len());
+    // 1 + how many times the worker has parked, and who it is.
+    let (parks, worker) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (on_worker, its_parks, its_number) = (wakes.clone(), parks.clone(), worker.clone());
+    let task = task::create(Box::new(move || {
+        its_number.store(vcpu::id().index() as u64, Ordering::Release);
+        for wake in on_worker.iter() {
+            link::window().mailbox(vcpu::id())[0].store(hypercall::PARK_FOREVER, Ordering::Relaxed);
+            its_parks.fetch_add(1, Ordering::AcqRel);
+            arch::hypercall(hypercall::PARK, 0);
+            wake.arrive(arch::rdtsc());
+        }
+    }));
+    task::start(&task.ok()?);
+    for (count, (gap, wake)) in (1..).zip(gaps.iter().zip(wakes.iter())) {
+        if !spin_until(|| parks.load(Ordering::Acquire) >= count) {
+            return None;
+        }
+        let at = clock::monotonic_ns().saturating_add(*gap);
+        spin_until(|| clock::monotonic_ns() >= at);
+        wake.decide();
+        arch::wake(nacre_abi::VcpuId::new(worker.load(Ordering::Acquire) as u32)?);
+        if !spin_until(|| wake.has_arrived()) {
+            return None;
+        }
+    }
+    Some((0..wakes.len()).map(move |index| wakes[index].latency_ns()))
+}
+
+/// First the nanoseconds that it took in all, then the latency of each empty task: from before it is queued to its first
+/// instruction. Arrivals do not wait for each other.
+pub fn tasks(body: &[u8]) -> Option<impl Iterator<Item = u64>> {
+    let gaps = gaps(body);
+    let wakes = wakes(gaps.len());
+    let begin = clock::monotonic_ns();
+    let mut at = begin;
+    for (index, gap) in gaps.iter().enumerate() {
+        let on_worker = wakes.clone();
+        let mut task = None;
+        // Tasks that have ended make room, if there are too many.
+        spin_until(|| {
+            let its_wakes = on_worker.clone();
+            task = task::create(Box::new(move || its_wakes[index].arrive(arch::rdtsc()))).ok();
+            task.is_some()
+        });
+        let task = task?;
+        at = at.saturating_add(*gap);
+        spin_until(|| clock::monotonic_ns() >= at);
+        wakes[index].decide();
+        task::start(&task);
+    }
+    if !spin_until(|| wakes.iter().all(Wake::has_arrived)) {
+        return None;
+    }
+    let elapsed = clock::monotonic_ns().saturating_sub(begin);
+    Some(core::iter::once(elapsed).chain((0..wakes.len()).map(move |index| wakes[index].latency_ns())))
+}
