@@ -238,11 +238,12 @@ impl Program {
         }
         let cut =
             (0..=text.len().min(link::MAX_BODY)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        // Before the host can know: its next message may start an export, whose task takes this one's place.
+        self.end_task();
         link::send(
             Header::new(Kind::ProgramExited, self.id).stream(kind as u32).arg(code),
             &text.as_bytes()[..cut],
         );
-        self.end_task();
     }
 
     /// No task runs for this program any more.
