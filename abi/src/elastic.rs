@@ -109,6 +109,10 @@ impl<'a> ElasticPage<'a> {
 /// valid; vCPU 0 is never in the result, because nobody can take it away.
 pub const fn allowed(workers: u32, grant: u64, reclaim: u64) -> u64 {
     let mut rest = worker_mask(workers) & !reclaim;
+    // The usual case, at every safe point.
+    if grant >= rest.count_ones() as u64 {
+        return rest;
+    }
     let mut result = 0;
     let mut left = grant;
     while rest != 0 && left != 0 {
