@@ -3,8 +3,8 @@
 use crate::BenchError;
 use crate::host::Run;
 use crate::machine::Timer;
-use nacre_abi::message::{Header, Kind};
-use nacre_vmm::program::{Exit, ProgramEvent, ProgramSpec};
+use nacre_abi::message::{Header, Kind, SelfTest};
+use nacre_vmm::program::{Exit, Program, ProgramEvent, ProgramSpec};
 use nacre_vmm::{Cvm, CvmConfig};
 
 /// A fresh CVM with one worker.
@@ -49,7 +49,27 @@ fn settle(cvm: &Cvm) -> Result<(), BenchError> {
 /// If the guest does not answer with numbers.
 pub fn instances(cvm: &Cvm, code: &[u8]) -> Result<Vec<f64>, BenchError> {
     let program = cvm.load(&ProgramSpec { code, args: vec!["empty".into()], ..ProgramSpec::default() })?;
-    cvm.send(Header::new(Kind::SelfTest, program.id.0), &[])?;
+    measurement(cvm, &program, SelfTest::Instances, &[])
+}
+
+/// What a guest of the debug image measures of itself that needs no program. `gaps` are nanoseconds.
+///
+/// # Errors
+/// If the guest does not answer with numbers.
+pub fn self_test(cvm: &Cvm, which: SelfTest, gaps: &[u32]) -> Result<Vec<f64>, BenchError> {
+    // Answers come to a program; this one is never started.
+    let program = cvm.load(&ProgramSpec::default())?;
+    let body: Vec<u8> = gaps.iter().flat_map(|gap| gap.to_le_bytes()).collect();
+    measurement(cvm, &program, which, &body)
+}
+
+fn measurement(
+    cvm: &Cvm,
+    program: &Program<'_>,
+    which: SelfTest,
+    body: &[u8],
+) -> Result<Vec<f64>, BenchError> {
+    cvm.send(Header::new(Kind::SelfTest, program.id.0).arg(which as u64), body)?;
     loop {
         if let ProgramEvent::Message(Header { kind: Kind::SelfTest, .. }, body) = program.next_event()? {
             return numbers(&body)

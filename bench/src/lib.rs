@@ -1,6 +1,7 @@
 //! What `nacre bench` measures: each arm and its baseline in one run, taken in turns, compared round by round.
 //!
 //! * [`invoke`]: computing, boot, instances, first touch of memory and the life of a CVM.
+//! * [`elastic`]: waking, parking and reclaiming workers, and what they cost.
 //! * [`host`]: the same engine as an ordinary process. [`cvm`]: the same program in a CVM. [`programs`]: what both run.
 //! * [`summary`]: medians and ratios. [`report`]: the result. [`machine`]: where it was measured.
 //!
@@ -8,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cvm;
+pub mod elastic;
 pub mod host;
 pub mod invoke;
 pub mod machine;
@@ -69,7 +71,7 @@ impl BenchError {
 
 /// Is told how far a benchmark is.
 pub trait Progress {
-    /// The next of [`invoke::Options::steps`] steps begins.
+    /// The next of [`invoke::Options::steps`] or [`elastic::Options::steps`] steps begins.
     fn step(&self, doing: &str);
 }
 

@@ -63,7 +63,9 @@ impl Timer {
     }
 }
 
-fn process_cpu() -> Duration {
+/// Processor time of this process, all threads.
+#[must_use]
+pub fn process_cpu() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }

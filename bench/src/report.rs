@@ -17,6 +17,10 @@ pub enum Unit {
     Bytes,
     /// Pieces.
     Count,
+    /// Percent of one CPU.
+    Percent,
+    /// Pieces a second.
+    PerSecond,
 }
 
 /// What a row must not exceed.
@@ -25,8 +29,14 @@ pub enum Unit {
 pub enum Target {
     /// Its ratio's median, at most this.
     Ratio(f64),
+    /// Its ratio's median, at least this.
+    RatioAtLeast(f64),
+    /// Its 99th percentile to that of its baseline, at most this.
+    P99Ratio(f64),
     /// Its own median, at most this, in the row's unit.
     Value(f64),
+    /// Its own 99th percentile, at most this, in the row's unit.
+    P99(f64),
 }
 
 /// What an arm is compared with.
@@ -84,7 +94,14 @@ impl Row {
         self.target = Some(target);
         self.met = match target {
             Target::Ratio(limit) => self.baseline.as_ref().map(|baseline| baseline.ratio.median <= limit),
+            Target::RatioAtLeast(limit) => {
+                self.baseline.as_ref().map(|baseline| baseline.ratio.median >= limit)
+            }
+            Target::P99Ratio(limit) => {
+                self.baseline.as_ref().map(|baseline| self.value.p99 <= limit * baseline.value.p99)
+            }
             Target::Value(limit) => Some(self.value.median <= limit),
+            Target::P99(limit) => Some(self.value.p99 <= limit),
         };
         self
     }
@@ -115,7 +132,7 @@ impl Report {
         let mut text = format!(
             "nacre {}, wasmtime {}, {}, {} CPUs, {:.1} GiB, Linux {}, load {:.2}\n\
              Medians with (least..most); ratios are taken round by round, \"least\" is that of the\n\
-             fastest rounds. Targets are for medians.\n\n",
+             fastest rounds. Targets are for medians unless they name the 99th percentile.\n\n",
             self.version,
             self.wasmtime,
             machine.cpu,
@@ -168,12 +185,20 @@ fn cells(row: &Row) -> [String; COLUMNS] {
     if row.value.count >= 100 {
         let _ = write!(value, ", p99 {}", format_value(row.unit, row.value.p99));
     }
-    let baseline =
-        |baseline: &Baseline| format!("{} {}", format_value(row.unit, baseline.value.median), baseline.arm);
+    let baseline = |baseline: &Baseline| {
+        let mut text = format_value(row.unit, baseline.value.median);
+        if matches!(row.target, Some(Target::P99Ratio(_))) {
+            let _ = write!(text, ", p99 {}", format_value(row.unit, baseline.value.p99));
+        }
+        format!("{text} {}", baseline.arm)
+    };
     let ratio = |baseline: &Baseline| with_range(&baseline.ratio, |number| format!("{number:.3}"));
     let target = |target: Target| match target {
         Target::Ratio(limit) => format!("ratio {limit:.2}"),
+        Target::RatioAtLeast(limit) => format!("ratio >= {limit:.2}"),
+        Target::P99Ratio(limit) => format!("p99 ratio {limit:.2}"),
         Target::Value(limit) => format_value(row.unit, limit),
+        Target::P99(limit) => format!("p99 {}", format_value(row.unit, limit)),
     };
     let met = |met: bool| if met { "yes" } else { "not met" };
     [
@@ -199,6 +224,8 @@ fn with_range(summary: &Summary, format: impl Fn(f64) -> String) -> String {
 fn format_value(unit: Unit, value: f64) -> String {
     match unit {
         Unit::Count => format!("{value:.0}"),
+        Unit::Percent => format!("{value:.1} %"),
+        Unit::PerSecond => format!("{value:.1}/s"),
         Unit::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         Unit::Nanoseconds => format_ns(value),
         Unit::NanosecondsPerMib => format!("{}/MiB", format_ns(value)),
@@ -230,6 +257,9 @@ mod tests {
         assert_eq!(row(&[103.0], &[100.0], Target::Ratio(1.03)).met, Some(true));
         assert_eq!(row(&[104.0], &[100.0], Target::Ratio(1.03)).met, Some(false));
         assert_eq!(row(&[10.0, 11.0, 90.0], &[1.0], Target::Value(11.0)).met, Some(true));
+        let slow = |target| row(&[3.0, 3.0, 50.0], &[1.0, 1.0, 60.0], target).met;
+        assert_eq!([Target::P99Ratio(1.0), Target::P99(49.0)].map(slow), [Some(true), Some(false)]);
+        assert_eq!([2.9, 3.1].map(Target::RatioAtLeast).map(slow), [Some(true), Some(false)]);
         // Without a baseline a ratio can neither be met nor missed.
         assert_eq!(row(&[10.0], &[], Target::Ratio(1.0)).met, None);
     }

@@ -169,6 +169,14 @@ impl Program<'_> {
     /// [`CvmError::Ended`].
     pub fn run_to_end(&self) -> Result<(Exit, Vec<u8>, Vec<u8>), CvmError> {
         self.start()?;
+        self.wait_to_end()
+    }
+
+    /// The same for a program that was started.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn wait_to_end(&self) -> Result<(Exit, Vec<u8>, Vec<u8>), CvmError> {
         self.send(Kind::StreamEnd, stream::STDIN, 0, &[])?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
         loop {
