@@ -35,6 +35,8 @@ pub struct Costs {
     pub spin_ns: u64,
     /// Hot-adding a vCPU, for the arm that does so. 100 ms.
     pub hotplug_ns: u64,
+    /// How long that arm keeps vCPUs beyond what it uses. 1 s.
+    pub hotplug_keep_ns: u64,
     /// Booting a CVM, for the arm that boots one per burst. 1 s.
     pub boot_ns: u64,
 }
@@ -49,6 +51,7 @@ impl Default for Costs {
             reclaim_ns: 60_000,
             spin_ns: 20_000,
             hotplug_ns: 100_000_000,
+            hotplug_keep_ns: 1_000_000_000,
             boot_ns: 1_000_000_000,
         }
     }
@@ -261,6 +264,7 @@ impl Scenario {
             ("reclaim_ns", self.costs.reclaim_ns),
             ("spin_ns", self.costs.spin_ns),
             ("hotplug_ns", self.costs.hotplug_ns),
+            ("hotplug_keep_ns", self.costs.hotplug_keep_ns),
             ("boot_ns", self.costs.boot_ns),
         ] {
             if value > 1_000_000_000_000 {
