@@ -2,8 +2,10 @@
 //!
 //! - [`policy`] is the CPU manager: a pure, deterministic state machine without a clock, I/O or randomness. The node
 //!   feeds it events (a worker's doorbell rang, a worker parked) and carries out its actions (admit, reclaim).
+//! - [`sim`] plays bursts of work to the same code, and to other ways of sizing CVMs, on up to 4,096 simulated cores.
 //!
 //! Nothing here touches a virtual machine; `docs/cpu-manager.md` explains the ideas and the parameters.
 #![forbid(unsafe_code)]
 
 pub mod policy;
+pub mod sim;

@@ -6,10 +6,12 @@
 //! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
 //! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
 //!   [`events`]: what happens to them.
+//! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
 //! `unsafe` is in [`memory`], [`kvm`] and [`vcpu`] only.
 
 pub mod cvm;
+pub mod elastic;
 pub mod events;
 pub mod image;
 pub mod kvm;
@@ -20,4 +22,5 @@ pub mod program;
 pub mod vcpu;
 
 pub use cvm::{Cvm, CvmConfig, CvmError};
+pub use elastic::{CpuConfig, CpuLimits, CpuManager, ElasticConfig};
 pub use nacre_abi::message::GuestStats;

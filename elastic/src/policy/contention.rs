@@ -102,17 +102,20 @@ impl Manager {
         cvm.accrued_at = now;
     }
 
-    /// After a change, before which came `accrue`: puts the CVM where it belongs in all the lists.
-    pub(super) fn place(&mut self, slot: u32) {
-        let level = self.contention.level;
-        let waited = self.waiting.contains(slot);
-        let cvm = &mut self.slots[slot as usize];
-        let Some(cvm) = cvm.as_mut() else { return };
-        let waits = cvm.waits();
-        let contends = cvm.occupied() > 0 || cvm.wanted() > 0;
-        if contends != cvm.contends || (waits && !waited) {
+    /// A guest begins to want more than it has, or to want anything: what it did not want before is not owed to it.
+    /// One whose CPU was taken is no newcomer; it keeps its virtual time. After `accrue`, before `place`.
+    pub(super) fn join(&mut self, slot: u32) {
+        if !self.waiting.contains(slot) {
+            let level = self.contention.level;
+            let cvm = self.cvm_mut(slot);
             cvm.virtual_time = cvm.virtual_time.max(level);
         }
+    }
+
+    /// After a change, before which came `accrue`: puts the CVM where it belongs in all the lists.
+    pub(super) fn place(&mut self, slot: u32) {
+        let Some(cvm) = self.slots[slot as usize].as_mut() else { return };
+        let contends = cvm.occupied() > 0 || cvm.wanted() > 0;
         if contends != cvm.contends {
             cvm.contends = contends;
             self.contention.count(cvm, contends);

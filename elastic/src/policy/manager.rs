@@ -280,6 +280,7 @@ impl Manager {
         let level = level.min(u32::from(super::MAX_WORKERS)) as u8;
         if level != self.cvm(slot).demand {
             self.accrue(slot);
+            self.join(slot);
             self.cvm_mut(slot).demand = level;
             self.place(slot);
         }
@@ -295,6 +296,7 @@ impl Manager {
         }
         let room = self.occupied < self.budget && state.occupied() < state.limits.max_workers();
         self.accrue(slot);
+        self.join(slot);
         self.cvm_mut(slot).wait(worker, now);
         if room {
             // Nobody waits while there is room, so nobody is passed.
