@@ -194,6 +194,8 @@ impl BenchArgs {
 pub enum BenchCommand {
     /// Start-up, calls, memory and computing inside a CVM, against the same engine as a host process
     Invoke(BenchInvokeArgs),
+    /// Waking, parking and reclaiming workers, what they cost, and two CVMs that share CPUs; or a simulation
+    Elastic(BenchElasticArgs),
 }
 
 /// `nacre bench invoke`.
@@ -204,6 +206,39 @@ pub struct BenchInvokeArgs {
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]
     pub json: Option<Option<PathBuf>>,
+}
+
+/// `nacre bench elastic`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  nacre bench elastic --report plots\n  nacre bench elastic --simulate --cores 4096 --cvms 10000 --report plots\n  nacre bench elastic --simulate --trace arrivals.csv --json result.json"
+)]
+pub struct BenchElasticArgs {
+    /// Write the result as JSON to FILE, or to stdout without FILE
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]
+    pub json: Option<Option<PathBuf>>,
+    /// Write plots (SVG) into DIR
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Simulate many cores and CVMs with the CPU manager's own policy instead of measuring this machine
+    #[arg(long)]
+    pub simulate: bool,
+    /// Everything about the simulation, as JSON (see docs/cpu-manager.md); the options below override it
+    #[arg(long, value_name = "FILE", requires = "simulate")]
+    pub scenario: Option<PathBuf>,
+    /// Arrivals to simulate: lines of time_us,cvm,service_us
+    #[arg(long, value_name = "FILE", requires = "simulate")]
+    pub trace: Option<PathBuf>,
+    /// Physical cores to simulate, up to 4096
+    #[arg(long, value_name = "N", requires = "simulate")]
+    pub cores: Option<u32>,
+    /// CVMs to simulate, up to 10000
+    #[arg(long, value_name = "N", requires = "simulate")]
+    pub cvms: Option<u32>,
+    /// Seed of the arrivals
+    #[arg(long, value_name = "N", requires = "simulate")]
+    pub seed: Option<u64>,
 }
 
 #[cfg(test)]

@@ -16,8 +16,9 @@ mod wakes;
 mod work;
 
 use crate::machine::Machine;
-use crate::report::Report;
+use crate::report::{Report, Row};
 use crate::{BenchError, Progress};
+use nacre_elastic::sim::Costs;
 use nacre_engine::WASMTIME_VERSION;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ pub(crate) mod arm {
     pub const SPLIT: &str = "static split";
     pub const ALWAYS_ON: &str = "always on";
     pub const THREADS: &str = "host threads";
+    pub const SIMULATED: &str = "simulated";
+    pub const IDEAL: &str = "ideal";
     pub const WORK: &str = "the work alone";
 }
 
@@ -100,6 +103,8 @@ pub struct ElasticReport {
     pub poisson: Vec<SpinPoint>,
     /// The same for bursts.
     pub bursts: Vec<SpinPoint>,
+    /// Costs for the simulator.
+    pub costs: Costs,
 }
 
 impl ElasticReport {
@@ -128,6 +133,8 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<ElasticReport, 
     rows.extend(cost::idle(options, progress)?);
     rows.extend(cost::duty(options, &workshop, progress)?);
     rows.extend(parallel::measure(options, &workshop, progress)?);
+    let costs = measured_costs(&rows);
+    rows.extend(parallel::simulated(costs)?);
     if machine.cpus >= 2 {
         rows.extend(tenants::measure(options, &workshop, progress)?);
     } else {
@@ -141,5 +148,19 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<ElasticReport, 
         rows,
         skipped,
     };
-    Ok(ElasticReport { report, poisson, bursts })
+    Ok(ElasticReport { report, poisson, bursts, costs })
+}
+
+/// What the simulator is given: the defaults, with what was measured in this run.
+fn measured_costs(rows: &[Row]) -> Costs {
+    let median = |name: &str, otherwise: u64| {
+        rows.iter().find(|row| row.name.starts_with(name)).map_or(otherwise, |row| row.value.median as u64)
+    };
+    let known = Costs::default();
+    Costs {
+        wake_ns: median("wake: dormant", known.wake_ns),
+        spin_wake_ns: median("wake: spinning", known.spin_wake_ns),
+        reclaim_ns: median("reclaim: decision", known.reclaim_ns),
+        ..known
+    }
 }

@@ -6,12 +6,16 @@ use super::{Options, arm};
 use crate::report::{Row, Target, Unit};
 use crate::summary::order;
 use crate::{BenchError, Progress, machine};
+use nacre_elastic::sim::{Costs, Scenario, parallel_job};
 use nacre_vmm::program::{Exit, ProgramSpec};
 use nacre_vmm::{Cvm, CvmConfig};
 use std::time::{Duration, Instant};
 
 const MEMORY_BYTES: u64 = 512 << 20;
 const TARGET: Target = Target::Ratio(1.01);
+/// Workers of the simulated jobs, and their ideal time in seconds: that of the published system's test.
+const SIMULATED: [u32; 5] = [4, 8, 16, 32, 64];
+const SIMULATED_SECONDS: f64 = 20.0;
 
 pub(super) fn measure(
     options: &Options,
@@ -36,6 +40,24 @@ pub(super) fn measure(
     let name = format!("parallel: a job on {parts} workers");
     let row = Row::new(name, arm::CVM, Unit::Nanoseconds, &inside);
     Ok(row.map(|row| row.against(arm::THREADS, &inside, &beside).target(TARGET)).into_iter().collect())
+}
+
+/// The same job on more workers than this machine has CPUs, simulated with what was measured here.
+pub(super) fn simulated(costs: Costs) -> Result<Vec<Row>, BenchError> {
+    let scenario = Scenario { costs, ..Scenario::default() };
+    let mut rows = Vec::new();
+    for workers in SIMULATED {
+        let job = parallel_job(workers, SIMULATED_SECONDS, &scenario)
+            .map_err(|error| BenchError::program("the simulation", error.to_string()))?;
+        for (index, arm) in job.arms.iter().enumerate() {
+            let name = format!("parallel, simulated: {workers} workers, {}", arm.title);
+            let row = Row::new(name, super::arm::SIMULATED, Unit::Nanoseconds, &[arm.seconds * 1e9]);
+            let row = row.map(|row| row.against(super::arm::IDEAL, &[arm.seconds], &[job.ideal_s]));
+            // The first arm is the CPU manager's; the others are what it is compared with.
+            rows.extend(row.map(|row| if index == 0 { row.target(TARGET) } else { row }));
+        }
+    }
+    Ok(rows)
 }
 
 /// From the first start to the last end.

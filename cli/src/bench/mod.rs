@@ -1,12 +1,14 @@
 //! `nacre bench`: runs a benchmark with a progress bar on stderr, prints its table and writes its JSON.
 
-use std::{path::Path, process::ExitCode};
+mod elastic;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use nacre_bench::{
     BenchError, Progress,
     invoke::{self, Options},
-    report::Report,
 };
 
 use crate::{
@@ -22,37 +24,40 @@ use crate::{
 pub fn command(args: &BenchArgs) -> Result<ExitCode, Failure> {
     match &args.bench {
         BenchCommand::Invoke(args) => bench_invoke(args),
+        BenchCommand::Elastic(args) => elastic::command(args),
     }
 }
 
 fn bench_invoke(args: &BenchInvokeArgs) -> Result<ExitCode, Failure> {
     let nacre =
         std::env::current_exe().map_err(|error| Failure::new("this executable", io_reason(&error)))?;
-    let file = args.json.as_ref().and_then(Option::as_deref);
-    if let Some(path) = file {
-        // A result that can't be written must not be found out after the run.
-        std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(|error| unwritable(path, &error))?;
-    }
+    check_writable(args.json.as_ref())?;
     let options = Options::full(nacre);
     let bar = Bar::new(options.steps());
     let report = invoke::run(&options, &bar);
     bar.0.finish_and_clear();
-    let report = report.map_err(|error| failure(&error))?;
-    print(&report, args.json.as_ref().map(Option::as_deref))
+    let report = report.map_err(|error| failure("bench invoke", &error))?;
+    print(&report.table(), &report.json(), args.json.as_ref())
+}
+
+/// Where JSON goes: nowhere, to stdout, or to a file.
+type Json = Option<PathBuf>;
+
+/// A result that can't be written must not be found out after the run.
+fn check_writable(json: Option<&Json>) -> Result<(), Failure> {
+    let Some(Some(path)) = json else { return Ok(()) };
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).map_err(|error| unwritable(path, &error))
 }
 
 /// The table to stdout and JSON to the file, or JSON to stdout.
-fn print(report: &Report, json: Option<Option<&Path>>) -> Result<ExitCode, Failure> {
-    match json {
-        Some(None) => println!("{}", report.json()),
-        None => print!("{}", report.table()),
+fn print(table: &str, json: &str, to: Option<&Json>) -> Result<ExitCode, Failure> {
+    match to {
+        Some(None) => println!("{json}"),
+        None => print!("{table}"),
         Some(Some(path)) => {
-            write(path, &(report.json() + "\n"))?;
-            print!("{}", report.table());
+            write(path, &format!("{json}\n"))?;
+            print!("{table}");
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -67,10 +72,10 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(path.display(), format_args!("can not be written: {why}; choose another file for --json"))
 }
 
-fn failure(error: &BenchError) -> Failure {
+fn failure(benchmark: &str, error: &BenchError) -> Failure {
     let what = match error {
         BenchError::Cvm(_) => "CVM",
-        _ => "bench invoke",
+        _ => benchmark,
     };
     Failure::new(what, error)
 }
