@@ -184,8 +184,11 @@ impl BenchArgs {
     /// Whether stdout is to be JSON.
     #[must_use]
     pub fn json(&self) -> bool {
-        let BenchCommand::Invoke(args) = &self.bench;
-        args.json == Some(None)
+        let json = match &self.bench {
+            BenchCommand::Invoke(args) => &args.json,
+            BenchCommand::Elastic(args) => &args.json,
+        };
+        *json == Some(None)
     }
 }
 

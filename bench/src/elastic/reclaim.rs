@@ -35,7 +35,8 @@ pub(super) fn measure(
             cvm.load(&ProgramSpec { code: &work.code, args: vec!["work".into()], ..ProgramSpec::default() })?;
         let over = AtomicBool::new(false);
         let (exit, output, _) = std::thread::scope(|scope| {
-            let running = scope.spawn(|| {
+            let over = &over;
+            let running = scope.spawn(move || {
                 let end = program.run_to_end();
                 over.store(true, Ordering::Relaxed);
                 end
