@@ -23,6 +23,8 @@ mod arena_copy;
 mod console;
 mod dispatcher;
 mod elastic;
+#[cfg(feature = "debug-image")]
+mod elastic_bench;
 mod heap;
 mod link;
 mod memory;
