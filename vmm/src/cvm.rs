@@ -105,6 +105,7 @@ pub struct Cvm {
     ended: Arc<Mutex<Option<VcpuEnd>>>,
     next_program: AtomicU32,
     times: LaunchTimes,
+    debug_image: bool,
 }
 
 #[derive(Default)]
@@ -175,6 +176,7 @@ impl Cvm {
             ended: Arc::default(),
             next_program: AtomicU32::new(0),
             times,
+            debug_image: config.debug_image,
             shared,
         };
         cvm.start(launch, begin, spin_limit_ns)
@@ -403,6 +405,11 @@ impl Cvm {
     /// The shared window, which the guest and this process write at any time: for tests of what garbage there does.
     pub fn window(&self) -> Window<'_> {
         link::window_of(&self.shared)
+    }
+
+    /// Whether it runs the debug image.
+    pub(crate) fn is_debug_image(&self) -> bool {
+        self.debug_image
     }
 
     /// Rings a vCPU's doorbell, as any host may at any time.

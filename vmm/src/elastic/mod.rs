@@ -18,12 +18,14 @@
 
 pub mod manager;
 mod member;
+mod probe;
 pub mod seat;
 mod timer;
 
 pub use manager::{CpuConfig, CpuManager};
 pub use member::{Ended, PendingReclaim, Reclaimed};
 pub use nacre_elastic::policy::PolicyError;
+pub use probe::Probe;
 
 use nacre_abi::elastic::{SPIN_LIMIT_DEFAULT_NS, SPIN_LIMIT_MAX_NS};
 use std::sync::Arc;
@@ -104,6 +106,9 @@ pub enum ElasticError {
     /// The CVM has ended.
     #[error("the CVM has ended")]
     Gone,
+    /// Only the debug image measures itself.
+    #[error("this CVM's image does not measure itself; launch the debug image")]
+    NeedsDebugImage,
 }
 
 /// A spin limit for the shared page.
