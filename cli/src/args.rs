@@ -6,6 +6,7 @@
 use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
@@ -13,9 +14,10 @@ use nacre_engine::CpuTarget;
 
 use crate::{
     host_cpu,
+    top::SortBy,
     values::{
-        DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_env, parse_export,
-        parse_memory,
+        DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_duration, parse_env,
+        parse_export, parse_memory, parse_spin_limit,
     },
 };
 
@@ -39,6 +41,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Measure Nacre on this machine
     Bench(BenchArgs),
+    /// Show your running CVMs on this machine: workers, demand, CPU, memory
+    Top(TopArgs),
 }
 
 impl Command {
@@ -50,6 +54,7 @@ impl Command {
             Self::Run(args) => args.json,
             Self::Demo(args) => args.json,
             Self::Bench(args) => args.json(),
+            Self::Top(args) => args.json,
         }
     }
 }
@@ -121,6 +126,15 @@ pub struct RunArgs {
     /// Size of the CVM
     #[command(flatten)]
     pub cvm: CvmArgs,
+    /// Physical CPUs that the workers share [default: all that this process may use]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub cpus: Option<u32>,
+    /// What a wake is worth: idle workers spin for at most this long, where that is likely to save a wake; 0 to 10ms
+    #[arg(long, value_name = "DURATION", default_value = "150us", value_parser = parse_spin_limit)]
+    pub spin_limit: Duration,
+    /// Name of the CVM for nacre top [default: the program's file name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     /// Copy a directory into the CVM before the start; without GUEST under the same name. Repeatable
     #[arg(long = "dir", value_name = "HOST[::GUEST]", value_parser = parse_dir)]
     pub dirs: Vec<DirMapping>,
@@ -242,6 +256,40 @@ pub struct BenchElasticArgs {
     /// Seed of the arrivals
     #[arg(long, value_name = "N", requires = "simulate")]
     pub seed: Option<u64>,
+}
+
+/// `nacre top`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  nacre top\n  nacre top --once --sort memory\n  nacre top --json server.wasm\n\n\
+    Keys: c cpu, m memory, w wakes, d demand, n name, p pid; q quits."
+)]
+pub struct TopArgs {
+    /// Show only CVMs of these names [default: all]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Print the table once
+    #[arg(long)]
+    pub once: bool,
+    /// Print the rows once, as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Time between two looks
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_interval)]
+    pub interval: Duration,
+    /// What to sort by
+    #[arg(long, value_enum, default_value_t)]
+    pub sort: SortBy,
+}
+
+/// An interval that neither burns a CPU nor looks dead.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if (Duration::from_millis(50)..=Duration::from_secs(3600)).contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("give 50ms to 3600s".to_owned())
+    }
 }
 
 #[cfg(test)]

@@ -17,4 +17,5 @@ pub mod module;
 pub mod program;
 pub mod run;
 pub mod spinner;
+pub mod top;
 pub mod values;

@@ -8,7 +8,7 @@ use nacre_cli::{
     args::{Cli, Command},
     bench, compile, demo, execute,
     failure::{EXIT_USAGE, Failure},
-    log, run,
+    log, run, top,
 };
 
 fn main() -> ExitCode {
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile::command(&args),
         Command::Demo(args) => demo::command(&args),
         Command::Bench(args) => bench::command(&args),
+        Command::Top(args) => top::command(&args),
         Command::Run(args) => run::plan(args).and_then(|plan| execute::execute(&plan)).map(exit),
     };
     result.unwrap_or_else(|failure| failure.report(json))

@@ -1,6 +1,7 @@
 //! From the arguments of `nacre run` to a [`RunPlan`]: everything that can fail before a VM exists fails here.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::{
     args::RunArgs,
@@ -28,6 +29,12 @@ pub struct RunPlan {
     pub exports: Vec<ExportMapping>,
     /// Worker vCPUs: 0 to 63.
     pub workers: u8,
+    /// Physical CPUs that the workers share; none for all.
+    pub cpus: Option<u32>,
+    /// How long idle workers spin at most.
+    pub spin_limit: Duration,
+    /// What the CVM is called in `nacre top`.
+    pub name: String,
     /// Memory of the CVM; at least what the program starts with.
     pub memory: MemorySize,
     /// What to tell about the run.
@@ -61,6 +68,7 @@ pub fn plan(args: RunArgs) -> Result<RunPlan, Failure> {
     }
     let env = resolve_env(&args.env)?;
     let argv = argv(&args)?;
+    let name = args.name.clone().unwrap_or_else(|| argv.first().cloned().unwrap_or_default());
     let program = load_program(&args)?;
     check_memory(args.program(), &program, args.cvm.memory)?;
     tracing::debug!(since_start_us = crate::log::since_start().as_micros() as u64, "run planned");
@@ -72,6 +80,9 @@ pub fn plan(args: RunArgs) -> Result<RunPlan, Failure> {
         dirs: args.dirs,
         exports: args.exports,
         workers: args.cvm.workers,
+        cpus: args.cpus,
+        spin_limit: args.spin_limit,
+        name,
         memory: args.cvm.memory,
         stats: StatsOutput { print: args.stats, json_file: args.stats_json },
         json: args.json,

@@ -1,12 +1,14 @@
 //! Values of command-line options: sizes, directory mappings, environment variables. Each is parsed into a type that
 //! can not be wrong afterwards; messages name the remedy after "; ".
 
-use std::{ffi::OsStr, path::PathBuf};
+use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
 /// Smallest memory of a CVM, in bytes.
 pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
 /// Largest memory of a CVM, in bytes.
 pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
+/// Longest `--spin-limit`.
+const MAX_SPIN_LIMIT: Duration = Duration::from_millis(10);
 /// Most Worker vCPUs of a CVM.
 pub const MAX_WORKERS: u8 = 63;
 
@@ -61,6 +63,35 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         return Err(format!("unknown unit {unit:?}: use KiB, MiB, GiB or TiB"));
     };
     number.checked_mul(1 << shift).ok_or_else(|| "the size is too large".to_owned())
+}
+
+/// Parses a duration: a number with ns, us, ms or s; 0 needs no unit.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+    let (number, unit) = text.split_at(digits);
+    let wrong = || format!("{text:?} is no duration: write a number with a unit, such as 150us or 2ms");
+    let seconds = match unit.trim_start() {
+        "ns" => 1e-9,
+        "us" | "\u{b5}s" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "" if number == "0" => 0.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
+}
+
+/// Parses `--spin-limit`.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn parse_spin_limit(text: &str) -> Result<Duration, String> {
+    let limit = parse_duration(text)?;
+    if limit > MAX_SPIN_LIMIT { Err("workers spin for 10ms at most".to_owned()) } else { Ok(limit) }
 }
 
 /// A size for people: the largest binary unit that divides it, or tenths of one.
@@ -161,6 +192,17 @@ pub fn parse_env(text: &str) -> Result<EnvVar, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        let us = Duration::from_micros;
+        let parsed = ["150us", "0", "2ms", "1.5ms", "1s", "500ns"].map(|text| parse_duration(text).unwrap());
+        assert_eq!(parsed, [us(150), us(0), us(2000), us(1500), us(1_000_000), Duration::from_nanos(500)]);
+        for text in ["", "5", "us", "-1us", "1h", "1..2s", "99999999999999999999999s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+        assert!(parse_spin_limit("10ms").is_ok() && parse_spin_limit("11ms").is_err());
+    }
 
     #[test]
     fn sizes() {

@@ -7,8 +7,9 @@ mod tree;
 
 use crate::failure::{EXIT_FAILED, Failure};
 use crate::run::RunPlan;
+use crate::top::publish::{self, Publisher};
 use nacre_vmm::program::{Credit, Exit, Program, ProgramEvent, ProgramSpec};
-use nacre_vmm::{Cvm, CvmConfig, CvmError};
+use nacre_vmm::{CpuConfig, CpuManager, Cvm, CvmConfig, CvmError, ElasticConfig};
 use output::Output;
 use std::io::{IsTerminal, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,12 +43,7 @@ fn run(plan: &RunPlan) -> Result<i32, Failure> {
     let exports = exports::resolve(&plan.exports, &plan.dirs)?;
     end_on_interrupt()?;
     let launch_begin = crate::log::since_start();
-    let cvm = Cvm::launch(CvmConfig {
-        workers: plan.workers.into(),
-        memory_bytes: plan.memory.bytes(),
-        ..CvmConfig::default()
-    })
-    .map_err(|error| cvm_failure(&error))?;
+    let cvm = launch(plan).map_err(|error| cvm_failure(&error))?;
     let cvm = RUNNING.get_or_init(|| Arc::new(cvm)).clone();
     let spec = ProgramSpec {
         code: plan.program.file(),
@@ -65,6 +61,7 @@ fn run(plan: &RunPlan) -> Result<i32, Failure> {
         tree::bring_in(&program, &dir.host, &format!("/{number}"))?;
     }
     program.start().map_err(|error| cvm_failure(&error))?;
+    let listed = Publisher::start(&plan.name, cvm.clone());
     let exit = follow(&program)?;
     // What failed here is told, but the program's own end decides the exit code if it was not a clean one.
     let exported = exports.iter().try_for_each(|export| exports::take_out(&program, export));
@@ -72,7 +69,7 @@ fn run(plan: &RunPlan) -> Result<i32, Failure> {
         let stats = cvm.stats().map_err(|error| cvm_failure(&error))?;
         stats::report(&stats::Report::new(&stats, launch_begin), plan)?;
     }
-    drop(program);
+    drop((program, listed));
     cvm.stop();
     match (exit_code(exit, name, plan.json)?, exported) {
         (0, Err(failure)) => Err(failure),
@@ -82,6 +79,20 @@ fn run(plan: &RunPlan) -> Result<i32, Failure> {
         }
         (code, Ok(())) => Ok(code),
     }
+}
+
+fn launch(plan: &RunPlan) -> Result<Cvm, CvmError> {
+    let cpus = plan.cpus.map_or_else(CpuConfig::machine, CpuConfig::new);
+    Cvm::launch(CvmConfig {
+        workers: plan.workers.into(),
+        memory_bytes: plan.memory.bytes(),
+        elastic: ElasticConfig {
+            manager: Some(CpuManager::new(cpus)?),
+            spin_limit: plan.spin_limit,
+            ..ElasticConfig::default()
+        },
+        ..CvmConfig::default()
+    })
 }
 
 /// A failure of the CVM as a whole.
@@ -97,6 +108,7 @@ fn end_on_interrupt() -> Result<(), Failure> {
         if let Some(cvm) = RUNNING.get() {
             cvm.stop();
         }
+        publish::forget_all();
         std::process::exit(EXIT_INTERRUPTED);
     });
     installed.map_err(|error| Failure::new("signal handler", error))

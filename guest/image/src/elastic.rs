@@ -68,10 +68,14 @@ pub fn demand_rose() {
 
 /// Something was taken from the queues: the host need not be told, it looks when it has a reason to.
 pub fn demand_fell() {
-    let page = link::window().elastic();
-    if page.get(ElasticWord::Demand) != 0 {
-        page.set(ElasticWord::Demand, u64::from(elastic::demand(unmet())));
+    if link::window().elastic().get(ElasticWord::Demand) != 0 {
+        note_demand();
     }
+}
+
+/// This worker must park: the host looks at the demand when it does.
+pub fn note_demand() {
+    link::window().elastic().set(ElasticWord::Demand, u64::from(elastic::demand(unmet())));
 }
 
 /// What a wake is worth to the host, in nanoseconds.
@@ -101,8 +105,12 @@ impl Reclaimer {
     /// Looks at the host's words and reminds who has to park. Returns when to look again, by the monotonic clock.
     pub fn run(&mut self) -> Option<u64> {
         poll();
-        let load = sched::scheduler().load();
-        let allowed = load.allowed.0 | load.parked.0;
+        let scheduler = sched::scheduler();
+        if scheduler.allowed() == workers() || workers().is_empty() {
+            self.reminded = VcpuMask::EMPTY;
+            return None;
+        }
+        let allowed = scheduler.allowed().0 | scheduler.idle().parked_hint().0;
         let late = VcpuMask(workers().0 & !allowed);
         if late.is_empty() {
             self.reminded = late;

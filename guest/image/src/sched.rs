@@ -262,7 +262,7 @@ pub fn worker_loop() -> ! {
             Ran::Task => dry_since = arch::rdtsc(),
             Ran::Nothing if spin_for_work() => work_came(dry_since),
             ran @ (Ran::Nothing | Ran::MustPark) => {
-                elastic::demand_fell();
+                if ran == Ran::MustPark { elastic::note_demand() } else { elastic::demand_fell() }
                 park_unless(
                     || {
                         elastic::poll();

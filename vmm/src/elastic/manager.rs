@@ -114,6 +114,12 @@ impl CpuManager {
         self.lock().configure(self, Change::BudgetChanged { budget })
     }
 
+    /// Workers of all CVMs that have a CPU now.
+    pub fn occupied(&self) -> u32 {
+        let inner = self.lock();
+        inner.members.iter().flatten().map(|member| member.sets().0.count_ones()).sum()
+    }
+
     /// Nanoseconds of the manager's clock.
     pub(crate) fn now_ns(&self) -> u64 {
         self.clock.now_ns()

@@ -1,8 +1,8 @@
 //! How long a wake takes, by the time stamp counter: from the moment vCPU 0 decides to wake a worker to the first
 //! instruction there. vCPU 0 does nothing else meanwhile.
 //!
-//! [`floor`] is the bare mechanism: a port write, the host's thread, the entry. [`tasks`] is the scheduler's whole way,
-//! with arrivals at any times the host asks for. Both need a worker.
+//! [`floor`] is the bare mechanism, without queue, scheduler and CPU manager: a port write, the host's thread, the
+//! entry. [`tasks`] is the scheduler's whole way, with arrivals at any times the host asks for. Both need a worker.
 
 use crate::arch::{self, clock};
 use crate::{link, task, vcpu};
@@ -10,10 +10,10 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use nacre_abi::hypercall;
+use nacre_abi::{VcpuId, hypercall};
 
 /// After this long without an answer a measurement has failed.
-const PATIENCE_NS: u64 = 2_000_000_000;
+const PATIENCE_NS: u64 = 20_000_000_000;
 
 /// Moments of one measurement, in cycles; the second is 0 until it has happened.
 #[derive(Default)]
@@ -29,6 +29,10 @@ impl Wake {
 
     fn arrive(&self, now: u64) {
         self.arrived.store(now, Ordering::Release);
+    }
+
+    fn is_decided(&self) -> bool {
+        self.decided.load(Ordering::Acquire) != 0
     }
 
     fn has_arrived(&self) -> bool {
@@ -63,33 +67,37 @@ fn spin_until(mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Latencies of bare wakes of one worker that does nothing but park, each a gap after it said so.
+/// Latencies of bare wakes of vCPU 0, which is under no CPU manager and does nothing but park, each a gap after it
+/// began to. A worker rings.
 pub fn floor(body: &[u8]) -> Option<impl Iterator<Item = u64>> {
     let gaps = gaps(body);
     let wakes = wakes(gaps.len());
-    // 1 + how many times the worker has parked, and who it is.
-    let (parks, worker) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let (on_worker, its_parks, its_number) = (wakes.clone(), parks.clone(), worker.clone());
+    // How many times vCPU 0 was about to park.
+    let parks = Arc::new(AtomicU64::new(0));
+    let (on_worker, its_parks) = (wakes.clone(), parks.clone());
     let task = task::create(Box::new(move || {
-        its_number.store(vcpu::id().index() as u64, Ordering::Release);
-        for wake in on_worker.iter() {
-            link::window().mailbox(vcpu::id())[0].store(hypercall::PARK_FOREVER, Ordering::Relaxed);
-            its_parks.fetch_add(1, Ordering::AcqRel);
-            arch::hypercall(hypercall::PARK, 0);
-            wake.arrive(arch::rdtsc());
+        for (count, (gap, wake)) in (1..).zip(gaps.iter().zip(on_worker.iter())) {
+            if !spin_until(|| its_parks.load(Ordering::Acquire) >= count) {
+                return;
+            }
+            let at = clock::monotonic_ns().saturating_add(*gap);
+            spin_until(|| clock::monotonic_ns() >= at);
+            wake.decide();
+            arch::wake(VcpuId::NORMAL);
         }
     }));
     task::start(&task.ok()?);
-    for (count, (gap, wake)) in (1..).zip(gaps.iter().zip(wakes.iter())) {
-        if !spin_until(|| parks.load(Ordering::Acquire) >= count) {
-            return None;
-        }
-        let at = clock::monotonic_ns().saturating_add(*gap);
-        spin_until(|| clock::monotonic_ns() >= at);
-        wake.decide();
-        arch::wake(nacre_abi::VcpuId::new(worker.load(Ordering::Acquire) as u32)?);
-        if !spin_until(|| wake.has_arrived()) {
-            return None;
+    let until = clock::monotonic_ns().saturating_add(PATIENCE_NS);
+    for wake in wakes.iter() {
+        parks.fetch_add(1, Ordering::AcqRel);
+        // A wake that somebody else sent ends a park early.
+        while !wake.is_decided() {
+            link::window().mailbox(vcpu::id())[0].store(PATIENCE_NS, Ordering::Relaxed);
+            arch::hypercall(hypercall::PARK, 0);
+            wake.arrive(arch::rdtsc());
+            if clock::monotonic_ns() >= until {
+                return None;
+            }
         }
     }
     Some((0..wakes.len()).map(move |index| wakes[index].latency_ns()))
