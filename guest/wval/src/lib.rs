@@ -79,7 +79,7 @@ pub use inbox::{
 };
 pub use nacre_abi::VcpuId;
 pub use park::{Commit, CommitPark, ParkState, PreparePark, Switch, Unpark};
-pub use priority::{CLASSES, Priority};
+pub use priority::{CLASSES, LANES, Priority};
 pub use queue::{Full, Owner, RingError, RunQueue};
 pub use rendezvous::{Epoch, Rendezvous};
 pub use sched::{FAIRNESS_INTERVAL, Load, Next, SchedError, Scheduler, Stopped, Tick, Vcpu, VcpuSlot};

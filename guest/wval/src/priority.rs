@@ -16,8 +16,39 @@ pub enum Priority {
 /// How many classes there are.
 pub const CLASSES: usize = Priority::ALL.len();
 
+/// Run queues of one vCPU: for each class one of tasks that have begun and one of new tasks.
+pub const LANES: usize = 2 * CLASSES;
+
 const _: () =
-    assert!(CLASSES as u64 == nacre_abi::layout::PRIORITY_CLASSES, "the layout sets aside run queues");
+    assert!(LANES as u64 == nacre_abi::layout::RUN_QUEUES_PER_VCPU, "the layout sets aside run queues");
+
+/// Which of a vCPU's run queues a task is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lane {
+    pub class: Priority,
+    /// It has not begun: it has no stack yet.
+    pub new: bool,
+}
+
+impl Lane {
+    pub const fn index(self) -> usize {
+        2 * self.class as usize + self.new as usize
+    }
+
+    pub const fn bit(self) -> u64 {
+        1 << self.index()
+    }
+
+    /// All lanes in the order in which tasks are taken. A class has its new tasks after those that have begun; if new ones
+    /// are not to be begun, those of all classes come last.
+    pub fn order(lead: Priority, admit_new: bool) -> impl Iterator<Item = Lane> {
+        (0..LANES).map(move |step| {
+            let (place, new) =
+                if admit_new { (step / 2, step % 2 == 1) } else { (step % CLASSES, step >= CLASSES) };
+            Lane { class: Priority::led_by(lead)[place], new }
+        })
+    }
+}
 
 impl Priority {
     /// All classes, the highest first.
@@ -43,13 +74,13 @@ impl Priority {
         (self as usize) < (other as usize)
     }
 
-    pub(crate) const fn bit(self) -> u64 {
-        1 << self as usize
-    }
-
     /// The classes in the order of a fairness turn: `lead` first, then the others, the higher first.
-    pub(crate) fn led_by(lead: Priority) -> impl Iterator<Item = Priority> {
-        core::iter::once(lead).chain(Self::ALL.into_iter().filter(move |class| *class != lead))
+    const fn led_by(lead: Priority) -> [Priority; CLASSES] {
+        match lead {
+            Priority::High => Self::ALL,
+            Priority::Normal => [Priority::Normal, Priority::High, Priority::Low],
+            Priority::Low => [Priority::Low, Priority::High, Priority::Normal],
+        }
     }
 }
 
@@ -65,7 +96,20 @@ mod tests {
         assert_eq!(Priority::from_index(CLASSES), None);
         assert!(Priority::High.outranks(Priority::Normal) && Priority::Normal.outranks(Priority::Low));
         assert!(!Priority::Low.outranks(Priority::Low));
-        let order: std::vec::Vec<_> = Priority::led_by(Priority::Low).collect();
-        assert_eq!(order, [Priority::Low, Priority::High, Priority::Normal]);
+        for lead in Priority::ALL {
+            assert_eq!(Priority::led_by(lead)[0], lead);
+        }
+    }
+
+    #[test]
+    fn new_tasks_come_last_or_with_their_class() {
+        let order = |lead, admit| {
+            let lanes = Lane::order(lead, admit).map(|lane| (lane.class.index(), lane.new));
+            lanes.collect::<std::vec::Vec<_>>()
+        };
+        let (f, t) = (false, true);
+        assert_eq!(order(Priority::High, true), [(0, f), (0, t), (1, f), (1, t), (2, f), (2, t)]);
+        assert_eq!(order(Priority::High, false), [(0, f), (1, f), (2, f), (0, t), (1, t), (2, t)]);
+        assert_eq!(order(Priority::Low, true), [(2, f), (2, t), (0, f), (0, t), (1, f), (1, t)]);
     }
 }

@@ -8,10 +8,14 @@
 //! next (it is "its own task" if the host stops it right there): requeueing into empty own queues. If a higher class
 //! or the fairness rule makes it take another's task first, [`Next::Run`] carries the wake.
 //!
-//! **Priorities**: each vCPU has one queue per class. It takes the oldest task of the highest class that has one anywhere,
+//! **Priorities**: each vCPU has two queues per class, one of them for new tasks. It takes the oldest task of the highest class that has one anywhere,
 //! from its own queue if it can, else from the others', round robin. A wake is for whatever is queued: its vCPU decides
-//! when it comes. Which classes were ever used is a set that only grows, written before the push it is for, so that who sees
-//! the task sees its class too; classes that are not in it cost nothing.
+//! when it comes. Which queues (*lanes*) were ever used is a set that only grows, written before the push it is for, so that
+//! who sees the task sees its lane too; lanes that are not in it cost nothing.
+//!
+//! **New tasks**: a task that has not begun needs no stack and no memory of its own. While memory is short
+//! ([`Vcpu::next_with`]) a vCPU begins one only if nothing else is ready. So any number of tasks may be queued, and as many
+//! are under way as there is memory for; if those all wait, for new ones perhaps, more are begun.
 //!
 //! **Fairness** (nothing starves): every [`FAIRNESS_INTERVAL`]th time a vCPU lets the three classes take turns at
 //! being first, and in three of four of these turns it looks at the others' queues before its own. So each
@@ -29,10 +33,11 @@
 use core::cell::Cell;
 
 use crate::idle::WORDS;
+use crate::priority::{CLASSES, Lane};
 use crate::sync::{AtomicU64, CachePadded, Ordering, fence};
 use crate::{
-    CLASSES, Epoch, Full, IdleSet, Owner, Priority, Rendezvous, Retract, RingError, RunQueue, TaskRef,
-    VcpuId, VcpuMask, WakeTicket,
+    Epoch, Full, IdleSet, LANES, Owner, Priority, Rendezvous, Retract, RingError, RunQueue, TaskRef, VcpuId,
+    VcpuMask, WakeTicket,
 };
 
 /// Every how many calls of [`Vcpu::next`] another order than that of the priorities holds.
@@ -49,19 +54,18 @@ pub enum SchedError {
 /// What one vCPU owns in the scheduler.
 #[derive(Debug)]
 pub struct VcpuSlot<'a> {
-    /// By class.
-    queues: [RunQueue<'a>; CLASSES],
+    /// By lane.
+    queues: [RunQueue<'a>; LANES],
     running: CachePadded<Running>,
 }
 
 impl<'a> VcpuSlot<'a> {
-    /// A slot with its run queues in `ring`: as many words for each class, a power of two. Give each class room for all
+    /// A slot with its run queues in `ring`: [`LANES`] times a power of two words. Give each queue room for all
     /// tasks there can be: then no push fails.
     pub fn new(ring: &'a [AtomicU64]) -> Result<Self, RingError> {
-        let places = ring.len() / CLASSES;
-        let (high, rest) = ring.split_at(places);
-        let (normal, low) = rest.split_at(places);
-        let queues = [RunQueue::new(high)?, RunQueue::new(normal)?, RunQueue::new(low)?];
+        let places = ring.len() / LANES;
+        let queue = |lane: usize| RunQueue::new(&ring[lane * places..(lane + 1) * places]);
+        let queues = [queue(0)?, queue(1)?, queue(2)?, queue(3)?, queue(4)?, queue(5)?];
         Ok(VcpuSlot { queues, running: CachePadded(Running::default()) })
     }
 }
@@ -123,8 +127,8 @@ pub struct Scheduler<'a> {
     /// Odd epochs stop, even ones resume.
     gate: Rendezvous,
     allowed: CachePadded<AtomicU64>,
-    /// Bit n: a task of class n was queued once.
-    classes: CachePadded<AtomicU64>,
+    /// Bit n: a task was queued in lane n once.
+    lanes: CachePadded<AtomicU64>,
     /// Who takes tasks at all: the workers, or vCPU 0 if there are none.
     takers: VcpuMask,
 }
@@ -142,15 +146,15 @@ impl<'a> Scheduler<'a> {
             idle: IdleSet::new(),
             gate: Rendezvous::new(),
             allowed: CachePadded(AtomicU64::new(u64::MAX)),
-            classes: CachePadded(AtomicU64::new(Priority::Normal.bit())),
+            lanes: CachePadded(AtomicU64::new(Lane { class: Priority::Normal, new: false }.bit())),
             takers,
         })
     }
 
     /// The handle of vCPU `v`, given out once. `None` also if there is no such vCPU.
     pub fn attach(&self, v: VcpuId) -> Option<Vcpu<'_>> {
-        let [high, normal, low] = &self.slots.get(v.index())?.queues;
-        let owners = [high.owner()?, normal.owner()?, low.owner()?];
+        let [q0, q1, q2, q3, q4, q5] = &self.slots.get(v.index())?.queues;
+        let owners = [q0.owner()?, q1.owner()?, q2.owner()?, q3.owner()?, q4.owner()?, q5.owner()?];
         let victim = Cell::new((v.index() + 1) % self.slots.len());
         Some(Vcpu { sched: self, owners, id: v, tick: Cell::new(0), victim })
     }
@@ -208,25 +212,28 @@ impl<'a> Scheduler<'a> {
         VcpuMask(self.allowed.load(Ordering::Acquire)).and(self.takers)
     }
 
-    /// The classes ever used, the highest first.
-    fn classes(&self) -> impl Iterator<Item = Priority> {
-        let used = self.classes.load(Ordering::Acquire);
-        Priority::ALL.into_iter().filter(move |class| used & class.bit() != 0)
+    /// The lanes ever used, in this order.
+    fn lanes(&self, lead: Priority, admit_new: bool) -> impl Iterator<Item = Lane> {
+        let used = self.lanes.load(Ordering::Acquire);
+        Lane::order(lead, admit_new).filter(move |lane| used & lane.bit() != 0)
     }
 
-    /// Called before a push, so that whoever may see the task looks into its class.
-    fn use_class(&self, class: Priority) {
-        if self.classes.load(Ordering::Relaxed) & class.bit() == 0 {
-            self.classes.fetch_or(class.bit(), Ordering::AcqRel);
+    /// Called before a push, so that whoever may see the task looks into its lane.
+    fn use_lane(&self, lane: Lane) {
+        if self.lanes.load(Ordering::Relaxed) & lane.bit() == 0 {
+            self.lanes.fetch_or(lane.bit(), Ordering::AcqRel);
         }
     }
 
-    fn is_queued(&self, class: Priority) -> bool {
-        self.slots.iter().any(|s| !s.queues[class.index()].is_empty())
+    /// The classes that have something queued, the highest first.
+    fn queued(&self) -> impl Iterator<Item = Priority> {
+        self.lanes(Priority::High, true)
+            .filter(|lane| self.slots.iter().any(|s| !s.queues[lane.index()].is_empty()))
+            .map(|lane| lane.class)
     }
 
     fn any_queued(&self) -> bool {
-        self.classes().any(|class| self.is_queued(class))
+        self.queued().next().is_some()
     }
 
     fn claim(&self) -> Option<WakeTicket> {
@@ -260,7 +267,7 @@ impl<'a> Scheduler<'a> {
     /// ([`Vcpu::begin`]). One that must and does not, because it is in a long call or just missed the
     /// bump, is due again after `retry`. All in the units of `now`.
     pub fn tick(&self, now: u64, slice: u64, retry: u64) -> Tick {
-        let highest = self.classes().find(|class| self.is_queued(*class));
+        let highest = self.queued().next();
         let mut tick = Tick { bump: false, look_again_at: None };
         for running in self.slots.iter().map(|s| &s.running) {
             let Some(class) = running.class() else { continue };
@@ -328,8 +335,8 @@ fn is_stop(epoch: Epoch) -> bool {
 #[derive(Debug)]
 pub struct Vcpu<'s> {
     sched: &'s Scheduler<'s>,
-    /// By class.
-    owners: [Owner<'s>; CLASSES],
+    /// By lane.
+    owners: [Owner<'s>; LANES],
     id: VcpuId,
     tick: Cell<u32>,
     victim: Cell<usize>,
@@ -354,28 +361,39 @@ impl<'s> Vcpu<'s> {
         self.sched
     }
 
-    fn push(&self, task: TaskRef, class: Priority) -> Result<(), Full> {
-        self.sched.use_class(class);
-        self.owners[class.index()].push(task)
+    fn push(&self, task: TaskRef, lane: Lane) -> Result<(), Full> {
+        self.sched.use_lane(lane);
+        self.owners[lane.index()].push(task)
     }
 
-    /// Queues a task that became runnable (new, or won by `unpark`). `Ok` says whom to wake; if that is nobody, no worker
-    /// is free: then ask [`Scheduler::runs_below`].
+    /// Queues a task that became runnable (won by `unpark`, or begun at once). `Ok` says whom to wake; if that is nobody, no
+    /// worker is free: then ask [`Scheduler::runs_below`].
     pub fn submit(&self, task: TaskRef, class: Priority) -> Result<Option<WakeTicket>, Full> {
-        self.push(task, class)?;
+        self.push(task, Lane { class, new: false })?;
+        Ok(self.sched.claim())
+    }
+
+    /// The same for a task that has not begun and may wait for memory.
+    pub fn submit_new(&self, task: TaskRef, class: Priority) -> Result<Option<WakeTicket>, Full> {
+        self.push(task, Lane { class, new: true })?;
         Ok(self.sched.claim())
     }
 
     /// Queues the task this vCPU has just switched out, before it calls `next`.
     pub fn requeue(&self, task: TaskRef, class: Priority) -> Result<Option<WakeTicket>, Full> {
         let alone = !self.leaves_work() && self.sched.takers.contains(self.id);
-        self.push(task, class)?;
+        self.push(task, Lane { class, new: false })?;
         Ok(if alone { None } else { self.sched.claim() })
     }
 
     /// What to do next. Only to be called with no task in hand: a task switched out has its context saved and is requeued,
     /// parked or gone. This is the acknowledgement of a stop.
     pub fn next(&self) -> Next {
+        self.next_with(true)
+    }
+
+    /// [`Vcpu::next`], which begins a new task only if nothing else is ready unless `admit_new`.
+    pub fn next_with(&self, admit_new: bool) -> Next {
         let running = &self.sched.slots[self.id.index()].running;
         let epoch = self.sched.gate.current();
         let next = if is_stop(epoch) {
@@ -385,7 +403,7 @@ impl<'s> Vcpu<'s> {
             Next::Empty
         } else if !self.sched.allowed().contains(self.id) {
             Next::Reclaimed { wake: self.sched.claim_for_backlog() }
-        } else if let Some(taken) = self.take() {
+        } else if let Some(taken) = self.take(admit_new) {
             running.set_class(Some(taken.class));
             let wake = if taken.foreign && self.leaves_work() { self.sched.claim() } else { None };
             return Next::Run { task: taken.task, wake };
@@ -398,44 +416,43 @@ impl<'s> Vcpu<'s> {
 
     /// Whether something is in this vCPU's own queues.
     fn leaves_work(&self) -> bool {
-        self.sched.classes().any(|class| !self.owners[class.index()].queue().is_empty())
+        let mut lanes = self.sched.lanes(Priority::High, true);
+        lanes.any(|lane| !self.owners[lane.index()].queue().is_empty())
     }
 
-    fn take(&self) -> Option<Taken> {
+    fn take(&self, admit_new: bool) -> Option<Taken> {
         let tick = self.tick.get().wrapping_add(1);
         self.tick.set(tick);
-        if tick.is_multiple_of(FAIRNESS_INTERVAL) {
-            let turn = tick / FAIRNESS_INTERVAL;
-            let lead = Priority::ALL[turn as usize % CLASSES];
-            // Three and four have no common divisor: every class leads in both ways.
-            let others_first = !turn.is_multiple_of(4);
-            return Priority::led_by(lead).find_map(|class| {
-                if others_first {
-                    self.steal(class).or_else(|| self.pop(class))
-                } else {
-                    self.pop(class).or_else(|| self.steal(class))
-                }
-            });
-        }
-        self.sched.classes().find_map(|class| self.pop(class).or_else(|| self.steal(class)))
+        let turn = tick / FAIRNESS_INTERVAL;
+        let fair = tick.is_multiple_of(FAIRNESS_INTERVAL);
+        let lead = if fair { Priority::ALL[turn as usize % CLASSES] } else { Priority::High };
+        // Three and four have no common divisor: every class leads in both ways.
+        let others_first = fair && !turn.is_multiple_of(4);
+        self.sched.lanes(lead, admit_new).find_map(|lane| {
+            if others_first {
+                self.steal(lane).or_else(|| self.pop(lane))
+            } else {
+                self.pop(lane).or_else(|| self.steal(lane))
+            }
+        })
     }
 
-    fn pop(&self, class: Priority) -> Option<Taken> {
-        let task = self.owners[class.index()].pop()?;
-        Some(Taken { task, class, foreign: false })
+    fn pop(&self, lane: Lane) -> Option<Taken> {
+        let task = self.owners[lane.index()].pop()?;
+        Some(Taken { task, class: lane.class, foreign: false })
     }
 
     /// One task from another vCPU's queue; the search starts behind the last successful victim.
-    fn steal(&self, class: Priority) -> Option<Taken> {
+    fn steal(&self, lane: Lane) -> Option<Taken> {
         let n = self.sched.slots.len();
         for i in 0..n {
             let victim = (self.victim.get() + i) % n;
             if victim == self.id.index() {
                 continue;
             }
-            if let Some(task) = self.sched.slots[victim].queues[class.index()].steal() {
+            if let Some(task) = self.sched.slots[victim].queues[lane.index()].steal() {
                 self.victim.set((victim + 1) % n);
-                return Some(Taken { task, class, foreign: true });
+                return Some(Taken { task, class: lane.class, foreign: true });
             }
         }
         None
@@ -455,9 +472,7 @@ impl<'s> Vcpu<'s> {
         if self.sched.is_stopped() || !self.sched.allowed().contains(self.id) {
             return true;
         }
-        self.sched
-            .classes()
-            .any(|queued| (slice_is_over || queued.outranks(class)) && self.sched.is_queued(queued))
+        self.sched.queued().any(|queued| slice_is_over || queued.outranks(class))
     }
 
     /// Whether `next` would find a task: for spinning, and for the look between `announce` and parking.

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Places in a vCPU's queues, all classes together.
-const RING: usize = 8 * CLASSES;
+/// Places in a vCPU's queues, all lanes together.
+const RING: usize = 8 * LANES;
 
 type Rings<const N: usize> = [[AtomicU64; RING]; N];
 
@@ -109,7 +109,7 @@ fn a_reclaimed_worker_hands_its_queue_over_and_a_grant_wakes_for_it() {
     let [w1, w2] = [1, 2].map(|n| sched.attach(v(n)).unwrap());
     w2.announce();
     sched.disallow(v(1));
-    w1.push(task(5), Priority::Normal).unwrap();
+    w1.push(task(5), Lane { class: Priority::Normal, new: false }).unwrap();
     let Next::Reclaimed { wake: Some(ticket) } = w1.next() else { panic!() };
     assert_eq!(ticket.vcpu(), v(2));
     sched.wake_sent(ticket);
@@ -284,4 +284,29 @@ fn ticks_come_when_a_slice_ends_a_limit_is_reached_or_a_higher_one_waits() {
     assert_eq!(tick(1050), Tick { bump: true, look_again_at: Some(1070) });
     assert_eq!(w1.next(), run(4));
     assert_eq!(tick(1050).look_again_at, Some(1100), "the high one is taken");
+}
+
+#[test]
+fn new_tasks_wait_for_memory_while_others_are_ready() {
+    let r = rings::<2>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1] = [0, 1].map(|n| sched.attach(v(n)).unwrap());
+    v0.submit_new(task(1), Priority::High).unwrap();
+    v0.submit_new(task(2), Priority::Normal).unwrap();
+    v0.submit(task(3), Priority::Low).unwrap();
+    assert_eq!(w1.next_with(false), run(3), "ready, however low");
+    assert_eq!(w1.requeue(task(3), Priority::Low).unwrap(), None);
+    // A fairness turn changes nothing about it.
+    for _ in 0..2 * FAIRNESS_INTERVAL {
+        assert_eq!(w1.next_with(false), run(3));
+        assert_eq!(w1.requeue(task(3), Priority::Low).unwrap(), None);
+    }
+    assert_eq!(w1.next_with(false), run(3));
+    assert!(w1.has_work(), "new tasks are work");
+    assert_eq!(w1.next_with(false), run(1), "nothing else is ready");
+    v0.submit(task(4), Priority::Normal).unwrap();
+    assert_eq!(w1.next_with(true), run(4), "what has begun before what has not");
+    assert_eq!(w1.next_with(true), run(2));
+    assert_eq!(w1.next_with(true), Next::Empty);
 }

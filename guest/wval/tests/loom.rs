@@ -39,7 +39,7 @@ fn v(n: u32) -> VcpuId {
 }
 
 fn scheduler(vcpus: usize) -> &'static Scheduler<'static> {
-    let slots: Vec<_> = (0..vcpus).map(|_| VcpuSlot::new(words(2 * CLASSES)).unwrap()).collect();
+    let slots: Vec<_> = (0..vcpus).map(|_| VcpuSlot::new(words(2 * LANES)).unwrap()).collect();
     leak(Scheduler::new(Box::leak(slots.into_boxed_slice())).unwrap())
 }
 

@@ -161,7 +161,7 @@ impl World<'_> {
 fn parked_tasks_and_workers_always_come_back() {
     const WORKERS: usize = 3;
     const TASKS: usize = 12;
-    let rings: Vec<_> = (0..=WORKERS).map(|_| words(16 * CLASSES)).collect();
+    let rings: Vec<_> = (0..=WORKERS).map(|_| words(16 * LANES)).collect();
     let slots: Vec<_> = rings.iter().map(|r| VcpuSlot::new(r).unwrap()).collect();
     let sched = Scheduler::new(&slots).unwrap();
     let (world_tx, stops) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
@@ -234,7 +234,7 @@ fn parked_tasks_and_workers_always_come_back() {
 #[test]
 fn a_worker_stopped_for_ever_keeps_only_its_own_task() {
     const TASKS: u64 = 40;
-    let rings: Vec<_> = (0..3).map(|_| words(64 * CLASSES)).collect();
+    let rings: Vec<_> = (0..3).map(|_| words(64 * LANES)).collect();
     let slots: Vec<_> = rings.iter().map(|r| VcpuSlot::new(r).unwrap()).collect();
     let sched = Scheduler::new(&slots).unwrap();
     let [normal, stopped, other] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
