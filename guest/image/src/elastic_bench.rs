@@ -3,19 +3,17 @@
 //! text. vCPU 0 is the source of all wakes and does nothing else meanwhile.
 
 use crate::arch::{self, clock};
+use crate::task::{Begin, Spec, Task};
 use crate::{link, sched, task, vcpu};
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use nacre_abi::hypercall::{self, PARK_FOREVER};
 use nacre_abi::message::{Header, Kind};
 use nacre_wval::VcpuId;
-
-use crate::sync::SpinLock;
 
 /// Samples at most.
 const MAX_SAMPLES: u64 = 5_000;
@@ -49,9 +47,9 @@ impl Request {
 /// Measures, and answers.
 pub fn run(header: Header, body: &[u8]) {
     let samples = match Request::decode(body) {
-        Some(request) if request.kind == 1 => floor(&request),
-        Some(request) if request.kind == 2 || request.kind == 3 => wakes(&request),
-        Some(request) if request.kind == 4 => arrivals(&request),
+        Some(request) if request.kind == 1 => floor(header.program, &request),
+        Some(request) if request.kind == 2 || request.kind == 3 => wakes(header.program, &request),
+        Some(request) if request.kind == 4 => arrivals(header.program, &request),
         _ => Vec::new(),
     };
     let text = samples
@@ -68,7 +66,7 @@ fn wait_until(at_ns: u64) {
 
 /// The bare floor: port write, wake of a thread that reads an event descriptor, entry. The one who is woken is vCPU 0,
 /// which is under no manager and runs nothing but the next park.
-fn floor(request: &Request) -> Vec<u64> {
+fn floor(program: u32, request: &Request) -> Vec<u64> {
     /// Who rings looks at `round` and `rung`, who is woken at `done`.
     #[derive(Default)]
     struct Shared {
@@ -78,7 +76,7 @@ fn floor(request: &Request) -> Vec<u64> {
     }
     let shared = Arc::new(Shared::default());
     let (ringer, interval_ns) = (shared.clone(), request.interval_ns);
-    let made = task::create(Box::new(move || {
+    let ringing = move || {
         let mut seen = 0;
         while !ringer.done.load(Ordering::Acquire) {
             let round = ringer.round.load(Ordering::Acquire);
@@ -92,9 +90,10 @@ fn floor(request: &Request) -> Vec<u64> {
             ringer.rung_tsc.store(arch::rdtsc(), Ordering::Release);
             arch::wake(VcpuId::NORMAL);
         }
-    }));
-    let Ok(task) = made else { return Vec::new() };
-    task::start(&task);
+    };
+    if start(program, ringing).is_none() {
+        return Vec::new();
+    }
     let mut samples = Vec::new();
     let end = clock::monotonic_ns() + LIMIT_NS;
     for round in 1..=request.samples {
@@ -118,90 +117,123 @@ fn floor(request: &Request) -> Vec<u64> {
     samples
 }
 
-/// A task that notes when it goes on.
-#[derive(Default)]
-struct Sleeper {
-    resumed: SpinLock<Vec<u64>>,
-    /// Requests for which it was woken, by the time they came.
-    requests: SpinLock<VecDeque<u64>>,
+/// A task that serves requests: one producer, vCPU 0, and one consumer, the task.
+struct Server {
+    /// When each request came, in cycles.
+    came: Vec<AtomicU64>,
+    /// How long each waited, in cycles.
+    waited: Vec<AtomicU64>,
+    sent: AtomicUsize,
+    served: AtomicUsize,
     done: AtomicBool,
 }
 
-/// From a wake of a sleeping task by vCPU 0 to the first instruction of that task.
-fn wakes(request: &Request) -> Vec<u64> {
-    let sleeper = Arc::new(Sleeper::default());
-    let inside = sleeper.clone();
-    let made = task::create(Box::new(move || {
+impl Server {
+    fn new(samples: u64) -> Server {
+        let zeros = || (0..samples).map(|_| AtomicU64::new(0)).collect();
+        Server {
+            came: zeros(),
+            waited: zeros(),
+            sent: AtomicUsize::new(0),
+            served: AtomicUsize::new(0),
+            done: AtomicBool::new(false),
+        }
+    }
+
+    /// Serves the next request, if there is one.
+    fn serve(&self, work_ns: u64) -> bool {
+        let now = arch::rdtsc();
+        let next = self.served.load(Ordering::Relaxed);
+        if next >= self.sent.load(Ordering::Acquire) {
+            return false;
+        }
+        self.waited[next]
+            .store(now.saturating_sub(self.came[next].load(Ordering::Relaxed)), Ordering::Relaxed);
+        if work_ns != 0 {
+            wait_until(clock::monotonic_ns() + work_ns);
+        }
+        self.served.store(next + 1, Ordering::Release);
+        true
+    }
+
+    /// A request comes now.
+    fn send(&self, task: &Arc<Task>) {
+        let next = self.sent.load(Ordering::Relaxed);
+        self.came[next].store(arch::rdtsc(), Ordering::Relaxed);
+        self.sent.store(next + 1, Ordering::Release);
+        task::unpark(task);
+    }
+
+    /// Waits until all that were sent are served, or it is `end`; returns how long each waited.
+    fn finish(&self, task: &Arc<Task>, end_ns: u64) -> Vec<u64> {
+        while self.served.load(Ordering::Acquire) < self.sent.load(Ordering::Relaxed)
+            && clock::monotonic_ns() < end_ns
+        {
+            core::hint::spin_loop();
+        }
+        self.done.store(true, Ordering::Release);
+        task::unpark(task);
+        let served = self.served.load(Ordering::Acquire);
+        self.waited[..served].iter().map(|cycles| cycles.load(Ordering::Relaxed)).collect()
+    }
+}
+
+/// Starts the task of a server.
+fn start_server(program: u32, server: &Arc<Server>, work_ns: u64) -> Option<Arc<Task>> {
+    let inside = server.clone();
+    start(program, move || {
         while !inside.done.load(Ordering::Acquire) {
-            task::park();
-            let now = arch::rdtsc();
-            if inside.requests.lock().pop_front().is_some() {
-                inside.resumed.lock().push(now);
+            if !inside.serve(work_ns) {
+                task::park();
             }
         }
-    }));
-    let Ok(task) = made else { return Vec::new() };
+    })
+}
+
+fn start(program: u32, body: impl FnOnce() + Send + 'static) -> Option<Arc<Task>> {
+    let entry = move |begin| {
+        if begin == Begin::Now {
+            body();
+        }
+    };
+    let task = task::create(Spec::helper(program), Box::new(entry)).ok()?;
     task::start(&task);
+    Some(task)
+}
+
+/// From a wake of a sleeping task by vCPU 0 to the first instruction of that task.
+fn wakes(program: u32, request: &Request) -> Vec<u64> {
+    let server = Arc::new(Server::new(request.samples));
+    let Some(task) = start_server(program, &server, 0) else { return Vec::new() };
     let workers = sched::scheduler().vcpus().without(VcpuId::NORMAL);
-    let mut samples = Vec::new();
     let end = clock::monotonic_ns() + LIMIT_NS;
+    let all_parked = || workers.iter().all(|worker| sched::scheduler().idle().is_parked(worker));
     for round in 0..request.samples as usize {
-        let all_parked = || workers.iter().all(|worker| sched::scheduler().idle().is_parked(worker));
-        while !task.park.is_parked() || (request.kind == 2 && !all_parked()) {
+        while server.served.load(Ordering::Acquire) < round
+            || !task.park.is_parked()
+            || (request.kind == 2 && !all_parked())
+        {
             if clock::monotonic_ns() > end {
-                break;
+                return server.finish(&task, end);
             }
             core::hint::spin_loop();
         }
         wait_until(clock::monotonic_ns() + request.interval_ns);
-        sleeper.requests.lock().push_back(0);
-        let rung = arch::rdtsc();
-        task::unpark(&task);
-        let resumed = loop {
-            if let Some(at) = sleeper.resumed.lock().get(round) {
-                break Some(*at);
-            }
-            if clock::monotonic_ns() > end {
-                break None;
-            }
-            core::hint::spin_loop();
-        };
-        match resumed {
-            Some(at) => samples.push(at.saturating_sub(rung)),
-            None => break,
-        }
+        server.send(&task);
     }
-    sleeper.done.store(true, Ordering::Release);
-    task::unpark(&task);
-    samples
+    server.finish(&task, end)
 }
 
-/// Requests that come when they come: from the moment each was due to the first instruction of its handling.
-fn arrivals(request: &Request) -> Vec<u64> {
-    let server = Arc::new(Sleeper::default());
-    let (inside, work_ns) = (server.clone(), request.work_ns);
-    let made = task::create(Box::new(move || {
-        loop {
-            let next = inside.requests.lock().pop_front();
-            match next {
-                Some(due) => {
-                    inside.resumed.lock().push(arch::rdtsc().saturating_sub(due));
-                    wait_until(clock::monotonic_ns() + work_ns);
-                }
-                None if inside.done.load(Ordering::Acquire) => return,
-                None => task::park(),
-            }
-        }
-    }));
-    let Ok(task) = made else { return Vec::new() };
-    task::start(&task);
+/// Requests that come when they come: from the moment of each to the first instruction of its handling.
+fn arrivals(program: u32, request: &Request) -> Vec<u64> {
+    let server = Arc::new(Server::new(request.samples));
+    let Some(task) = start_server(program, &server, request.work_ns) else { return Vec::new() };
     let mut random = arch::rdtsc() | 1;
     let mut due_ns = clock::monotonic_ns() + 1_000_000;
     let end = due_ns + LIMIT_NS;
     for round in 0..request.samples {
         wait_until(due_ns);
-        server.requests.lock().push_back(arch::rdtsc());
-        task::unpark(&task);
+        server.send(&task);
         due_ns += match request.burst {
             0 => exponential(&mut random, request.interval_ns),
             burst if (round + 1) % burst == 0 => request.interval_ns,
@@ -211,13 +243,7 @@ fn arrivals(request: &Request) -> Vec<u64> {
             break;
         }
     }
-    server.done.store(true, Ordering::Release);
-    task::unpark(&task);
-    let drained = clock::monotonic_ns() + LIMIT_NS;
-    while !server.requests.lock().is_empty() && clock::monotonic_ns() < drained {
-        core::hint::spin_loop();
-    }
-    core::mem::take(&mut *server.resumed.lock())
+    server.finish(&task, end + LIMIT_NS)
 }
 
 /// A time from the exponential distribution, in nanoseconds: von Neumann's method, which needs comparisons only

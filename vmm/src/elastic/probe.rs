@@ -89,7 +89,11 @@ impl Cvm {
             let event = events.recv().ok_or_else(|| self.end_error())?;
             if let ProgramEvent::Message(Header { kind: Kind::SelfTest, .. }, body) = event {
                 let text = String::from_utf8_lossy(&body).into_owned();
-                break text.split_ascii_whitespace().filter_map(|ns| ns.parse().ok()).map(Duration::from_nanos).collect();
+                break text
+                    .split_ascii_whitespace()
+                    .filter_map(|ns| ns.parse().ok())
+                    .map(Duration::from_nanos)
+                    .collect();
             }
         };
         self.forget_program(id);
