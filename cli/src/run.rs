@@ -37,6 +37,8 @@ pub struct RunPlan {
     pub name: String,
     /// Memory of the CVM; at least what the program starts with.
     pub memory: MemorySize,
+    /// How long the program may take.
+    pub time_limit: Option<Duration>,
     /// What to tell about the run.
     pub stats: StatsOutput,
     /// Nacre's own errors are to be JSON.
@@ -84,6 +86,7 @@ pub fn plan(args: RunArgs) -> Result<RunPlan, Failure> {
         spin_limit: args.spin_limit,
         name,
         memory: args.cvm.memory,
+        time_limit: args.time_limit,
         stats: StatsOutput { print: args.stats, json_file: args.stats_json },
         json: args.json,
     })

@@ -73,6 +73,16 @@ pub fn demand_fell() {
     }
 }
 
+/// vCPU 0's slow look: what some vCPU should have told and did not, because the host stopped it, is told here.
+pub fn review_demand(queued: usize) {
+    if queued == 0 {
+        demand_fell();
+    } else {
+        demand_rose();
+        sched::wake_for_backlog();
+    }
+}
+
 /// This worker must park: the host looks at the demand when it does.
 pub fn note_demand() {
     link::window().elastic().set(ElasticWord::Demand, u64::from(elastic::demand(unmet())));

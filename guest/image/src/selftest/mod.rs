@@ -5,6 +5,7 @@ mod wakes;
 
 use crate::arch::clock;
 use crate::program::Program;
+use crate::task::{Begin, Spec};
 use crate::{link, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
@@ -35,11 +36,13 @@ fn answer(program: u32, numbers: Option<impl Iterator<Item = u64>>) {
 /// Nanoseconds for an instance of the program that is loaded under this number, many times.
 fn instances(number: u32) {
     let Some(program) = Program::find(number) else { return };
-    let made = task::create(Box::new(move || {
-        let cycles = wasm::measure_instances(&program, COUNT).ok();
-        answer(number, cycles.map(|cycles| cycles.into_iter().map(clock::cycles_to_ns)));
-    }));
-    if let Ok(task) = made {
+    let entry = move |begin| {
+        if begin == Begin::Now {
+            let cycles = wasm::measure_instances(&program, COUNT).ok();
+            answer(number, cycles.map(|cycles| cycles.into_iter().map(clock::cycles_to_ns)));
+        }
+    };
+    if let Ok(task) = task::create(Spec::helper(number), Box::new(entry)) {
         task::start(&task);
     }
 }

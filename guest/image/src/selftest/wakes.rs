@@ -5,11 +5,13 @@
 //! entry. [`tasks`] is the scheduler's whole way, with arrivals at any times the host asks for. Both need a worker.
 
 use crate::arch::{self, clock};
-use crate::{link, task, vcpu};
+use crate::task::{self, Spec};
+use crate::{link, vcpu};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::message::NO_PROGRAM;
 use nacre_abi::{VcpuId, hypercall};
 
 /// After this long without an answer a measurement has failed.
@@ -75,7 +77,7 @@ pub fn floor(body: &[u8]) -> Option<impl Iterator<Item = u64>> {
     // How many times vCPU 0 was about to park.
     let parks = Arc::new(AtomicU64::new(0));
     let (on_worker, its_parks) = (wakes.clone(), parks.clone());
-    let task = task::create(Box::new(move || {
+    let entry = move |_| {
         for (count, (gap, wake)) in (1..).zip(gaps.iter().zip(on_worker.iter())) {
             if !spin_until(|| its_parks.load(Ordering::Acquire) >= count) {
                 return;
@@ -85,8 +87,8 @@ pub fn floor(body: &[u8]) -> Option<impl Iterator<Item = u64>> {
             wake.decide();
             arch::wake(VcpuId::NORMAL);
         }
-    }));
-    task::start(&task.ok()?);
+    };
+    task::start(&task::create(Spec::helper(NO_PROGRAM), Box::new(entry)).ok()?);
     let until = clock::monotonic_ns().saturating_add(PATIENCE_NS);
     for wake in wakes.iter() {
         parks.fetch_add(1, Ordering::AcqRel);
@@ -116,7 +118,8 @@ pub fn tasks(body: &[u8]) -> Option<impl Iterator<Item = u64>> {
         // Tasks that have ended make room, if there are too many.
         spin_until(|| {
             let its_wakes = on_worker.clone();
-            task = task::create(Box::new(move || its_wakes[index].arrive(arch::rdtsc()))).ok();
+            let entry = move |_| its_wakes[index].arrive(arch::rdtsc());
+            task = task::create(Spec::helper(NO_PROGRAM), Box::new(entry)).ok();
             task.is_some()
         });
         let task = task?;
