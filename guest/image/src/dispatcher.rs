@@ -49,6 +49,7 @@ impl Dispatcher {
     /// The loop of vCPU 0.
     pub fn run(mut self) -> ! {
         loop {
+            memory::catch_up();
             let mut busy = self.receive();
             busy |= self.timers.run();
             busy |= sched::run_one() == Ran::Task;

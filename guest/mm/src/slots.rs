@@ -189,6 +189,26 @@ impl<const C: usize, const W: usize> Slots<C, W> {
         }
     }
 
+    /// Says that no vCPU has translations of anything that rests. Nobody else may use the slots meanwhile.
+    pub fn settle(&self) {
+        for index in 0..C {
+            self.generation[index].store(0, Ordering::SeqCst);
+            self.wake_resting(index, || u64::MAX);
+        }
+    }
+
+    /// Shows the offset and length of every slot in use, resting ones included.
+    pub fn for_each_used(&self, visit: &mut dyn FnMut(u64, u64)) {
+        for class in &self.classes {
+            for slot in 0..class.count {
+                let word = self.used[class.first_word + (slot / 64) as usize].load(Ordering::SeqCst);
+                if word >> (slot % 64) & 1 != 0 {
+                    visit(class.start + slot * class.slot_bytes, class.slot_bytes);
+                }
+            }
+        }
+    }
+
     /// Slots in use, resting ones included.
     pub fn used(&self) -> u64 {
         self.used.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()

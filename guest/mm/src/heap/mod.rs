@@ -264,6 +264,20 @@ impl Heap {
     }
 }
 
+/// For who moves the whole heap elsewhere.
+impl Heap {
+    /// Shows the offset and length of every range that may be mapped.
+    pub fn for_each_range(&self, visit: &mut dyn FnMut(u64, u64)) {
+        self.chunks.for_each_used(visit);
+        self.large.for_each_used(visit);
+    }
+
+    /// Says that no vCPU has translations of what was unmapped. Nobody may use the heap meanwhile.
+    pub fn settle(&self) {
+        self.large.settle();
+    }
+}
+
 /// Whom a row of the directory leads to.
 impl Heap {
     /// The first success of `attempt` among the chunks in a row of the directory, from word `start` of it on.
