@@ -38,6 +38,9 @@ pub const TENANT_VA_END: u64 = 0x5000_0000_0000;
 /// Distance of two per-vCPU blocks in virtual memory.
 pub const VCPU_STRIDE: u64 = 1 << 20;
 
+/// Run queues of one vCPU: three classes of priority, in each new tasks and those that have begun.
+pub const RUN_QUEUES_PER_VCPU: u64 = 6;
+
 /// Smallest and largest private memory of a CVM in bytes.
 pub const MEMORY_MIN_BYTES: u64 = 64 << 20;
 /// See [`MEMORY_MIN_BYTES`].
@@ -171,11 +174,11 @@ impl Layout {
         let vcpu_blocks_end = AGENT_VCPU_BLOCKS + vcpus as u64 * VCPU_BLOCK_BYTES;
         // A leaf table for every 2 MiB of memory, as much again for sparse areas, and a floor for small guests.
         let table_pool_bytes = memory_bytes / 256 + (2 << 20);
-        // Run queues and timers (8 + 64 bytes a task), allocator maps (under 128 bytes per large page, and a bit per table).
+        // Run queues (8 bytes a task and queue) and timers (two of 64 bytes a task), allocator maps (under 128 bytes per large page, and a bit per table).
         let scratch_bytes = round_up(
             (1 << 20)
-                + max_tasks * 8 * vcpus as u64
-                + max_tasks * 64
+                + max_tasks * 8 * RUN_QUEUES_PER_VCPU * vcpus as u64
+                + max_tasks * 2 * 64
                 + (memory_bytes / LARGE_PAGE_BYTES) * 128
                 + table_pool_bytes / 1024,
             PAGE_BYTES,

@@ -18,6 +18,7 @@ pub mod hypercall;
 pub mod layout;
 pub mod message;
 pub mod ring;
+pub mod spawn;
 mod sync;
 pub mod window;
 

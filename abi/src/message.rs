@@ -3,7 +3,8 @@
 //! A CVM runs *programs*, numbered by the host. A program's life, host (H) and guest (G):
 //!
 //! ```text
-//! H ProgramCreate(arg: code bytes)  ProgramCode*  ProgramArg* ProgramEnv* Preopen*  (TreeEntry TreeData*)*  ProgramStart
+//! H ProgramCreate(arg: code bytes)  ProgramCode*  ProgramArg* ProgramEnv* Preopen* ProgramOption*  (TreeEntry TreeData*)*
+//! H ProgramStart
 //! H StreamData/StreamEnd (stdin)    G StreamData (stdout, stderr)    both Credit (bytes consumed so far)
 //! G ProgramExited
 //! H Export                          G (TreeEntry TreeData*)* TreeEnd
@@ -84,6 +85,8 @@ kinds! {
     Stats = 18,
     /// G: the guest is up; `arg` is its time stamp counter then.
     Ready = 19,
+    /// H, before the start: something about how the program runs; `stream` is a [`ProgramOption`], `arg` its value.
+    ProgramOption = 20,
     /// H, debug images only: stop all tasks and send the tenant arena.
     ArenaDump = 32,
     /// Both, debug images only: memory at virtual address `arg`; `stream` holds the permissions.
@@ -131,6 +134,29 @@ impl TreeKind {
     }
 }
 
+/// What a [`ProgramOption`](Kind::ProgramOption) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgramOption {
+    /// How long the program may take from its start, in nanoseconds.
+    WallLimit = 0,
+    /// How much CPU time its main task may have, in nanoseconds.
+    CpuLimit = 1,
+    /// The class of its tasks: 0 high, 1 normal, 2 low.
+    Priority = 2,
+}
+
+impl ProgramOption {
+    /// The option with this number, if there is one.
+    pub const fn from_number(number: u32) -> Option<ProgramOption> {
+        match number {
+            0 => Some(ProgramOption::WallLimit),
+            1 => Some(ProgramOption::CpuLimit),
+            2 => Some(ProgramOption::Priority),
+            _ => None,
+        }
+    }
+}
+
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitKind {
@@ -144,6 +170,8 @@ pub enum ExitKind {
     BrokenPipe = 3,
     /// It needed more memory than the CVM has.
     OutOfMemory = 4,
+    /// It reached its time limit; the body says which.
+    TimeLimit = 5,
 }
 
 impl ExitKind {
@@ -155,6 +183,7 @@ impl ExitKind {
             2 => Some(ExitKind::Error),
             3 => Some(ExitKind::BrokenPipe),
             4 => Some(ExitKind::OutOfMemory),
+            5 => Some(ExitKind::TimeLimit),
             _ => None,
         }
     }
@@ -277,6 +306,18 @@ stats! {
     task_resumes,
     /// Tasks resumed on another vCPU than before.
     task_moves,
+    /// Tasks that programs spawned.
+    tasks_spawned,
+    /// Tasks that ended.
+    tasks_ended,
+    /// CPU time of those, in nanoseconds.
+    task_cpu_ns,
+    /// The least and the most that one of them had.
+    task_cpu_min_ns,
+    /// See `task_cpu_min_ns`.
+    task_cpu_max_ns,
+    /// Times a task gave its vCPU up because its slice was over or a higher one waited.
+    preemptions,
     /// Times a vCPU parked.
     parks,
     /// Times a vCPU was woken by the guest.

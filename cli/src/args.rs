@@ -6,6 +6,7 @@
 use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
@@ -15,7 +16,7 @@ use crate::{
     host_cpu,
     values::{
         DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_env, parse_export,
-        parse_memory,
+        parse_memory, parse_time_limit,
     },
 };
 
@@ -114,8 +115,9 @@ pub struct CvmArgs {
     after_help = "Everything after PROGRAM goes to the program.\n\nExamples:\n  \
     nacre run hello.wasm\n  \
     nacre run --memory 4GiB --workers 2 --env SEED=1 app.cwasm --verbose input.txt\n  \
+    nacre run --workers 4 --time-limit 30s parallel.wasm\n  \
     nacre run --dir ./data::/data --export /data/out.db::./out.db sqlite.wasm /data/out.db\n\n\
-    Exit code: the program's own; 134 after a trap, 1 when Nacre fails, 2 for a wrong command line."
+    Exit code: the program's own; 134 after a trap or at the time limit, 1 when Nacre fails, 2 for a wrong command line."
 )]
 pub struct RunArgs {
     /// Size of the CVM
@@ -130,6 +132,9 @@ pub struct RunArgs {
     /// Set an environment variable; without a value, pass on this process's own. Repeatable
     #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = parse_env)]
     pub env: Vec<EnvVar>,
+    /// End the program after this time, such as 500ms, 30s or 1h30m [default: no limit]
+    #[arg(long, value_name = "DURATION", value_parser = parse_time_limit)]
+    pub time_limit: Option<Duration>,
     /// The CPU to compile for, when PROGRAM is not compiled yet [default: x86-64-v3]
     #[arg(long, value_enum)]
     pub cpu: Option<CpuArg>,

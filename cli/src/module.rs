@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use nacre_abi::spawn;
 use nacre_wasi::PREVIEW1;
 use wasmparser::{
     Chunk, CompositeInnerType, ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, Validator,
@@ -57,7 +58,7 @@ pub enum ModuleError {
         /// What the validator says.
         message: String,
     },
-    /// An import that is no function of WASI preview 1.
+    /// An import that is no function of WASI preview 1 or of module `nacre`.
     #[error("imports {module}.{name}, which nobody provides; {}", import_remedy(module))]
     Import {
         /// The module part of the import.
@@ -71,6 +72,9 @@ pub enum ModuleError {
          build it with a current toolchain"
     )]
     ImportType(&'static str),
+    /// An import of a function of module `nacre` with other parameters or results than it has.
+    #[error("imports nacre.{0} with other parameters than Nacre gives it; use the nacre.h of this version")]
+    SpawnType(&'static str),
     /// No `_start`, so nothing to run.
     #[error(
         "has no `_start` function{}; build it as a command, with a main function",
@@ -282,13 +286,19 @@ impl Scan {
         if matches!(ty, TypeRef::Memory(memory) if memory.shared) {
             return Err(ModuleError::Unsupported(WasmFeatures::THREADS));
         }
-        let provided = PREVIEW1.iter().find(|(function, ..)| module == WASI_MODULE && *function == name);
+        let functions: &[(&'static str, &[&str], &str)] = match module {
+            WASI_MODULE => &PREVIEW1,
+            spawn::MODULE => &spawn::FUNCTIONS,
+            _ => &[],
+        };
+        let provided = functions.iter().find(|(function, ..)| *function == name);
         let (Some((function, params, result)), TypeRef::Func(index)) = (provided, ty) else {
             return Err(ModuleError::Import { module: module.to_owned(), name: name.to_owned() });
         };
         self.functions.push(index);
         match self.types.get(index as usize) {
             Some(Some(ty)) if has_type(ty, params, result) => Ok(()),
+            _ if module == spawn::MODULE => Err(ModuleError::SpawnType(function)),
             _ => Err(ModuleError::ImportType(function)),
         }
     }
@@ -385,6 +395,7 @@ fn memory_remedy(need: u64) -> String {
 fn import_remedy(module: &str) -> &'static str {
     match module {
         WASI_MODULE => "WASI preview 1 has no such function: build it with a current toolchain",
+        spawn::MODULE => "this version of Nacre has no such function: docs/spawn.md lists those it has",
         "wasi_unstable" => "that is WASI preview 0: build it for wasm32-wasip1",
         "wbg" | "__wbindgen_placeholder__" | "__wbindgen_externref_xform__" => {
             "it is built for a browser (wasm-bindgen): build it for wasm32-wasip1"
@@ -394,7 +405,7 @@ fn import_remedy(module: &str) -> &'static str {
             "it is built for another host (such as Emscripten or a browser) or lacks a library: \
              link everything and build it for wasm32-wasip1"
         }
-        _ => "programs may import the functions of wasi_snapshot_preview1 only",
+        _ => "programs may import the functions of wasi_snapshot_preview1 and nacre only",
     }
 }
 

@@ -1,6 +1,7 @@
 //! From the arguments of `nacre run` to a [`RunPlan`]: everything that can fail before a VM exists fails here.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::{
     args::RunArgs,
@@ -30,6 +31,8 @@ pub struct RunPlan {
     pub workers: u8,
     /// Memory of the CVM; at least what the program starts with.
     pub memory: MemorySize,
+    /// How long the program may take.
+    pub time_limit: Option<Duration>,
     /// What to tell about the run.
     pub stats: StatsOutput,
     /// Nacre's own errors are to be JSON.
@@ -73,6 +76,7 @@ pub fn plan(args: RunArgs) -> Result<RunPlan, Failure> {
         exports: args.exports,
         workers: args.cvm.workers,
         memory: args.cvm.memory,
+        time_limit: args.time_limit,
         stats: StatsOutput { print: args.stats, json_file: args.stats_json },
         json: args.json,
     })

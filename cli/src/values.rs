@@ -1,7 +1,7 @@
 //! Values of command-line options: sizes, directory mappings, environment variables. Each is parsed into a type that
 //! can not be wrong afterwards; messages name the remedy after "; ".
 
-use std::{ffi::OsStr, path::PathBuf};
+use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
 /// Smallest memory of a CVM, in bytes.
 pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
@@ -105,6 +105,22 @@ pub struct EnvVar {
     pub value: Option<String>,
 }
 
+/// Longest time limit: a year, in seconds.
+const MAX_TIME_LIMIT_SECONDS: u64 = 366 * 24 * 3600;
+
+/// Parses `--time-limit`: "500ms", "30s", "1h 30m"; a millisecond to a year.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn parse_time_limit(text: &str) -> Result<Duration, String> {
+    let limit = humantime::parse_duration(text)
+        .map_err(|_| "write a number with a unit, such as 500ms, 30s, 5m or 1h30m")?;
+    if !(Duration::from_millis(1)..=Duration::from_secs(MAX_TIME_LIMIT_SECONDS)).contains(&limit) {
+        return Err("a time limit is between 1ms and a year".to_owned());
+    }
+    Ok(limit)
+}
+
 /// Parses `--dir`. Without GUEST the program sees the directory under the name given for the host, as with other Wasm
 /// engines.
 ///
@@ -193,6 +209,17 @@ mod tests {
         assert_eq!(parse_memory("67108865").unwrap().bytes(), 66 << 20);
         for text in ["63MiB", "67108863", "65GiB", "68719476737", "0"] {
             assert!(parse_memory(text).unwrap_err().contains("64MiB to 64GiB"), "{text}");
+        }
+    }
+
+    #[test]
+    fn time_limits_need_a_unit_and_have_bounds() {
+        for (text, ms) in [("1ms", 1), ("500ms", 500), ("2s", 2000), ("1h30m", 5_400_000), ("1m 1s", 61_000)]
+        {
+            assert_eq!(parse_time_limit(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "5", "-1s", "1.5x", "0s", "999us", "2y", "99999999999999999999s"] {
+            assert!(parse_time_limit(text).is_err(), "{text}");
         }
     }
 

@@ -56,6 +56,8 @@ pub enum Exit {
     BrokenPipe,
     /// It needed more memory than there is.
     OutOfMemory(String),
+    /// It reached its time limit: which one, and what to do.
+    TimeLimit(String),
 }
 
 impl Exit {
@@ -66,6 +68,7 @@ impl Exit {
             Some(ExitKind::Trap) => Exit::Trap(text()),
             Some(ExitKind::BrokenPipe) => Exit::BrokenPipe,
             Some(ExitKind::OutOfMemory) => Exit::OutOfMemory(text()),
+            Some(ExitKind::TimeLimit) => Exit::TimeLimit(text()),
             Some(ExitKind::Error) => Exit::Error(text()),
             None => Exit::Error("the guest reports an unknown end".into()),
         }

@@ -3,7 +3,7 @@
 use crate::cvm::{Cvm, CvmError};
 pub use crate::events::{Events, Exit, ProgramEvent, ProgramId};
 use crate::link::{SendError, Sender};
-use nacre_abi::message::{Header, Kind, STREAM_WINDOW_BYTES, TreeKind, stream};
+use nacre_abi::message::{Header, Kind, ProgramOption, STREAM_WINDOW_BYTES, TreeKind, stream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +20,45 @@ pub struct ProgramSpec<'a> {
     pub preopens: Vec<String>,
     /// Which of its standard input, output and error are terminals.
     pub terminals: [bool; 3],
+    /// How it runs.
+    pub options: RunOptions,
+}
+
+/// How a program runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunOptions {
+    /// How long it may take from its start.
+    pub wall_limit: Option<Duration>,
+    /// How much CPU time its main task may have.
+    pub cpu_limit: Option<Duration>,
+    /// The class of its tasks.
+    pub priority: Priority,
+}
+
+/// Which of the tasks that could run do run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Priority {
+    /// Before all others.
+    High = 0,
+    /// What has no class of its own.
+    #[default]
+    Normal = 1,
+    /// When no other wants to.
+    Low = 2,
+}
+
+impl RunOptions {
+    /// As messages: which option, and its value.
+    fn messages(&self) -> Vec<(ProgramOption, u64)> {
+        let ns = |limit: Duration| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        let mut messages = Vec::new();
+        messages.extend(self.wall_limit.map(|limit| (ProgramOption::WallLimit, ns(limit))));
+        messages.extend(self.cpu_limit.map(|limit| (ProgramOption::CpuLimit, ns(limit))));
+        if self.priority != Priority::default() {
+            messages.push((ProgramOption::Priority, self.priority as u64));
+        }
+        messages
+    }
 }
 
 /// A program in a CVM.
@@ -74,6 +113,9 @@ impl Cvm {
         }
         for (name, value) in &spec.env {
             program.send(Kind::ProgramEnv, 0, 0, format!("{name}={value}").as_bytes())?;
+        }
+        for (option, value) in spec.options.messages() {
+            program.send(Kind::ProgramOption, option as u32, value, &[])?;
         }
         for (number, name) in spec.preopens.iter().enumerate() {
             let root = TreeEntry {

@@ -7,7 +7,7 @@ mod tree;
 
 use crate::failure::{EXIT_FAILED, Failure};
 use crate::run::RunPlan;
-use nacre_vmm::program::{Credit, Exit, Program, ProgramEvent, ProgramSpec};
+use nacre_vmm::program::{Credit, Exit, Program, ProgramEvent, ProgramSpec, RunOptions};
 use nacre_vmm::{Cvm, CvmConfig, CvmError};
 use output::Output;
 use std::io::{IsTerminal, Read};
@@ -59,6 +59,7 @@ fn run(plan: &RunPlan) -> Result<i32, Failure> {
             std::io::stdout().is_terminal(),
             std::io::stderr().is_terminal(),
         ],
+        options: RunOptions { wall_limit: plan.time_limit, ..RunOptions::default() },
     };
     let program = cvm.load(&spec).map_err(|error| cvm_failure(&error))?;
     for (number, dir) in plan.dirs.iter().enumerate() {
@@ -163,6 +164,7 @@ fn exit_code(exit: Exit, name: &str, json: bool) -> Result<i32, Failure> {
             }
             Ok(EXIT_TRAP.into())
         }
+        Exit::TimeLimit(text) => Err(Failure { exit_code: EXIT_TRAP, ..Failure::new(name, text) }),
         Exit::Error(text) | Exit::OutOfMemory(text) => {
             Err(Failure { exit_code: EXIT_FAILED, ..Failure::new(name, text) })
         }

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::run::RunPlan;
+use nacre_abi::message::GuestStats;
 use nacre_vmm::cvm::CvmStats;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -27,8 +28,47 @@ pub struct Report {
     pub memory_released_bytes: u64,
     /// Exits to the VMM by kind.
     pub exits: BTreeMap<&'static str, u64>,
+    /// Tasks of the program and the CPU time they had.
+    pub tasks: Tasks,
     /// What happened inside the guest.
     pub guest: BTreeMap<&'static str, u64>,
+}
+
+/// The tasks of a program, by the guest's word.
+#[derive(Debug, Serialize)]
+pub struct Tasks {
+    /// Those it spawned.
+    pub spawned: u64,
+    /// Those that ended, the main one included.
+    pub ended: u64,
+    /// Sum of the CPU times of these, in microseconds.
+    pub cpu_us: f64,
+    /// The least that one of them had.
+    pub cpu_min_us: f64,
+    /// The mean.
+    pub cpu_mean_us: f64,
+    /// The most.
+    pub cpu_max_us: f64,
+    /// Times a task went on on another vCPU than before.
+    pub moves: u64,
+    /// Times one gave its vCPU up because its slice was over or a higher one waited.
+    pub preemptions: u64,
+}
+
+impl Tasks {
+    fn new(guest: &GuestStats) -> Tasks {
+        let us = |ns: u64| ns as f64 / 1000.0;
+        Tasks {
+            spawned: guest.tasks_spawned,
+            ended: guest.tasks_ended,
+            cpu_us: us(guest.task_cpu_ns),
+            cpu_min_us: us(guest.task_cpu_min_ns),
+            cpu_mean_us: us(guest.task_cpu_ns) / guest.tasks_ended.max(1) as f64,
+            cpu_max_us: us(guest.task_cpu_max_ns),
+            moves: guest.task_moves,
+            preemptions: guest.preemptions,
+        }
+    }
 }
 
 impl Report {
@@ -73,6 +113,7 @@ impl Report {
             memory_promised_peak_bytes: guest.committed_peak_bytes,
             memory_released_bytes: guest.released_bytes,
             exits,
+            tasks: Tasks::new(&guest),
             guest: BTreeMap::from([
                 ("page_faults", guest.page_faults),
                 ("tlb_flushes", guest.tlb_flushes),
@@ -107,6 +148,17 @@ impl Report {
             mib(self.memory_committed_bytes),
             mib(self.memory_promised_peak_bytes),
             mib(self.memory_released_bytes)
+        );
+        let tasks = &self.tasks;
+        let _ = writeln!(
+            text,
+            "tasks        {} spawned, {} ended, moved {} times, preempted {} times",
+            tasks.spawned, tasks.ended, tasks.moves, tasks.preemptions
+        );
+        let _ = writeln!(
+            text,
+            "  CPU time           {:.0} us in all; a task {:.0} to {:.0}, mean {:.0}",
+            tasks.cpu_us, tasks.cpu_min_us, tasks.cpu_max_us, tasks.cpu_mean_us
         );
         for (title, counts) in [("exits", &self.exits), ("guest", &self.guest)] {
             let counts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();

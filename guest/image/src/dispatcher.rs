@@ -6,9 +6,10 @@
 
 use crate::arch::{self, clock};
 use crate::memory::{self, Scratch};
-use crate::program::{self, Code, Loading, Program};
+use crate::program::{Code, Loading, Options, Program};
 use crate::sched::{self, Ran, Timers};
-use crate::{console, link, phases, task, wasm};
+use crate::task::{Begin, Spec};
+use crate::{children, console, link, phases, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -16,15 +17,16 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
 use nacre_abi::hypercall::{self, ExitReason};
-use nacre_abi::message::{ExitKind, GuestStats, Header, Kind, NO_PROGRAM, TreeKind, stream};
+use nacre_abi::message::{ExitKind, GuestStats, Header, Kind, NO_PROGRAM, ProgramOption, TreeKind, stream};
 use nacre_abi::ring::{Consumer, Incoming};
 use nacre_abi::window::{ControlWord, TO_GUEST_BYTES};
 use nacre_wasi::{EntryKind, Errno, FileHandle, Fs};
+use nacre_wval::Priority;
 
-/// Interval at which running Wasm must yield when more tasks are runnable than vCPUs run.
-const TICK_NS: u64 = 5_000_000;
-/// Interval at which a busy CVM is looked at in any case.
-const BACKSTOP_NS: u64 = 100_000_000;
+/// After how long a task that must come to a safe point and has not is reminded.
+const RETRY_NS: u64 = 1_000_000;
+/// Interval at which a CVM whose workers are awake is looked at in any case: nobody tells vCPU 0 that tasks begin to wait.
+const BACKSTOP_NS: u64 = 20_000_000;
 /// Longest code that a program can have.
 const MAX_CODE_BYTES: u64 = 1 << 30;
 /// Longest path of a tree entry: one guest path and one link target.
@@ -36,14 +38,15 @@ pub struct Dispatcher {
     /// Bodies are copied here before anything looks at them. Agent memory: the dispatcher never stays in the tenant arena.
     body: &'static mut [u8],
     timers: Timers,
-    next_tick_ns: u64,
+    /// When running tasks are to be looked at, in cycles.
+    next_tick: u64,
 }
 
 impl Dispatcher {
     /// The dispatcher of this CVM. Once, by vCPU 0.
     pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
         let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
-        Dispatcher { ring: Consumer::new(link::window().to_guest()), body, timers, next_tick_ns: 0 }
+        Dispatcher { ring: Consumer::new(link::window().to_guest()), body, timers, next_tick: 0 }
     }
 
     /// The loop of vCPU 0.
@@ -54,6 +57,9 @@ impl Dispatcher {
             busy |= self.timers.run();
             busy |= sched::run_one() == Ran::Task;
             if busy {
+                if arch::rdtsc() >= self.next_tick {
+                    self.tick();
+                }
                 continue;
             }
             if memory::has_releasable() {
@@ -78,22 +84,28 @@ impl Dispatcher {
         window.set_control(ControlWord::NormalParked, 0);
     }
 
-    /// While tasks wait for a vCPU, makes the running ones yield every [`TICK_NS`]. Returns when to look again.
+    /// Brings running tasks to a safe point when one of them must (see [`nacre_wval::Scheduler::tick`]), and while any task is
+    /// ending. Returns when to look again, in nanoseconds of the monotonic clock.
     fn tick(&mut self) -> Option<u64> {
-        let load = sched::scheduler().load();
-        let now = clock::monotonic_ns();
-        if load.queued == 0 && !program::any_dying() {
-            self.next_tick_ns = 0;
-            // The count is a hint: while tasks run, look again soon enough.
-            return (load.running != 0).then_some(now.saturating_add(BACKSTOP_NS));
-        }
-        if self.next_tick_ns != 0 && now >= self.next_tick_ns {
+        let scheduler = sched::scheduler();
+        let (now, retry) = (arch::rdtsc(), clock::ns_to_cycles(RETRY_NS));
+        let tick = scheduler.tick(now, clock::ns_to_cycles(sched::SLICE_NS), retry);
+        let stopping = task::any_stopping();
+        if (tick.bump || stopping) && now >= self.next_tick {
             wasm::bump_epoch();
         }
-        if now >= self.next_tick_ns {
-            self.next_tick_ns = now.saturating_add(TICK_NS);
+        let mut wait = tick.look_again_at.map(|at| at.saturating_sub(now));
+        if stopping {
+            wait = Some(wait.map_or(retry, |wait| wait.min(retry)));
         }
-        Some(self.next_tick_ns)
+        let load = scheduler.load();
+        let some_awake = load.parked.count() < scheduler.vcpus().count() - 1;
+        if some_awake || load.queued != 0 {
+            let backstop = clock::ns_to_cycles(BACKSTOP_NS);
+            wait = Some(wait.map_or(backstop, |wait| wait.min(backstop)));
+        }
+        self.next_tick = wait.map_or(0, |wait| now.saturating_add(wait));
+        wait.map(|wait| clock::monotonic_ns().saturating_add(clock::cycles_to_ns(wait)))
     }
 
     /// Handles the messages that are there, at most a ring's worth; returns whether there were any.
@@ -168,6 +180,7 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::Preopen => {
             with_loading(id, |loading| push_text(loading, body, |loading, text| loading.preopens.push(text)))
         }
+        Kind::ProgramOption => with_loading(id, |loading| set_option(&mut loading.options, header)),
         Kind::TreeEntry => with_loading(id, |loading| tree_entry(loading, header, body)),
         Kind::TreeData => with_loading(id, |loading| tree_data(loading, body)),
         Kind::ProgramStart => {
@@ -236,6 +249,7 @@ fn create(header: Header) {
         env: Vec::new(),
         preopens: Vec::new(),
         terminals: [false; 3],
+        options: Options::default(),
         fs,
         open_file: None,
         error,
@@ -279,6 +293,19 @@ fn push_env(loading: &mut Loading, text: String) {
     }
 }
 
+/// An option that this image does not know, or a priority that does not exist, changes nothing.
+fn set_option(options: &mut Options, header: Header) {
+    match ProgramOption::from_number(header.stream) {
+        Some(ProgramOption::WallLimit) => options.wall_limit_ns = header.arg,
+        Some(ProgramOption::CpuLimit) => options.cpu_limit_ns = header.arg,
+        Some(ProgramOption::Priority) => {
+            let class = usize::try_from(header.arg).ok().and_then(Priority::from_index);
+            options.priority = class.unwrap_or(options.priority);
+        }
+        None => {}
+    }
+}
+
 fn tree_entry(loading: &mut Loading, header: Header, body: &[u8]) {
     loading.open_file = None;
     let made = make_entry(loading, header, body);
@@ -317,14 +344,24 @@ fn tree_data(loading: &mut Loading, body: &[u8]) {
 
 fn start(id: u32) {
     with_program(id, |program| {
-        if program.loading.lock().is_none() {
-            return;
-        }
-        let body = program.clone();
-        match task::create(Box::new(move || wasm::run_program(&body))) {
+        let Some(options) = program.loading.lock().as_ref().map(|loading| loading.options) else { return };
+        let (body, dead) = (program.clone(), program.clone());
+        let on_death = move || {
+            let text = "out of memory: the CVM's heap is full; give the CVM more with --memory";
+            children::stop_others(dead.id, None);
+            dead.report_exit(ExitKind::OutOfMemory, 0, text);
+        };
+        let spec = Spec {
+            priority: options.priority,
+            limits: options.limits(),
+            program: id,
+            patient: false,
+            on_death: Some(Box::new(on_death)),
+        };
+        match task::create(spec, Box::new(move |begin| wasm::run_program(&body, options, begin))) {
             Ok(task) => program.run_in(&task),
             Err(_) => {
-                let text = "no memory for the program's stack: give the CVM more with --memory";
+                let text = "there are as many tasks as the CVM can have: give it more memory with --memory";
                 program.report_exit(ExitKind::OutOfMemory, 0, text);
             }
         }
@@ -343,17 +380,17 @@ fn export(id: u32, body: &[u8]) {
             );
         };
         let exporter = program.clone();
-        // If there is no memory for the task the file system is lost with it, and so is every later export.
-        let made = task::create(Box::new(move || {
-            let sent = send_tree(&exporter, &fs, &path);
+        // If there is no room for the task the file system is lost with it, and so is every later export.
+        let entry = Box::new(move |begin| {
+            let sent = if begin == Begin::Now { send_tree(&exporter, &fs, &path) } else { Err(Errno::Nomem) };
             *exporter.fs_after.lock() = Some(fs);
             let text = sent.err().map(|error| error.to_string()).unwrap_or_default();
             exporter.end_task();
             link::send(Header::new(Kind::TreeEnd, id), text.as_bytes());
-        }));
-        match made {
+        });
+        match task::create(Spec::helper(id), entry) {
             Ok(task) => program.run_in(&task),
-            Err(_) => link::send(Header::new(Kind::TreeEnd, id), b"no memory for a stack"),
+            Err(_) => link::send(Header::new(Kind::TreeEnd, id), b"too many tasks"),
         }
     });
 }
@@ -411,7 +448,8 @@ fn send_file(program: &Program, fs: &Fs, file: FileHandle, buffer: &mut [u8]) ->
 fn stats() -> GuestStats {
     let frames = memory::frames();
     let (page_faults, tlb_flushes, released_bytes) = memory::counters();
-    let [task_resumes, task_moves, parks, wakes] = sched::counters();
+    let [task_resumes, task_moves, parks, wakes, preemptions, tasks_spawned] = sched::counters();
+    let [tasks_ended, task_cpu_ns, task_cpu_min_ns, task_cpu_max_ns] = sched::ended();
     let (committed, peak) = frames.committed_pages();
     GuestStats {
         entry_tsc: phases::at(&phases::ENTRY),
@@ -429,6 +467,12 @@ fn stats() -> GuestStats {
         tlb_flushes,
         task_resumes,
         task_moves,
+        tasks_spawned,
+        tasks_ended,
+        task_cpu_ns,
+        task_cpu_min_ns,
+        task_cpu_max_ns,
+        preemptions,
         parks,
         wakes,
     }

@@ -6,6 +6,7 @@
 //! memory      address space and frames            heap areas  the tenant arena's memory
 //! sched task  tasks on vCPUs                      link      rings and doorbell
 //! dispatcher  vCPU 0: messages, timers            program   what the host loads and runs
+//! children    tasks that programs spawn           once      values that are set once
 //! wasm        the engine, WASI                    console   last words
 //! ```
 //! What can be said without a machine lives in the crates `nacre-mm`, `nacre-wval`, `nacre-wasi`, `nacre-engine`.
@@ -19,11 +20,13 @@ mod arch;
 mod areas;
 #[cfg(feature = "debug-image")]
 mod arena_copy;
+mod children;
 mod console;
 mod dispatcher;
 mod heap;
 mod link;
 mod memory;
+mod once;
 mod phases;
 mod program;
 mod sched;

@@ -2,6 +2,7 @@
 
 use crate::arch::{clock, cpu};
 use crate::areas;
+use crate::children;
 use crate::link;
 use crate::sync::SpinLock;
 use crate::task::{self, Task};
@@ -9,12 +10,13 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use nacre_abi::hypercall::ExitReason;
 use nacre_abi::message::{ExitKind, Header, Kind, STREAM_WINDOW_BYTES, stream};
 use nacre_mm::address_space::MapError;
 use nacre_mm::entry::Perms;
 use nacre_wasi::{Clock, FileHandle, Fs, Interest, Stop, Stream, StreamError, System};
+use nacre_wval::{Limits, Priority};
 
 /// All programs, by the host's number.
 static PROGRAMS: SpinLock<BTreeMap<u32, Arc<Program>>> = SpinLock::new(BTreeMap::new());
@@ -32,16 +34,38 @@ pub struct Program {
     /// Standard output, standard error, exported tree.
     outputs: [Output; 3],
     killed: AtomicBool,
-    /// It was killed while it ran and has not ended yet.
-    dying: AtomicBool,
+    /// It has spawned tasks, which also use its streams.
+    has_children: AtomicBool,
+    /// CPU time of the spawned tasks that have ended, in cycles.
+    children_cycles: AtomicU64,
 }
 
-/// Programs that were killed and have not come to a safe point yet.
-static DYING: AtomicU64 = AtomicU64::new(0);
+/// What the host says about how a program runs.
+#[derive(Clone, Copy)]
+pub struct Options {
+    /// The class of its tasks.
+    pub priority: Priority,
+    /// How long it may take from its start, in nanoseconds.
+    pub wall_limit_ns: u64,
+    /// How much CPU time its main task may have, in nanoseconds.
+    pub cpu_limit_ns: u64,
+}
 
-/// Whether some program was killed and has not come to a safe point yet.
-pub fn any_dying() -> bool {
-    DYING.load(Ordering::SeqCst) != 0
+impl Default for Options {
+    fn default() -> Options {
+        Options { priority: Priority::Normal, wall_limit_ns: u64::MAX, cpu_limit_ns: u64::MAX }
+    }
+}
+
+impl Options {
+    /// The limits of a task that starts now.
+    pub fn limits(&self) -> Limits {
+        let wall_deadline_ns = match self.wall_limit_ns {
+            u64::MAX => u64::MAX,
+            limit => clock::monotonic_ns().saturating_add(limit),
+        };
+        Limits { wall_deadline_ns, cpu_ns: self.cpu_limit_ns }
+    }
 }
 
 /// A program on its way in.
@@ -56,6 +80,8 @@ pub struct Loading {
     pub preopens: Vec<String>,
     /// Which of its standard streams are terminals.
     pub terminals: [bool; 3],
+    /// How it runs.
+    pub options: Options,
     /// The file system.
     pub fs: Fs,
     /// The file that tree data is for.
@@ -111,13 +137,47 @@ struct Input {
     ended: bool,
 }
 
+/// Bit of [`Output::sent`]: nothing more is sent.
+const CLOSED: u64 = 1 << 63;
+
 /// Standard output or error.
 #[derive(Default)]
 struct Output {
+    /// Bytes that were sent, or are in the hands of the task that sends them.
     sent: AtomicU64,
     /// What the host has consumed, by its word.
     acknowledged: AtomicU64,
     closed: AtomicBool,
+}
+
+impl Output {
+    fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed) & !CLOSED
+    }
+
+    /// Takes the next bytes of the stream, at most `wanted`: their offset and how many; `None` if there is no room now.
+    fn reserve(&self, wanted: u64) -> Result<Option<(u64, u64)>, StreamError> {
+        let mut sent = self.sent.load(Ordering::Relaxed);
+        loop {
+            if sent & CLOSED != 0 || self.closed.load(Ordering::Relaxed) {
+                return Err(StreamError::Closed);
+            }
+            let waiting = sent.saturating_sub(self.acknowledged.load(Ordering::Relaxed));
+            let take = wanted.min(STREAM_WINDOW_BYTES.saturating_sub(waiting));
+            if take == 0 {
+                return Ok(None);
+            }
+            match self.sent.compare_exchange_weak(sent, sent + take, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(Some((sent, take))),
+                Err(now) => sent = now,
+            }
+        }
+    }
+
+    /// Nothing more is sent from here on; returns where the stream ends.
+    fn close(&self) -> u64 {
+        self.sent.fetch_or(CLOSED, Ordering::Relaxed) & !CLOSED
+    }
 }
 
 impl Program {
@@ -137,7 +197,8 @@ impl Program {
             stdin: SpinLock::new(stdin),
             outputs: Default::default(),
             killed: AtomicBool::new(false),
-            dying: AtomicBool::new(false),
+            has_children: AtomicBool::new(false),
+            children_cycles: AtomicU64::new(0),
         });
         let old = PROGRAMS.lock().insert(id, program);
         drop(old);
@@ -153,13 +214,8 @@ impl Program {
     pub fn forget(id: u32) {
         let program = PROGRAMS.lock().remove(&id);
         if let Some(program) = program {
-            program.killed.store(true, Ordering::Relaxed);
-            if program.task.lock().is_some() && !program.dying.swap(true, Ordering::SeqCst) {
-                DYING.fetch_add(1, Ordering::SeqCst);
-            }
-            program.wake();
-            // One that computes comes to a safe point.
-            crate::wasm::bump_epoch();
+            program.killed.store(true, Ordering::SeqCst);
+            children::stop_others(id, None);
         }
     }
 
@@ -169,15 +225,34 @@ impl Program {
         task::start(task);
     }
 
-    /// Whether it must end at its next safe point.
+    /// Whether the host wants it no more.
     pub fn is_killed(&self) -> bool {
-        self.killed.load(Ordering::Relaxed)
+        self.killed.load(Ordering::SeqCst)
     }
 
+    /// It has spawned a task.
+    pub fn note_children(&self) {
+        self.has_children.store(true, Ordering::Relaxed);
+    }
+
+    /// One of its spawned tasks has ended after so much CPU time.
+    pub fn count_child(&self, cycles: u64) {
+        self.children_cycles.fetch_add(cycles, Ordering::Relaxed);
+    }
+
+    /// A stream has changed: wakes whoever may wait for that.
     fn wake(&self) {
+        // After the change; who begins to watch does so before its last look (`GuestSystem::wait`).
+        fence(Ordering::SeqCst);
         let task = self.task.lock().clone();
         if let Some(task) = task {
             task::unpark(&task);
+        }
+        if self.has_children.load(Ordering::Relaxed) {
+            for task in task::of_program(self.id).filter(|task| task.watches_streams.load(Ordering::Relaxed))
+            {
+                task::unpark(&task);
+            }
         }
     }
 
@@ -205,8 +280,7 @@ impl Program {
     pub fn output_credit(&self, number: u32, offset: u64) {
         if let Some(output) = self.output(number) {
             // Not more than was sent, and not backwards: else it is a lie without effect.
-            let sent = output.sent.load(Ordering::Relaxed);
-            if offset <= sent {
+            if offset <= output.sent() {
                 output.acknowledged.fetch_max(offset, Ordering::Relaxed);
                 self.wake();
             }
@@ -233,7 +307,7 @@ impl Program {
     /// Reports the end: the ends of both outputs, then how it went.
     pub fn report_exit(&self, kind: ExitKind, code: u64, text: &str) {
         for number in [stream::STDOUT, stream::STDERR] {
-            let sent = self.output(number).map_or(0, |output| output.sent.load(Ordering::Relaxed));
+            let sent = self.output(number).map_or(0, Output::close);
             link::send(Header::new(Kind::StreamEnd, self.id).stream(number).arg(sent), &[]);
         }
         let cut =
@@ -247,22 +321,17 @@ impl Program {
 
     /// No task runs for this program any more.
     pub fn end_task(&self) {
-        let mut task = self.task.lock();
-        if self.dying.swap(false, Ordering::SeqCst) {
-            DYING.fetch_sub(1, Ordering::SeqCst);
-        }
-        let ended = task.take();
-        drop(task);
+        let ended = self.task.lock().take();
         drop(ended);
     }
 
     /// Sends a piece of the exported tree, when the host has room for it; false if the program was forgotten meanwhile.
     pub fn send_tree_data(&self, bytes: &[u8]) -> bool {
         let output = &self.outputs[2];
-        let sent = output.sent.load(Ordering::Relaxed);
+        let sent = output.sent();
         while sent + bytes.len() as u64 - output.acknowledged.load(Ordering::Relaxed) > STREAM_WINDOW_BYTES {
             task::park();
-            if self.is_killed() {
+            if task::check().is_err() {
                 return false;
             }
         }
@@ -284,8 +353,15 @@ impl GuestSystem {
         }
     }
 
-    fn stop_if_killed(&self) -> Result<(), Stop> {
-        if self.0.is_killed() { Err(Stop::Killed) } else { Ok(()) }
+    /// Writes all of a message, waiting for room; gives up when nobody reads or the task must end.
+    pub fn write_all(&mut self, stream: Stream, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.stream_write(stream, bytes) {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(StreamError::WouldBlock) if self.wait(&[], None).is_ok() => {}
+                Err(_) => return,
+            }
+        }
     }
 }
 
@@ -294,7 +370,11 @@ impl System for GuestSystem {
         match clock {
             Clock::Realtime => clock::wall_ns(),
             Clock::Monotonic => clock::monotonic_ns(),
-            Clock::ProcessCpu | Clock::ThreadCpu => clock::cycles_to_ns(task::current_cpu_cycles()),
+            Clock::ThreadCpu => clock::cycles_to_ns(task::current_cpu_cycles()),
+            Clock::ProcessCpu => {
+                let children = self.0.children_cycles.load(Ordering::Relaxed);
+                clock::cycles_to_ns(task::current_cpu_cycles() + children)
+            }
         }
     }
 
@@ -343,20 +423,16 @@ impl System for GuestSystem {
     fn stream_write(&mut self, stream: Stream, bytes: &[u8]) -> Result<usize, StreamError> {
         let number = Self::number(stream);
         let output = self.0.output(number).ok_or(StreamError::Closed)?;
-        if output.closed.load(Ordering::Relaxed) {
-            return Err(StreamError::Closed);
+        if bytes.is_empty() {
+            return if output.closed.load(Ordering::Relaxed) { Err(StreamError::Closed) } else { Ok(0) };
         }
-        let sent = output.sent.load(Ordering::Relaxed);
-        let room = STREAM_WINDOW_BYTES.saturating_sub(sent - output.acknowledged.load(Ordering::Relaxed));
-        let take = bytes.len().min(room as usize).min(link::MAX_BODY);
-        if take == 0 && !bytes.is_empty() {
+        let wanted = bytes.len().min(link::MAX_BODY);
+        let Some((offset, taken)) = output.reserve(wanted as u64)? else {
             return Err(StreamError::WouldBlock);
-        }
-        if take != 0 {
-            output.sent.store(sent + take as u64, Ordering::Relaxed);
-            link::send(Header::new(Kind::StreamData, self.0.id).stream(number).arg(sent), &bytes[..take]);
-        }
-        Ok(take)
+        };
+        let taken = &bytes[..taken as usize];
+        link::send(Header::new(Kind::StreamData, self.0.id).stream(number).arg(offset), taken);
+        Ok(taken.len())
     }
 
     fn stream_readable(&self, stream: Stream) -> Option<u64> {
@@ -375,7 +451,7 @@ impl System for GuestSystem {
         if output.closed.load(Ordering::Relaxed) {
             return Some(0);
         }
-        let waiting = output.sent.load(Ordering::Relaxed) - output.acknowledged.load(Ordering::Relaxed);
+        let waiting = output.sent().saturating_sub(output.acknowledged.load(Ordering::Relaxed));
         match STREAM_WINDOW_BYTES.saturating_sub(waiting) {
             0 => None,
             room => Some(room),
@@ -383,17 +459,26 @@ impl System for GuestSystem {
     }
 
     fn wait(&mut self, _: &[Interest], deadline_monotonic_ns: Option<u64>) -> Result<(), Stop> {
-        self.stop_if_killed()?;
-        // Whatever changes for this program wakes its task; between the caller's look and here a wake leaves its token.
-        match deadline_monotonic_ns {
-            Some(deadline) => task::park_until(deadline),
-            None => task::park(),
+        may_go_on()?;
+        // Whatever changes for this program wakes the tasks that watch its streams; between the caller's look and here a
+        // wake leaves its token. Who begins to watch only now looks once more.
+        let watches = task::current().watches_streams.swap(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if watches {
+            match deadline_monotonic_ns {
+                Some(deadline) => task::park_until(deadline),
+                None => task::park(),
+            }
         }
-        self.stop_if_killed()
+        may_go_on()
     }
 
     fn yield_now(&mut self) -> Result<(), Stop> {
         task::yield_now();
-        self.stop_if_killed()
+        may_go_on()
     }
+}
+
+fn may_go_on() -> Result<(), Stop> {
+    task::check().map_err(|_| Stop::Killed)
 }

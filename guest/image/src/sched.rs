@@ -7,19 +7,26 @@ use crate::agent::{AgentCell, agent_static};
 use crate::arch::{self, clock};
 use crate::memory::{self, Scratch};
 use crate::task::{self, Task};
-use crate::{link, vcpu};
+use crate::{link, vcpu, wasm};
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::hypercall;
 use nacre_abi::layout::Layout;
 use nacre_abi::ring::Producer;
 use nacre_wval::{
-    Commit, Next, Scheduler, SpinConfig, SpinPolicy, TaskRef, TimerInbox, TimerQueue, TimerReceiver,
-    TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
+    Commit, LANES, Next, Priority, Scheduler, SpinConfig, SpinPolicy, TaskRef, TimerInbox, TimerQueue,
+    TimerReceiver, TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE,
+    WakeTicket,
 };
 
 /// Requests for timers that one vCPU can have on their way to vCPU 0.
 const TIMER_REQUESTS: usize = 64;
+
+/// How long a task runs while others wait, in nanoseconds.
+pub const SLICE_NS: u64 = 5_000_000;
+
+/// A new task that can wait is begun before others that are ready only while this part of the memory is free.
+const FREE_SHARE: u64 = 4;
 
 /// Spinning before a worker parks: at most about what a wake costs.
 const SPIN: SpinConfig = SpinConfig { min_cycles: 4_000, max_cycles: 60_000, weight_shift: 3 };
@@ -31,6 +38,13 @@ agent_static! {
     static MOVES: AtomicU64 = AtomicU64::new(0);
     static PARKS: AtomicU64 = AtomicU64::new(0);
     static WAKES: AtomicU64 = AtomicU64::new(0);
+    static SPAWNED: AtomicU64 = AtomicU64::new(0);
+    static ENDED: AtomicU64 = AtomicU64::new(0);
+    static PREEMPTIONS: AtomicU64 = AtomicU64::new(0);
+    /// CPU time of the tasks that ended, in nanoseconds: sum, least, most.
+    static CPU_NS: AtomicU64 = AtomicU64::new(0);
+    static CPU_MIN_NS: AtomicU64 = AtomicU64::new(u64::MAX);
+    static CPU_MAX_NS: AtomicU64 = AtomicU64::new(0);
 }
 
 /// What a vCPU's scheduler owns. Lives in the agent arena; only its vCPU touches it.
@@ -82,7 +96,8 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
         scratch.slice(vcpus, |vcpu| TimerRing::new(words[vcpu]).expect("a power of two of messages"))
     };
     let inbox = INBOX.set(TimerInbox::new(rings));
-    let queue = TimerQueue::new(scratch.slice(max_tasks, |_| TimerSlot::new()));
+    // Each task has a timer to sleep and one for its time limit.
+    let queue = TimerQueue::new(scratch.slice(2 * max_tasks, |_| TimerSlot::new()));
     let own = scratch.slice(vcpus, |index| {
         let id = VcpuId::new(index as u32).expect("below 64");
         let ring = link::window().to_host(id).expect("a ring each");
@@ -103,7 +118,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
 
 fn scratch_slots(scratch: &mut Scratch, vcpus: usize, max_tasks: usize) -> &'static [VcpuSlot<'static>] {
     let rings: [&'static [AtomicU64]; 64] = core::array::from_fn(|vcpu| {
-        if vcpu < vcpus { &*scratch.slice(max_tasks, |_| AtomicU64::new(0)) } else { &[] }
+        if vcpu < vcpus { &*scratch.slice(LANES * max_tasks, |_| AtomicU64::new(0)) } else { &[] }
     });
     scratch.slice(vcpus, |vcpu| VcpuSlot::new(rings[vcpu]).expect("a power of two of tasks"))
 }
@@ -127,10 +142,18 @@ fn ring(ticket: Option<WakeTicket>) {
     }
 }
 
-/// Queues a runnable task on this vCPU and wakes a worker for it.
-pub fn submit(task: TaskRef) {
-    match own().vcpu.submit(task) {
-        Ok(ticket) => ring(ticket),
+/// Queues a runnable task on this vCPU and wakes a worker for it; with none free, whoever runs a lower one gives way.
+pub fn submit(task: &Task) {
+    let (vcpu, reference, class) = (&own().vcpu, task.reference(), task.priority());
+    let queued =
+        if task.is_new() { vcpu.submit_new(reference, class) } else { vcpu.submit(reference, class) };
+    match queued {
+        Ok(Some(ticket)) => ring(Some(ticket)),
+        Ok(None) => {
+            if scheduler().runs_below(class) {
+                wasm::bump_epoch();
+            }
+        }
         // Each queue has room for all tasks there can be.
         Err(_) => unreachable!("run queue overflow"),
     }
@@ -159,7 +182,7 @@ impl Timers {
         if self.queue.next_deadline().is_some() {
             let now = clock::monotonic_ns();
             while let Some(expired) = self.queue.pop_expired(now) {
-                task::unpark_slot(expired.token.slot);
+                task::timer_expired(expired.token.slot);
                 any = true;
             }
         }
@@ -179,7 +202,7 @@ impl Timers {
 
 /// Runs one task if there is one for this vCPU.
 pub fn run_one() -> Ran {
-    match own().vcpu.next() {
+    match own().vcpu.next_with(memory_is_plenty()) {
         Next::Run { task, wake } => {
             ring(wake);
             run(task);
@@ -191,6 +214,10 @@ pub fn run_one() -> Ran {
         }
         Next::Empty | Next::Stopped => Ran::Nothing,
     }
+}
+
+fn memory_is_plenty() -> bool {
+    memory::available_bytes() > memory::layout().params.memory_bytes / FREE_SHARE
 }
 
 /// What [`run_one`] did.
@@ -209,6 +236,14 @@ fn run(reference: TaskRef) {
     // SAFETY: what comes out of the run queue is a live task that nobody else has (see nacre-wval).
     let task = unsafe { &*pointer };
     memory::catch_up();
+    if task.sp.get() == 0
+        && let Err(why) = task.begin()
+    {
+        task.refuse(why);
+        // SAFETY: nobody will switch to it.
+        unsafe { task::finish(pointer) };
+        return;
+    }
     let own = own();
     RESUMES.fetch_add(1, Ordering::Relaxed);
     let here = own.vcpu.id().index() as u32;
@@ -217,23 +252,64 @@ fn run(reference: TaskRef) {
         MOVES.fetch_add(1, Ordering::Relaxed);
     }
     vcpu::set_current(pointer);
-    own.resumed_at.set(arch::rdtsc());
+    let now = arch::rdtsc();
+    own.resumed_at.set(now);
+    own.vcpu.begin(now, cpu_limit_at(task, now));
     // SAFETY: the task's context is saved, by `new_fiber` or by its own last switch.
     unsafe { arch::switch(vcpu::local().scheduler_sp.as_ptr(), task.sp.get()) };
     task.cpu_cycles.fetch_add(arch::rdtsc().saturating_sub(own.resumed_at.get()), Ordering::Relaxed);
     vcpu::set_current(core::ptr::null_mut());
     match task.park.commit(task.why.get()) {
-        Commit::Requeue => match own.vcpu.requeue(reference) {
+        Commit::Requeue => match own.vcpu.requeue(reference, task.priority()) {
             Ok(ticket) => ring(ticket),
             Err(_) => unreachable!("run queue overflow"),
         },
         Commit::Parked => {}
-        Commit::Exited => {
-            task::report_out_of_memory(task);
-            // SAFETY: it switched out for the last time.
-            unsafe { task::finish(pointer) }
+        // SAFETY: it switched out for the last time.
+        Commit::Exited => unsafe { task::finish(pointer) },
+    }
+}
+
+/// When a task that is resumed at `now` will have used up its CPU time, in cycles.
+fn cpu_limit_at(task: &Task, now: u64) -> u64 {
+    match task.limits().cpu_ns {
+        u64::MAX => u64::MAX,
+        limit => {
+            let left = limit.saturating_sub(clock::cycles_to_ns(task.cpu_cycles.load(Ordering::Relaxed)));
+            now.saturating_add(clock::ns_to_cycles(left))
         }
     }
+}
+
+/// Asked at a safe point by the running task of `class`: whether it must give its vCPU up. On vCPU 0 it must: the
+/// dispatcher has other things to do.
+pub fn must_yield(class: Priority) -> bool {
+    let must = vcpu::id() == VcpuId::NORMAL || own().vcpu.should_yield(class, slice_is_over());
+    PREEMPTIONS.fetch_add(u64::from(must), Ordering::Relaxed);
+    must
+}
+
+/// Whether the running task has had its slice.
+pub fn slice_is_over() -> bool {
+    clock::cycles_to_ns(cycles_since_resume()) >= SLICE_NS
+}
+
+/// How many tasks of a program can run at once.
+pub fn parallelism() -> u32 {
+    (scheduler().vcpus().count() as u32 - 1).max(1)
+}
+
+/// Counts a task that a program spawned.
+pub fn count_spawned() {
+    SPAWNED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts a task that ended.
+pub fn count_ended(cpu_ns: u64) {
+    ENDED.fetch_add(1, Ordering::Relaxed);
+    CPU_NS.fetch_add(cpu_ns, Ordering::Relaxed);
+    CPU_MIN_NS.fetch_min(cpu_ns, Ordering::Relaxed);
+    CPU_MAX_NS.fetch_max(cpu_ns, Ordering::Relaxed);
 }
 
 /// Cycles since the current task was switched in.
@@ -298,7 +374,14 @@ pub fn has_work() -> bool {
     own().vcpu.has_work()
 }
 
-/// Counters: resumes, moves, parks, wakes.
-pub fn counters() -> [u64; 4] {
-    [&RESUMES, &MOVES, &PARKS, &WAKES].map(|counter| counter.load(Ordering::Relaxed))
+/// Counters: resumes, moves, parks, wakes, preemptions, tasks spawned.
+pub fn counters() -> [u64; 6] {
+    [&RESUMES, &MOVES, &PARKS, &WAKES, &PREEMPTIONS, &SPAWNED].map(|counter| counter.load(Ordering::Relaxed))
+}
+
+/// Tasks that ended, and the sum, the least and the most of their CPU times in nanoseconds.
+pub fn ended() -> [u64; 4] {
+    let [ended, sum, min, max] =
+        [&ENDED, &CPU_NS, &CPU_MIN_NS, &CPU_MAX_NS].map(|counter| counter.load(Ordering::Relaxed));
+    [ended, sum, if ended == 0 { 0 } else { min }, max]
 }

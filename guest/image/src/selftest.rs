@@ -2,6 +2,7 @@
 
 use crate::arch::clock;
 use crate::program::Program;
+use crate::task::{Begin, Spec};
 use crate::{link, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
@@ -15,7 +16,10 @@ const COUNT: usize = 2000;
 /// separated by spaces.
 pub fn start(header: Header) {
     let Some(program) = Program::find(header.program) else { return };
-    let made = task::create(Box::new(move || {
+    let entry = move |begin| {
+        if begin != Begin::Now {
+            return;
+        }
         let text = match wasm::measure_instances(&program, COUNT) {
             Ok(cycles) => cycles
                 .iter()
@@ -23,8 +27,8 @@ pub fn start(header: Header) {
             Err(_) => String::from("failed"),
         };
         link::send(Header::new(Kind::SelfTest, header.program), text.as_bytes());
-    }));
-    if let Ok(task) = made {
+    };
+    if let Ok(task) = task::create(Spec::helper(header.program), Box::new(entry)) {
         task::start(&task);
     }
 }

@@ -1,37 +1,80 @@
 //! Tasks: running calls with a stack of their own, which any vCPU may go on with.
 //!
-//! A task belongs to the tenant arena and names no vCPU. It gives its vCPU up at safe points only: [`yield_now`],
+//! A task belongs to the tenant arena and names no vCPU. It gives its vCPU up at safe points only: [`safe_point`], [`yield_now`],
 //! [`park`], its end. The scheduler in [`crate::sched`] decides who goes on.
+//!
+//! A task has no stack before it begins and after it has ended: any number of them may wait in queues. It is told to end
+//! by [`stop`], and looks at that whenever it comes to a safe point ([`check`]).
 
+use crate::arch::clock;
 use crate::areas::Stack;
-use crate::program::Program;
 use crate::sync::SpinLock;
-use crate::{arch, sched, vcpu};
+use crate::{arch, sched, vcpu, wasm};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, Ordering};
-use nacre_abi::message::ExitKind;
+use core::cell::{Cell, RefCell};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use nacre_mm::address_space::MapError;
-use nacre_wval::{ParkState, PreparePark, Switch, TaskRef, TimerToken, Unpark};
+use nacre_wval::{
+    Limits, ParkState, PreparePark, Priority, StopReason, StopRequest, Switch, TaskRef, TimerToken, Unpark,
+};
+
+/// The body of a task. Called on its own stack, or on the scheduler's if it can't begin.
+pub type Entry = Box<dyn FnOnce(Begin) + Send>;
+
+/// How a task's body is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// On its own stack.
+    Now,
+    /// It was told to end before it began: only to report that. Nothing may wait here.
+    Stopped(StopReason),
+    /// There is no memory for its stack: only to report that. Nothing may wait here.
+    NoMemory,
+}
+
+/// What a task is made with.
+pub struct Spec {
+    /// Its class.
+    pub priority: Priority,
+    /// How long it may run.
+    pub limits: Limits,
+    /// The program it runs for, by the host's number.
+    pub program: u32,
+    /// It may wait for memory before it begins (see [`nacre_wval::Vcpu::submit_new`]).
+    pub patient: bool,
+    /// Reports its end when an allocation failed that has no way to say so; `None` if such a failure must not end it.
+    pub on_death: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Spec {
+    /// A task that works for a program beside its own code.
+    pub fn helper(program: u32) -> Spec {
+        Spec { priority: Priority::Normal, limits: Limits::NONE, program, patient: false, on_death: None }
+    }
+}
 
 /// One task. wasmtime's thread-local words come first: `gs:[0]` points here while the task runs.
 #[repr(C)]
 pub struct Task {
     tls: Cell<[u64; 2]>,
-    /// Its saved stack pointer while it does not run.
+    /// Its saved stack pointer while it does not run; 0 before it begins.
     pub sp: Cell<u64>,
     /// Why it last switched to the scheduler.
     pub why: Cell<Switch>,
     /// Whether it sleeps.
     pub park: ParkState,
     /// Its place in the table of tasks, and its timer's number.
-    slot: u32,
-    entry: Cell<Option<Box<dyn FnOnce() + Send>>>,
-    stack: Stack,
-    /// The program it runs, if it runs one: whom to report to when it cannot go on.
-    pub program: Cell<Option<u32>>,
+    pub slot: u32,
+    entry: Cell<Option<Entry>>,
+    stack: RefCell<Option<Stack>>,
+    spec: Spec,
+    on_death: RefCell<Option<Box<dyn FnOnce() + Send>>>,
+    /// Whether it was told to end.
+    stop: StopRequest,
+    /// It has waited for a stream of its program: changes of these wake it.
+    pub watches_streams: AtomicBool,
     /// It ended because an allocation failed.
     out_of_memory: Cell<bool>,
     /// Time it has had on any vCPU.
@@ -49,70 +92,146 @@ unsafe impl Send for Task {}
 /// The number of the last timer: never goes back, also not when a slot goes to another task.
 static TIMER_SEQ: AtomicU64 = AtomicU64::new(0);
 
+/// Tasks that were told to end and have not.
+static STOPPING: AtomicU64 = AtomicU64::new(0);
+
 /// All tasks of this CVM, by slot: what finds them from a timer, and after the arena was copied.
 static TASKS: SpinLock<Vec<Option<Arc<Task>>>> = SpinLock::new(Vec::new());
 
 /// Makes a task that will run `entry` once it is [`start`]ed.
 ///
 /// # Errors
-/// [`MapError`] if there is no memory for its stack, or there are as many tasks as the layout provides for.
-pub fn create(entry: Box<dyn FnOnce() + Send>) -> Result<Arc<Task>, MapError> {
-    let stack = Stack::new()?;
-    let task = {
-        let mut tasks = TASKS.lock();
-        let slot = match tasks.iter().position(Option::is_none) {
-            Some(slot) => slot,
-            None if tasks.len() < crate::memory::layout().max_tasks as usize => {
-                tasks.push(None);
-                tasks.len() - 1
-            }
-            None => return Err(MapError::OutOfMemory),
-        };
-        let task = Arc::new(Task {
-            tls: Cell::new([0; 2]),
-            sp: Cell::new(0),
-            why: Cell::new(Switch::Yield),
-            park: ParkState::new(),
-            slot: slot as u32,
-            entry: Cell::new(Some(entry)),
-            stack,
-            program: Cell::new(None),
-            out_of_memory: Cell::new(false),
-            cpu_cycles: AtomicU64::new(0),
-            last_vcpu: Cell::new(u32::MAX),
-        });
-        tasks[slot] = Some(task.clone());
-        task
+/// [`MapError`] if there are as many tasks as the layout provides for.
+pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
+    let on_death = RefCell::new(spec.on_death.take());
+    let mut tasks = TASKS.lock();
+    let slot = match tasks.iter().position(Option::is_none) {
+        Some(slot) => slot,
+        None if tasks.len() < max_tasks() as usize => {
+            tasks.push(None);
+            tasks.len() - 1
+        }
+        None => return Err(MapError::OutOfMemory),
     };
-    // SAFETY: the stack is the task's own, mapped, and not in use.
-    task.sp.set(unsafe { arch::new_fiber(task.stack.top(), run_entry, Arc::as_ptr(&task) as u64) });
+    let task = Arc::new(Task {
+        tls: Cell::new([0; 2]),
+        sp: Cell::new(0),
+        why: Cell::new(Switch::Yield),
+        park: ParkState::new(),
+        slot: slot as u32,
+        entry: Cell::new(Some(entry)),
+        stack: RefCell::new(None),
+        spec,
+        on_death,
+        stop: StopRequest::new(),
+        watches_streams: AtomicBool::new(false),
+        out_of_memory: Cell::new(false),
+        cpu_cycles: AtomicU64::new(0),
+        last_vcpu: Cell::new(u32::MAX),
+    });
+    tasks[slot] = Some(task.clone());
     Ok(task)
+}
+
+fn max_tasks() -> u32 {
+    crate::memory::layout().max_tasks
 }
 
 /// Queues a task that was just made.
 pub fn start(task: &Arc<Task>) {
-    sched::submit(reference(task));
+    sched::submit(task);
 }
 
-/// The scheduler's name for a task.
-fn reference(task: &Arc<Task>) -> TaskRef {
-    TaskRef::new(Arc::as_ptr(task) as u64).unwrap_or_else(|| unreachable!("an Arc is never null"))
+impl Task {
+    /// The scheduler's name for it.
+    pub fn reference(&self) -> TaskRef {
+        TaskRef::new(self as *const Task as u64).unwrap_or_else(|| unreachable!("a reference is never null"))
+    }
+
+    /// Its class.
+    pub fn priority(&self) -> Priority {
+        self.spec.priority
+    }
+
+    /// How long it may run.
+    pub fn limits(&self) -> Limits {
+        self.spec.limits
+    }
+
+    /// It may wait for memory, and has not begun.
+    pub fn is_new(&self) -> bool {
+        self.spec.patient && self.sp.get() == 0
+    }
+
+    /// Why it was told to end, if it was.
+    pub fn stopped(&self) -> Option<StopReason> {
+        self.stop.get()
+    }
+
+    /// From here on a failed allocation no longer ends it in place of its own report.
+    pub fn survive(&self) {
+        drop(self.on_death.borrow_mut().take());
+    }
+
+    /// Makes it ready to be switched to for the first time. Called by the scheduler.
+    ///
+    /// # Errors
+    /// How its body is to be called instead.
+    pub fn begin(&self) -> Result<(), Begin> {
+        if let Some(reason) = self.stop.get() {
+            return Err(Begin::Stopped(reason));
+        }
+        let stack = Stack::new().map_err(|_| Begin::NoMemory)?;
+        let top = stack.top();
+        *self.stack.borrow_mut() = Some(stack);
+        // SAFETY: the stack is the task's own, mapped, and not in use.
+        self.sp.set(unsafe { arch::new_fiber(top, run_entry, self as *const Task as u64) });
+        Ok(())
+    }
+
+    /// Lets its body report that it can't begin. Called by the scheduler, on its stack.
+    pub fn refuse(&self, why: Begin) {
+        if let Some(entry) = self.entry.take() {
+            entry(why);
+        }
+    }
+
+    fn request_stop(&self, reason: StopReason) {
+        if self.stop.request(reason) {
+            STOPPING.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 /// First code on a task's stack.
 extern "C" fn run_entry(task: u64) -> ! {
     // SAFETY: the table keeps the task alive until the scheduler has seen its end.
     let task = unsafe { &*(task as *const Task) };
+    let deadline = task.spec.limits.wall_deadline_ns;
+    let timer = (deadline != u64::MAX).then(|| arm(task, task.slot + max_tasks(), deadline));
     if let Some(entry) = task.entry.take() {
-        entry();
+        entry(Begin::Now);
+    }
+    if let Some(timer) = timer {
+        sched::cancel_timer(timer);
     }
     switch_out(task, Switch::Exit);
     unreachable!("a task that ended was switched in")
 }
 
+/// Asks for a timer for the running task, waiting while vCPU 0 is behind.
+fn arm(task: &Task, number: u32, deadline_ns: u64) -> TimerToken {
+    let token = TimerToken { slot: number, seq: TIMER_SEQ.fetch_add(1, Ordering::Relaxed) + 1 };
+    while !sched::arm_timer(token, deadline_ns, task.reference()) {
+        yield_now();
+    }
+    token
+}
+
 /// Gives the vCPU to the scheduler. Returns when the task runs again, maybe on another vCPU.
 #[inline(never)]
 fn switch_out(task: &Task, why: Switch) {
+    assert_eq!(vcpu::locks_held(), 0, "switched out with a lock held");
     task.why.set(why);
     // SAFETY: the scheduler's context was saved when it switched to this task, on this vCPU.
     unsafe { arch::switch(task.sp.as_ptr(), vcpu::local().scheduler_sp.get()) }
@@ -128,7 +247,35 @@ pub fn current() -> &'static Task {
     unsafe { &*task }
 }
 
-/// A safe point: lets other tasks run first.
+/// A safe point of running Wasm: gives the vCPU up if it must.
+///
+/// # Errors
+/// Why the task must end here.
+pub fn safe_point() -> Result<(), StopReason> {
+    check()?;
+    if sched::must_yield(current().priority()) {
+        yield_now();
+        check()?;
+    }
+    Ok(())
+}
+
+/// Whether the running task may go on. Part of every safe point and of every wait.
+///
+/// # Errors
+/// Why it must end here.
+pub fn check() -> Result<(), StopReason> {
+    let task = current();
+    if task.stop.get().is_none() && task.spec.limits != Limits::NONE {
+        let cpu_ns = clock::cycles_to_ns(current_cpu_cycles());
+        if let Some(reason) = task.spec.limits.reached(clock::monotonic_ns(), cpu_ns) {
+            task.request_stop(reason);
+        }
+    }
+    task.stop.get().map_or(Ok(()), Err)
+}
+
+/// Lets other tasks run first.
 pub fn yield_now() {
     switch_out(current(), Switch::Yield);
 }
@@ -145,68 +292,98 @@ pub fn park() {
 /// Sleeps until [`unpark`]ed or until the monotonic clock reaches the deadline; may return early.
 pub fn park_until(deadline_ns: u64) {
     let task = current();
-    let token = TimerToken { slot: task.slot, seq: TIMER_SEQ.fetch_add(1, Ordering::Relaxed) + 1 };
-    let name =
-        TaskRef::new(task as *const Task as u64).unwrap_or_else(|| unreachable!("a reference is never null"));
-    while !sched::arm_timer(token, deadline_ns, name) {
-        yield_now();
-    }
+    let token = arm(task, task.slot, deadline_ns);
     park();
     sched::cancel_timer(token);
 }
 
 /// Wakes a task, or makes its next [`park`] return at once.
-pub fn unpark(task: &Arc<Task>) {
+pub fn unpark(task: &Task) {
     if task.park.unpark() == Unpark::Push {
-        sched::submit(reference(task));
+        sched::submit(task);
     }
+}
+
+fn in_slot(slot: u32) -> Option<Arc<Task>> {
+    TASKS.lock().get(slot as usize).cloned().flatten()
 }
 
 /// Wakes the task in `slot`, if there still is one.
 pub fn unpark_slot(slot: u32) {
-    let task = TASKS.lock().get(slot as usize).cloned().flatten();
-    if let Some(task) = task {
+    if let Some(task) = in_slot(slot) {
         unpark(&task);
     }
 }
 
-/// Frees a task that has ended. Called by the scheduler on its own stack.
+/// A timer is due: each slot has one that wakes its task, and one more for the time limit.
+pub fn timer_expired(number: u32) {
+    let Some(task) = in_slot(number % max_tasks()) else { return };
+    if number < max_tasks() {
+        unpark(&task);
+    } else if clock::monotonic_ns() >= task.spec.limits.wall_deadline_ns {
+        // Else it is another task's, which had this place before.
+        stop(&task, StopReason::WallLimit);
+    }
+}
+
+/// Tells a task to end at its next safe point; wakes it if it sleeps. The first reason stays.
+pub fn stop(task: &Task, reason: StopReason) {
+    task.request_stop(reason);
+    unpark(task);
+    // One that computes comes to a safe point; vCPU 0 bumps again while anybody is ending, in case it missed this one.
+    wasm::bump_epoch();
+}
+
+/// Whether a task was told to end and has not.
+pub fn any_stopping() -> bool {
+    STOPPING.load(Ordering::SeqCst) != 0
+}
+
+/// All tasks that run for a program, one after the other; tasks made meanwhile may be left out.
+pub fn of_program(program: u32) -> impl Iterator<Item = Arc<Task>> {
+    let count = TASKS.lock().len() as u32;
+    (0..count).filter_map(in_slot).filter(move |task| task.spec.program == program)
+}
+
+/// Frees what a task had that has ended. Called by the scheduler on its own stack.
 ///
 /// # Safety
-/// `task` came out of the run queue and has switched out with [`Switch::Exit`].
+/// `task` came out of the run queue, and has switched out with [`Switch::Exit`] or was refused.
 pub unsafe fn finish(task: *const Task) {
-    // SAFETY: the table holds a reference until the next line but one.
-    let slot = unsafe { (*task).slot } as usize;
-    let last = TASKS.lock().get_mut(slot).and_then(Option::take);
+    // SAFETY: the table holds a reference until the end of this function.
+    let task = unsafe { &*task };
+    let on_death = task.on_death.borrow_mut().take();
+    if task.out_of_memory.get()
+        && let Some(report) = on_death
+    {
+        report();
+    }
+    if task.stop.end().is_some() {
+        STOPPING.fetch_sub(1, Ordering::SeqCst);
+    }
+    drop(task.stack.borrow_mut().take());
+    sched::count_ended(clock::cycles_to_ns(task.cpu_cycles.load(Ordering::Relaxed)));
+    let last = TASKS.lock().get_mut(task.slot as usize).and_then(Option::take);
     drop(last);
 }
 
-/// Ends the task that runs here because an allocation failed that has no way to say so; the scheduler then reports its
-/// program. What it had stays allocated. Returns if the task cannot be ended here: it holds a lock, or this is not its
-/// own stack (an exception upcall), or no program's task runs here.
+/// Ends the task that runs here because an allocation failed that has no way to say so; the scheduler then has it
+/// reported. What it had stays allocated. Returns if the task cannot be ended here: it holds a lock, or this is not its
+/// own stack (an exception upcall), or nobody could report it.
 pub fn end_out_of_memory() {
     let Some(task) = vcpu::current() else { return };
     // SAFETY: a running task is alive.
     let task = unsafe { &*task };
     let here = core::ptr::from_ref(&task) as u64;
-    if task.program.get().is_none() || vcpu::locks_held() != 0 || !task.stack.contains(here) {
+    let on_its_stack = task.stack.borrow().as_ref().is_some_and(|stack| stack.contains(here));
+    if task.on_death.borrow().is_none() || vcpu::locks_held() != 0 || !on_its_stack {
         return;
     }
     task.out_of_memory.set(true);
     switch_out(task, Switch::Exit);
 }
 
-/// Reports the program of a task that ended by [`end_out_of_memory`]. Called by the scheduler on its own stack.
-pub fn report_out_of_memory(task: &Task) {
-    if task.out_of_memory.get()
-        && let Some(program) = task.program.take().and_then(Program::find)
-    {
-        let text = "out of memory: the CVM's heap is full; give the CVM more with --memory";
-        program.report_exit(ExitKind::OutOfMemory, 0, text);
-    }
-}
-
-/// CPU time that the current task has had, in cycles, up to its last switch.
+/// CPU time that the current task has had, in cycles.
 pub fn current_cpu_cycles() -> u64 {
     current().cpu_cycles.load(Ordering::Relaxed) + sched::cycles_since_resume()
 }
@@ -214,11 +391,8 @@ pub fn current_cpu_cycles() -> u64 {
 /// Queues every task that does not sleep: after the arena came from another CVM, where they were queued.
 #[cfg(feature = "debug-image")]
 pub fn submit_all_runnable() {
-    let count = TASKS.lock().len();
-    for slot in 0..count {
-        let task = TASKS.lock().get(slot).cloned().flatten();
-        if let Some(task) = task.filter(|task| !task.park.is_parked()) {
-            sched::submit(reference(&task));
-        }
+    let count = TASKS.lock().len() as u32;
+    for task in (0..count).filter_map(in_slot).filter(|task| !task.park.is_parked()) {
+        sched::submit(&task);
     }
 }

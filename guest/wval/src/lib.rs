@@ -25,7 +25,7 @@
 //!             ring(wake);                                       // hypercall, then scheduler.wake_sent(ticket)
 //!             let why = switch_to(task);                        // runs until the fiber switches back
 //!             match task.park_state.commit(why) {               // on the scheduler's stack, context saved
-//!                 Commit::Requeue => ring(vcpu.requeue(task)),
+//!                 Commit::Requeue => ring(vcpu.requeue(task, its priority)),
 //!                 Commit::Parked => {}                          // the task is no longer ours: do not touch it
 //!                 Commit::Exited => free(task),
 //!             }
@@ -42,7 +42,9 @@
 //!     }
 //! }
 //! ```
-//! The host's grant becomes [`Scheduler::set_allowed`], a reclaim [`Scheduler::disallow`]; after every change that
+//! At a safe point the running task asks [`Vcpu::should_yield`]; whoever brings tasks there asks [`Scheduler::tick`] when.
+//! Every push goes into the queue of the task's [`Priority`]; see [`Scheduler`]'s module for the order and what keeps low ones
+//! from starving. The host's grant becomes [`Scheduler::set_allowed`], a reclaim [`Scheduler::disallow`]; after every change that
 //! lets somebody run (grant, resume) the caller rings until [`Scheduler::claim_for_backlog`] says `None`.
 //!
 //! # Tests
@@ -61,10 +63,12 @@ mod idle;
 mod ids;
 mod inbox;
 mod park;
+mod priority;
 mod queue;
 mod rendezvous;
 mod sched;
 mod spin;
+mod stop;
 pub mod sync;
 mod timer;
 
@@ -75,8 +79,10 @@ pub use inbox::{
 };
 pub use nacre_abi::VcpuId;
 pub use park::{Commit, CommitPark, ParkState, PreparePark, Switch, Unpark};
+pub use priority::{CLASSES, LANES, Priority};
 pub use queue::{Full, Owner, RingError, RunQueue};
 pub use rendezvous::{Epoch, Rendezvous};
-pub use sched::{FAIRNESS_INTERVAL, Load, Next, SchedError, Scheduler, Stopped, Vcpu, VcpuSlot};
+pub use sched::{FAIRNESS_INTERVAL, Load, Next, SchedError, Scheduler, Stopped, Tick, Vcpu, VcpuSlot};
 pub use spin::{SpinConfig, SpinPolicy};
+pub use stop::{Completion, Limits, StopReason, StopRequest};
 pub use timer::{Arm, Expired, TimerError, TimerQueue, TimerSlot, TimerToken};

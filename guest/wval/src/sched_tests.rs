@@ -2,7 +2,8 @@
 
 use super::*;
 
-const RING: usize = 8;
+/// Places in a vCPU's queues, all lanes together.
+const RING: usize = 8 * LANES;
 
 type Rings<const N: usize> = [[AtomicU64; RING]; N];
 
@@ -33,11 +34,11 @@ fn the_normal_vcpu_takes_tasks_only_without_workers() {
     let (alone, pair) = (Scheduler::new(&s1).unwrap(), Scheduler::new(&s2).unwrap());
     let v0 = alone.attach(v(0)).unwrap();
     alone.set_allowed(VcpuMask::EMPTY);
-    assert_eq!(v0.submit(task(1)).unwrap(), None);
+    assert_eq!(v0.submit(task(1), Priority::Normal).unwrap(), None);
     assert_eq!((v0.has_work(), v0.next()), (true, run(1)));
 
     let (v0, w1) = (pair.attach(v(0)).unwrap(), pair.attach(v(1)).unwrap());
-    assert_eq!(v0.submit(task(1)).unwrap(), None);
+    assert_eq!(v0.submit(task(1), Priority::Normal).unwrap(), None);
     assert_eq!((v0.has_work(), v0.next()), (false, Next::Empty));
     assert_eq!((w1.has_work(), w1.next()), (true, run(1)));
     assert!(pair.attach(v(1)).is_none() && pair.attach(v(2)).is_none());
@@ -54,7 +55,7 @@ fn every_push_wakes_a_parked_worker_but_a_lone_requeue_does_not() {
     w2.announce();
     v0.announce();
     for n in 1..=3 {
-        let ticket = v0.submit(task(n)).unwrap();
+        let ticket = v0.submit(task(n), Priority::Normal).unwrap();
         woken.push(ticket.as_ref().map(|t| t.vcpu()));
         ticket.into_iter().for_each(|t| sched.wake_sent(t));
     }
@@ -66,8 +67,8 @@ fn every_push_wakes_a_parked_worker_but_a_lone_requeue_does_not() {
     assert_eq!(w2.next(), run(3));
     assert_eq!(w2.next(), Next::Empty);
     w2.announce();
-    assert_eq!(w1.requeue(task(1)).unwrap(), None);
-    assert_eq!(w1.requeue(task(9)).unwrap().unwrap().vcpu(), v(2));
+    assert_eq!(w1.requeue(task(1), Priority::Normal).unwrap(), None);
+    assert_eq!(w1.requeue(task(9), Priority::Normal).unwrap().unwrap().vcpu(), v(2));
 }
 
 #[test]
@@ -77,17 +78,17 @@ fn busy_workers_still_take_from_queues_nobody_serves() {
     let sched = Scheduler::new(&s).unwrap();
     let [v0, w1, stopped, w3] = [0, 1, 2, 3].map(|n| sched.attach(v(n)).unwrap());
     for n in 0..3 {
-        assert_eq!(v0.submit(task(100 + n)).unwrap(), None);
-        assert_eq!(stopped.submit(task(200 + n)).unwrap(), None);
+        assert_eq!(v0.submit(task(100 + n), Priority::Normal).unwrap(), None);
+        assert_eq!(stopped.submit(task(200 + n), Priority::Normal).unwrap(), None);
     }
-    assert_eq!(w1.submit(task(1)).unwrap(), None);
+    assert_eq!(w1.submit(task(1), Priority::Normal).unwrap(), None);
     w3.announce();
     let (mut foreign, mut wakes) = (Vec::new(), 0);
     for _ in 0..7 * FAIRNESS_INTERVAL {
         match w1.next() {
             Next::Run { task: t, wake } => {
                 if t == task(1) {
-                    assert!(wake.is_none() && w1.requeue(t).unwrap().is_none());
+                    assert!(wake.is_none() && w1.requeue(t, Priority::Normal).unwrap().is_none());
                 } else {
                     wakes += usize::from(wake.is_some());
                     foreign.push(t.get());
@@ -108,7 +109,7 @@ fn a_reclaimed_worker_hands_its_queue_over_and_a_grant_wakes_for_it() {
     let [w1, w2] = [1, 2].map(|n| sched.attach(v(n)).unwrap());
     w2.announce();
     sched.disallow(v(1));
-    w1.owner.push(task(5)).unwrap();
+    w1.push(task(5), Lane { class: Priority::Normal, new: false }).unwrap();
     let Next::Reclaimed { wake: Some(ticket) } = w1.next() else { panic!() };
     assert_eq!(ticket.vcpu(), v(2));
     sched.wake_sent(ticket);
@@ -136,7 +137,7 @@ fn the_gate_waits_for_tasks_in_hand_and_resume_wakes() {
     let s = slots(&r);
     let sched = Scheduler::new(&s).unwrap();
     let [v0, w1, w2] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
-    assert_eq!(v0.submit(task(1)).unwrap(), None);
+    assert_eq!(v0.submit(task(1), Priority::Normal).unwrap(), None);
     assert_eq!(w1.next(), run(1));
     w2.announce();
     assert_eq!(sched.load().running, 1);
@@ -146,10 +147,10 @@ fn the_gate_waits_for_tasks_in_hand_and_resume_wakes() {
     assert_eq!(v0.next(), Next::Stopped);
     assert!(!sched.all_acknowledged(&stopped, sched.vcpus()));
     // It switches its task out, requeues it (nobody is woken), and only then has acknowledged.
-    assert_eq!(w1.requeue(task(1)).unwrap(), None);
+    assert_eq!(w1.requeue(task(1), Priority::Normal).unwrap(), None);
     assert_eq!(w1.next(), Next::Stopped);
     assert!(sched.all_acknowledged(&stopped, VcpuMask(u64::MAX)));
-    assert_eq!(v0.submit(task(2)).unwrap(), None);
+    assert_eq!(v0.submit(task(2), Priority::Normal).unwrap(), None);
     // A late return from a park changes nothing.
     let _ = w2.retract();
     assert_eq!((w2.has_work(), w2.next()), (false, Next::Stopped));
@@ -170,4 +171,142 @@ fn the_gate_waits_for_tasks_in_hand_and_resume_wakes() {
     assert_eq!(w1.next(), run(1));
     let again = sched.stop().unwrap();
     assert_eq!(sched.unacknowledged(&again, sched.vcpus()), VcpuMask::first(2));
+}
+
+/// What `vcpu` takes in `turns` turns when it requeues each task it took: how often each class was chosen.
+fn chosen(vcpu: &Vcpu<'_>, turns: u32, class_of: impl Fn(u64) -> Priority) -> [u32; CLASSES] {
+    let mut chosen = [0; CLASSES];
+    for _ in 0..turns {
+        let Next::Run { task, .. } = vcpu.next() else { panic!("nothing to run") };
+        let class = class_of(task.get());
+        chosen[class.index()] += 1;
+        let _ = vcpu.requeue(task, class).unwrap();
+    }
+    chosen
+}
+
+#[test]
+fn the_highest_class_goes_first_wherever_it_is_queued() {
+    let r = rings::<3>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1, w2] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
+    w1.submit(task(3), Priority::Low).unwrap();
+    w1.submit(task(2), Priority::Normal).unwrap();
+    w2.submit(task(1), Priority::High).unwrap();
+    v0.submit(task(4), Priority::Low).unwrap();
+    for n in 1..=4 {
+        assert_eq!(w1.next(), run(n));
+    }
+    assert_eq!(w1.next(), Next::Empty);
+}
+
+#[test]
+fn low_classes_get_their_share_beside_busy_high_ones() {
+    let r = rings::<2>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1] = [0, 1].map(|n| sched.attach(v(n)).unwrap());
+    let class_of = |n: u64| Priority::from_index(n as usize % 10).unwrap();
+    // Of each class one task with the worker and one with the normal vCPU, which never takes any.
+    for n in 10..13 {
+        w1.submit(task(n), class_of(n)).unwrap();
+        v0.submit(task(n + 10), class_of(n + 10)).unwrap();
+    }
+    let turns = 100 * 3 * FAIRNESS_INTERVAL;
+    let [high, normal, low] = chosen(&w1, turns, class_of);
+    assert_eq!((normal, low, high), (100, 100, turns - 200));
+}
+
+#[test]
+fn taking_anothers_task_first_wakes_somebody_for_the_own_one() {
+    let r = rings::<3>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1, w2] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
+    assert_eq!(w1.requeue(task(1), Priority::Low).unwrap(), None, "it takes that very task next");
+    v0.submit(task(2), Priority::High).unwrap();
+    w2.announce();
+    let Next::Run { task: t, wake: Some(ticket) } = w1.next() else { panic!() };
+    assert_eq!((t, ticket.vcpu()), (task(2), v(2)), "it did not, so somebody else must");
+}
+
+#[test]
+fn a_running_task_yields_for_higher_ones_for_others_after_its_slice_and_when_told_to() {
+    let r = rings::<3>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1, _w2] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
+    v0.submit(task(1), Priority::Normal).unwrap();
+    assert_eq!(w1.next(), run(1));
+    for slice_is_over in [false, true] {
+        assert!(!w1.should_yield(Priority::Normal, slice_is_over), "nobody waits");
+    }
+    v0.submit(task(2), Priority::Low).unwrap();
+    assert!(!w1.should_yield(Priority::Normal, false) && w1.should_yield(Priority::Normal, true));
+    assert!(!sched.runs_below(Priority::Normal) && sched.runs_below(Priority::High));
+    v0.submit(task(3), Priority::High).unwrap();
+    assert!(w1.should_yield(Priority::Normal, false) && !w1.should_yield(Priority::High, false));
+    assert_eq!(w1.next(), run(3));
+    assert_eq!(w1.next(), run(2));
+    assert!(sched.runs_below(Priority::Normal));
+    sched.disallow(v(1));
+    assert!(w1.should_yield(Priority::Low, false), "reclaimed");
+    sched.set_allowed(VcpuMask(u64::MAX));
+    let stopped = sched.stop().unwrap();
+    assert!(w1.should_yield(Priority::Low, false), "stopped");
+    sched.resume(stopped);
+    assert!(!w1.should_yield(Priority::Low, true));
+}
+
+#[test]
+fn ticks_come_when_a_slice_ends_a_limit_is_reached_or_a_higher_one_waits() {
+    const SLICE: u64 = 100;
+    const RETRY: u64 = 20;
+    let r = rings::<3>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1, w2] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
+    let tick = |now| sched.tick(now, SLICE, RETRY);
+    assert_eq!(tick(0), Tick { bump: false, look_again_at: None });
+    v0.submit(task(1), Priority::Normal).unwrap();
+    v0.submit(task(2), Priority::Normal).unwrap();
+    assert_eq!(w1.next(), run(1));
+    w1.begin(1000, u64::MAX);
+    assert_eq!(w2.next(), run(2));
+    w2.begin(1030, 1500);
+    assert_eq!(tick(1200), Tick { bump: false, look_again_at: Some(1500) }, "nobody waits");
+    assert_eq!(tick(1500), Tick { bump: true, look_again_at: Some(1520) }, "its limit");
+    v0.submit(task(3), Priority::Low).unwrap();
+    assert_eq!(tick(1050), Tick { bump: false, look_again_at: Some(1100) });
+    assert_eq!(tick(1110), Tick { bump: true, look_again_at: Some(1130) });
+    v0.submit(task(4), Priority::High).unwrap();
+    assert_eq!(tick(1050), Tick { bump: true, look_again_at: Some(1070) });
+    assert_eq!(w1.next(), run(4));
+    assert_eq!(tick(1050).look_again_at, Some(1100), "the high one is taken");
+}
+
+#[test]
+fn new_tasks_wait_for_memory_while_others_are_ready() {
+    let r = rings::<2>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1] = [0, 1].map(|n| sched.attach(v(n)).unwrap());
+    v0.submit_new(task(1), Priority::High).unwrap();
+    v0.submit_new(task(2), Priority::Normal).unwrap();
+    v0.submit(task(3), Priority::Low).unwrap();
+    assert_eq!(w1.next_with(false), run(3), "ready, however low");
+    assert_eq!(w1.requeue(task(3), Priority::Low).unwrap(), None);
+    // A fairness turn changes nothing about it.
+    for _ in 0..2 * FAIRNESS_INTERVAL {
+        assert_eq!(w1.next_with(false), run(3));
+        assert_eq!(w1.requeue(task(3), Priority::Low).unwrap(), None);
+    }
+    assert_eq!(w1.next_with(false), run(3));
+    assert!(w1.has_work(), "new tasks are work");
+    assert_eq!(w1.next_with(false), run(1), "nothing else is ready");
+    v0.submit(task(4), Priority::Normal).unwrap();
+    assert_eq!(w1.next_with(true), run(4), "what has begun before what has not");
+    assert_eq!(w1.next_with(true), run(2));
+    assert_eq!(w1.next_with(true), Next::Empty);
 }

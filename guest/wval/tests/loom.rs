@@ -39,7 +39,7 @@ fn v(n: u32) -> VcpuId {
 }
 
 fn scheduler(vcpus: usize) -> &'static Scheduler<'static> {
-    let slots: Vec<_> = (0..vcpus).map(|_| VcpuSlot::new(words(2)).unwrap()).collect();
+    let slots: Vec<_> = (0..vcpus).map(|_| VcpuSlot::new(words(2 * LANES)).unwrap()).collect();
     leak(Scheduler::new(Box::leak(slots.into_boxed_slice())).unwrap())
 }
 
@@ -360,8 +360,9 @@ fn turn(vcpu: &Vcpu<'_>, taken: &mut Vec<u64>, look_again: bool) -> bool {
     parks
 }
 
-/// Two workers and the normal vCPU, which submits two tasks. At the end a queued task needs somebody awake or woken.
-fn composed_model(look_again: bool) {
+/// Two workers and the normal vCPU, which submits two tasks of these classes. At the end a queued task needs somebody awake
+/// or woken.
+fn composed_model(look_again: bool, classes: [Priority; 2]) {
     let sched = scheduler(3);
     let workers: Vec<_> = [1, 2]
         .map(|n| {
@@ -375,8 +376,8 @@ fn composed_model(look_again: bool) {
         .into();
     let normal = sched.attach(v(0)).unwrap();
     let mut woken = VcpuMask::EMPTY;
-    for n in 1..=2 {
-        if let Some(ticket) = normal.submit(task(n)).unwrap() {
+    for (n, class) in (1..).zip(classes) {
+        if let Some(ticket) = normal.submit(task(n), class).unwrap() {
             woken = woken.with(ticket.vcpu());
             sched.wake_sent(ticket);
         }
@@ -395,13 +396,91 @@ fn composed_model(look_again: bool) {
 
 #[test]
 fn composed_leaves_no_task_behind() {
-    model(Some(3), || composed_model(true));
+    model(Some(3), || composed_model(true, [Priority::Normal; 2]));
 }
 
 #[test]
 #[should_panic(expected = "everybody asleep")]
 fn catches_the_composed_protocol_without_a_second_look() {
-    model(Some(3), || composed_model(false));
+    model(Some(3), || composed_model(false, [Priority::Normal; 2]));
+}
+
+/// The same with classes that are used for the first time.
+#[test]
+fn composed_leaves_no_task_of_another_class_behind() {
+    model(Some(2), || composed_model(true, [Priority::Low, Priority::High]));
+}
+
+/// A worker goes to sleep while a class is used for the first time: the set of classes is written before the push, so
+/// whoever must see the task sees its class. Broken variant: written after the waker's fence.
+fn class_model(use_class_first: bool) {
+    let (q, idle) = (leak(RunQueue::new(words(2)).unwrap()), leak(IdleSet::new()));
+    let used = Arc::new(AtomicBool::new(false));
+    let (owner, theirs) = (q.owner().unwrap(), used.clone());
+    let worker = thread::spawn(move || {
+        idle.announce(v(1));
+        let parks = !theirs.load(Ordering::Acquire) || q.is_empty();
+        if !parks {
+            idle.retract(v(1));
+        }
+        parks
+    });
+    if use_class_first {
+        used.fetch_or(true, Ordering::AcqRel);
+    }
+    owner.push(task(1)).unwrap();
+    let woken = claim_properly(idle);
+    used.fetch_or(true, Ordering::AcqRel);
+    assert!(!worker.join().unwrap() || woken, "a task is queued, its worker sleeps, nobody wakes it");
+}
+
+#[test]
+fn classes_are_seen_with_their_tasks() {
+    model(None, || class_model(true));
+}
+
+#[test]
+#[should_panic(expected = "nobody wakes it")]
+fn catches_a_class_that_is_noted_after_the_push() {
+    model(None, || class_model(false));
+}
+
+/// A worker requeues its low task (alone: no wake), then takes a high one of another vCPU first and is stopped for good
+/// after it has sent the wake that `next` gave it. The low task is found by the second worker, which was about to park.
+#[test]
+fn a_task_left_behind_for_a_higher_one_is_found() {
+    model(Some(3), || {
+        let sched = scheduler(3);
+        let [normal, first, second] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
+        assert!(first.requeue(task(1), Priority::Low).unwrap().is_none());
+        let mut woken = VcpuMask::EMPTY;
+        if let Some(ticket) = normal.submit(task(2), Priority::High).unwrap() {
+            woken = woken.with(ticket.vcpu());
+            sched.wake_sent(ticket);
+        }
+        let second = thread::spawn(move || {
+            let mut taken = Vec::new();
+            let parks = turn(&second, &mut taken, true);
+            (second, taken, parks)
+        });
+        // It has one of the two tasks in hand and never comes back; the other one must not be stuck.
+        let mut in_hand = Vec::new();
+        if let Next::Run { task, wake } = first.next() {
+            in_hand.push(task.get());
+            if let Some(ticket) = wake {
+                woken = woken.with(ticket.vcpu());
+                sched.wake_sent(ticket);
+            }
+        }
+        let (second, mut taken, parks) = second.join().unwrap();
+        if !parks || woken.contains(v(2)) {
+            second.retract();
+            turn(&second, &mut taken, true);
+        }
+        taken.extend(in_hand);
+        taken.sort();
+        assert_eq!(taken, [1, 2], "lost, doubled, or left behind");
+    });
 }
 
 /// A worker requeues the task it ran (alone: no wake), makes another one runnable, and is then stopped for good.
@@ -416,9 +495,9 @@ fn composed_survives_a_worker_stopped_after_its_pushes() {
             let parks = turn(&second, &mut taken, true);
             (second, taken, parks)
         });
-        assert!(first.requeue(task(1)).unwrap().is_none());
+        assert!(first.requeue(task(1), Priority::Normal).unwrap().is_none());
         let mut woken = false;
-        if let Some(ticket) = first.submit(task(2)).unwrap() {
+        if let Some(ticket) = first.submit(task(2), Priority::Normal).unwrap() {
             woken = true;
             sched.wake_sent(ticket);
         }
@@ -439,7 +518,7 @@ fn stop_gate_excludes_tasks_and_resume_finds_them() {
         let sched = scheduler(2);
         let memory = Arc::new(loom::cell::UnsafeCell::new(0u64));
         let (normal, worker) = (sched.attach(v(0)).unwrap(), sched.attach(v(1)).unwrap());
-        let _ = normal.submit(task(1)).unwrap();
+        let _ = normal.submit(task(1), Priority::Normal).unwrap();
         worker.announce();
         let theirs = memory.clone();
         let worker = thread::spawn(move || {
@@ -481,7 +560,7 @@ fn a_grant_finds_the_reclaimed_worker() {
         let sched = scheduler(2);
         let (normal, worker) = (sched.attach(v(0)).unwrap(), sched.attach(v(1)).unwrap());
         sched.disallow(v(1));
-        assert_eq!(normal.submit(task(1)).unwrap(), None);
+        assert_eq!(normal.submit(task(1), Priority::Normal).unwrap(), None);
         let worker = thread::spawn(move || {
             let mut taken = Vec::new();
             let parks = turn(&worker, &mut taken, true);
@@ -506,10 +585,89 @@ fn a_grant_and_a_push_do_not_miss_each_other() {
         let (normal, worker) = (sched.attach(v(0)).unwrap(), sched.attach(v(1)).unwrap());
         sched.disallow(v(1));
         worker.announce();
-        let submitter = thread::spawn(move || normal.submit(task(1)).unwrap().is_some());
+        let submitter = thread::spawn(move || normal.submit(task(1), Priority::Normal).unwrap().is_some());
         sched.set_allowed(VcpuMask::first(2));
         let woken = sched.claim_for_backlog().is_some();
         assert!(submitter.join().unwrap() || woken, "queued, allowed, and asleep for ever");
+    });
+}
+
+// ------------------------------------------------------------------------------------------ ends of tasks
+
+/// A task waits for another one's end, which wakes it by its number.
+fn join_model() {
+    let (done, park) = (Arc::new(Completion::new()), Arc::new(ParkState::new()));
+    let result = Arc::new(loom::cell::UnsafeCell::new(0u64));
+    let woken = Arc::new(AtomicBool::new(false));
+    let (d, p, r, w) = (done.clone(), park.clone(), result.clone(), woken.clone());
+    let ender = thread::spawn(move || {
+        // SAFETY: nobody reads it before it has seen the end; loom reports the race otherwise.
+        r.with_mut(|p| unsafe { *p = 7 });
+        if d.end() == Some(3) && p.unpark() == Unpark::Push {
+            w.store(true, Ordering::Release);
+        }
+    });
+    let mut parked = false;
+    loop {
+        if done.wait_for(3) {
+            break;
+        }
+        if park.prepare_park() == PreparePark::Token {
+            continue;
+        }
+        if park.commit_park() == CommitPark::Parked {
+            parked = true;
+            break;
+        }
+        park.finish_park();
+    }
+    if !parked {
+        // SAFETY: as above.
+        result.with(|p| assert_eq!(unsafe { *p }, 7));
+    }
+    ender.join().unwrap();
+    assert!(!parked || woken.load(Ordering::Acquire), "asleep for ever");
+}
+
+#[test]
+fn a_join_sees_the_end_and_the_result() {
+    model(None, || join_model());
+}
+
+/// The ender reads who waits before it says that it has ended.
+#[test]
+#[should_panic(expected = "nobody wakes the waiter")]
+fn catches_an_end_that_is_told_too_late() {
+    model(None, || {
+        let (ended, waiter) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (e, w) = (ended.clone(), waiter.clone());
+        let ender = thread::spawn(move || {
+            let woken = w.load(Ordering::Acquire) != 0;
+            fence(Ordering::SeqCst);
+            e.store(true, Ordering::Release);
+            woken
+        });
+        waiter.store(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        let parks = !ended.load(Ordering::Acquire);
+        assert!(!parks || ender.join().unwrap(), "nobody wakes the waiter");
+    });
+}
+
+/// Requests and ends of a task race: exactly the requests that were accepted are told to who counts them.
+#[test]
+fn requests_to_stop_are_counted_once() {
+    model(None, || {
+        let stop = Arc::new(StopRequest::new());
+        let askers: Vec<_> = [StopReason::Cancelled, StopReason::WallLimit]
+            .map(|reason| {
+                let stop = stop.clone();
+                thread::spawn(move || stop.request(reason))
+            })
+            .into();
+        let told = stop.end().is_some();
+        let accepted = askers.into_iter().map(|a| a.join().unwrap()).filter(|yes| *yes).count();
+        assert_eq!(accepted, usize::from(told));
     });
 }
 

@@ -65,6 +65,11 @@ struct Task {
     park: ParkState,
 }
 
+/// Tasks of all classes, partners in different ones.
+fn class(n: usize) -> Priority {
+    Priority::ALL[n % CLASSES]
+}
+
 struct World<'a> {
     sched: &'a Scheduler<'a>,
     tasks: Vec<Task>,
@@ -89,7 +94,7 @@ impl World<'_> {
 
     fn unpark(&self, vcpu: &Vcpu<'_>, n: usize) {
         if self.tasks[n].park.unpark() == Unpark::Push {
-            self.ring(vcpu.submit(task(n as u64 + 1)).unwrap());
+            self.ring(vcpu.submit(task(n as u64 + 1), class(n)).unwrap());
         }
     }
 
@@ -125,7 +130,7 @@ impl World<'_> {
                     let why = self.run(vcpu, n);
                     me.running.store(false, Ordering::Release);
                     match me.park.commit(why) {
-                        Commit::Requeue => self.ring(vcpu.requeue(t).unwrap()),
+                        Commit::Requeue => self.ring(vcpu.requeue(t, class(n)).unwrap()),
                         Commit::Parked => {}
                         Commit::Exited => {
                             if self.live.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -156,7 +161,7 @@ impl World<'_> {
 fn parked_tasks_and_workers_always_come_back() {
     const WORKERS: usize = 3;
     const TASKS: usize = 12;
-    let rings: Vec<_> = (0..=WORKERS).map(|_| words(16)).collect();
+    let rings: Vec<_> = (0..=WORKERS).map(|_| words(16 * LANES)).collect();
     let slots: Vec<_> = rings.iter().map(|r| VcpuSlot::new(r).unwrap()).collect();
     let sched = Scheduler::new(&slots).unwrap();
     let (world_tx, stops) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
@@ -190,7 +195,7 @@ fn parked_tasks_and_workers_always_come_back() {
         world_tx.lock().unwrap().push(world.clone());
         tx.into_iter().for_each(|tx| tx.send(world.clone()).unwrap());
         let normal = sched.attach(VcpuId::NORMAL).unwrap();
-        (0..TASKS).for_each(|n| world.ring(normal.submit(task(n as u64 + 1)).unwrap()));
+        (0..TASKS).for_each(|n| world.ring(normal.submit(task(n as u64 + 1), class(n)).unwrap()));
         let ring_backlog = || {
             while let Some(t) = sched.claim_for_backlog() {
                 world.ring(Some(t));
@@ -229,25 +234,26 @@ fn parked_tasks_and_workers_always_come_back() {
 #[test]
 fn a_worker_stopped_for_ever_keeps_only_its_own_task() {
     const TASKS: u64 = 40;
-    let rings: Vec<_> = (0..3).map(|_| words(64)).collect();
+    let rings: Vec<_> = (0..3).map(|_| words(64 * LANES)).collect();
     let slots: Vec<_> = rings.iter().map(|r| VcpuSlot::new(r).unwrap()).collect();
     let sched = Scheduler::new(&slots).unwrap();
     let [normal, stopped, other] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
     other.announce();
     for n in 1..=TASKS {
-        let never_rung = stopped.submit(task(n)).unwrap();
+        let never_rung = stopped.submit(task(n), Priority::Normal).unwrap();
         assert_eq!(never_rung.unwrap().vcpu(), v(2));
     }
     let Next::Run { task: in_hand, .. } = stopped.next() else { panic!() };
     // The next submitter, whoever it is, gets the wake.
-    assert_eq!(normal.submit(task(TASKS + 1)).unwrap().unwrap().vcpu(), v(2));
+    assert_eq!(normal.submit(task(TASKS + 1), Priority::Normal).unwrap().unwrap().vcpu(), v(2));
     other.retract();
-    assert_eq!(other.submit(task(1_000)).unwrap(), None);
+    assert_eq!(other.submit(task(1_000), Priority::Normal).unwrap(), None);
     let mut finished = Vec::new();
-    for _ in 0..(TASKS + 2) * u64::from(FAIRNESS_INTERVAL) {
+    // Three of four fairness turns look at the others' queues first.
+    for _ in 0..2 * (TASKS + 2) * u64::from(FAIRNESS_INTERVAL) {
         let Next::Run { task: t, .. } = other.next() else { panic!() };
         if t.get() == 1_000 {
-            let _ = other.requeue(t).unwrap();
+            let _ = other.requeue(t, Priority::Normal).unwrap();
         } else {
             finished.push(t.get());
         }

@@ -46,6 +46,11 @@ pub fn cycles_to_ns(cycles: u64) -> u64 {
     scaled(cycles, CLOCK.get().scale)
 }
 
+/// `ns` nanoseconds in cycles of the time stamp counter.
+pub fn ns_to_cycles(ns: u64) -> u64 {
+    u64::try_from((u128::from(ns) << 32) / u128::from(CLOCK.get().scale.max(1))).unwrap_or(u64::MAX)
+}
+
 /// Nanoseconds since this CVM started; never less than before, on any vCPU.
 pub fn monotonic_ns() -> u64 {
     let clock = CLOCK.get();

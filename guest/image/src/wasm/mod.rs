@@ -2,27 +2,32 @@
 
 pub mod hooks;
 pub mod memory;
+mod spawn;
 mod wasi;
 
 #[cfg(feature = "debug-image")]
 use crate::arch;
 use crate::arch::cpu;
-use crate::program::{Code, GuestSystem, Loading, Program};
-use crate::sync::SpinLock;
+use crate::children::{Child, Family, Kids, Loaded};
+use crate::once::Once;
+use crate::program::{Code, GuestSystem, Loading, Options, Program};
+use crate::task::Begin;
 use crate::{areas, phases, task, vcpu};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-#[cfg(feature = "debug-image")]
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::ptr::NonNull;
 use nacre_abi::message::ExitKind;
+use nacre_abi::spawn::Status;
 use nacre_engine::Header;
 use nacre_mm::entry::Perms;
-use nacre_wasi::{Builder, Fs, Stop, WasiCtx};
+use nacre_wasi::{Builder, Fs, Stop, Stream, WasiCtx};
+use nacre_wval::StopReason;
 use wasmtime::{
-    Config, CustomCodeMemory, Engine, Extern, InstancePre, Linker, Memory, Module, Store, Trap,
+    Config, CustomCodeMemory, Engine, Extern, Instance, InstancePre, Linker, Memory, Module, Store, Trap,
     UpdateDeadline, WasmBacktrace,
 };
 
@@ -30,6 +35,7 @@ use wasmtime::{
 pub struct Context {
     wasi: WasiCtx<GuestSystem>,
     memory: Option<Memory>,
+    kids: Kids,
 }
 
 /// The engine and the functions it provides, shared by all programs of this CVM.
@@ -38,7 +44,7 @@ pub struct Runtime {
     linker: Linker<Context>,
 }
 
-static RUNTIME: SpinLock<Option<Arc<Runtime>>> = SpinLock::new(None);
+static RUNTIME: Once<Runtime> = Once::new();
 
 /// How a run ended.
 pub struct Outcome {
@@ -49,7 +55,47 @@ pub struct Outcome {
 
 impl Outcome {
     fn error(text: impl ToString) -> Outcome {
-        Outcome { kind: ExitKind::Error, code: 0, text: text.to_string() }
+        let text = text.to_string();
+        // The one thing that wasmtime says in words only: there is no memory for an instance.
+        let kind = if text.contains("out of memory") { ExitKind::OutOfMemory } else { ExitKind::Error };
+        Outcome { kind, code: 0, text }
+    }
+
+    /// There was no memory for the task's stack.
+    pub fn no_stack() -> Outcome {
+        Outcome::error("out of memory: none is left for the program's stack; give the CVM more with --memory")
+    }
+
+    /// The task was told to end.
+    pub fn stopped(reason: StopReason, options: Options) -> Outcome {
+        let seconds = |ns: u64| ns as f64 / 1e9;
+        let (kind, text) = match reason {
+            StopReason::Cancelled => (ExitKind::Error, String::from("killed")),
+            StopReason::WallLimit => {
+                let limit = seconds(options.wall_limit_ns);
+                (
+                    ExitKind::TimeLimit,
+                    format!("time limit: it ran for {limit} s; allow more with --time-limit"),
+                )
+            }
+            StopReason::CpuLimit => {
+                let limit = seconds(options.cpu_limit_ns);
+                (ExitKind::TimeLimit, format!("time limit: it used {limit} s of CPU time; allow it more"))
+            }
+        };
+        Outcome { kind, code: 0, text }
+    }
+
+    /// The same as the end of a spawned task: status and code.
+    pub fn status(&self) -> (Status, u32) {
+        match self.kind {
+            ExitKind::Code => (Status::Exited, self.code as u32),
+            ExitKind::Trap => (Status::Trapped, 0),
+            ExitKind::TimeLimit => (Status::TimeLimit, 0),
+            ExitKind::OutOfMemory => (Status::OutOfMemory, 0),
+            ExitKind::BrokenPipe => (Status::Failed, 0),
+            ExitKind::Error => (Status::Failed, 0),
+        }
     }
 }
 
@@ -76,9 +122,9 @@ fn protect(start: *const u8, bytes: usize, perms: Perms) -> wasmtime::Result<()>
 }
 
 /// The runtime, made at its first use.
-pub fn runtime() -> wasmtime::Result<Arc<Runtime>> {
-    if let Some(runtime) = &*RUNTIME.lock() {
-        return Ok(runtime.clone());
+pub fn runtime() -> wasmtime::Result<&'static Runtime> {
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
     }
     let mut config = Config::new();
     nacre_engine::configure(&mut config);
@@ -89,30 +135,35 @@ pub fn runtime() -> wasmtime::Result<Arc<Runtime>> {
     let engine = Engine::new(&config)?;
     let mut linker = Linker::new(&engine);
     wasi::link(&mut linker)?;
-    let runtime = Arc::new(Runtime { engine, linker });
+    spawn::link(&mut linker)?;
     // Two tasks may have made one each: the first to come here wins.
-    Ok(RUNTIME.lock().get_or_insert(runtime).clone())
+    Ok(RUNTIME.get_or_set(Box::new(Runtime { engine, linker })))
 }
 
 /// Makes all running Wasm reach a safe point soon.
 pub fn bump_epoch() {
-    let runtime = RUNTIME.lock().clone();
-    if let Some(runtime) = runtime {
+    if let Some(runtime) = RUNTIME.get() {
         runtime.engine.increment_epoch();
     }
 }
 
 /// Runs a program to its end and reports it. The body of a task.
-pub fn run_program(program: &Arc<Program>) {
-    phases::mark(&phases::TASK);
-    task::current().program.set(Some(program.id));
+pub fn run_program(program: &Arc<Program>, options: Options, begin: Begin) {
     let Some(loading) = program.loading.lock().take() else { return };
-    let Outcome { kind, code, text } = run(program, loading).unwrap_or_else(|outcome| outcome);
-    task::current().program.set(None);
-    program.report_exit(kind, code, &text);
+    let outcome = match begin {
+        Begin::Now => {
+            phases::mark(&phases::TASK);
+            let outcome = run(program, loading, options).unwrap_or_else(|outcome| outcome);
+            task::current().survive();
+            outcome
+        }
+        Begin::Stopped(reason) => Outcome::stopped(reason, options),
+        Begin::NoMemory => Outcome::no_stack(),
+    };
+    program.report_exit(outcome.kind, outcome.code, &outcome.text);
 }
 
-fn run(program: &Arc<Program>, loading: Loading) -> Result<Outcome, Outcome> {
+fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Outcome, Outcome> {
     let Loading { code, args, env, preopens, terminals, fs, error, .. } = loading;
     if let Some((kind, text)) = error {
         return Err(Outcome { kind, code: 0, text });
@@ -120,27 +171,83 @@ fn run(program: &Arc<Program>, loading: Loading) -> Result<Outcome, Outcome> {
     let runtime =
         runtime().map_err(|error| Outcome::error(format!("the engine can't be made: {error:#}")))?;
     phases::mark(&phases::ENGINE);
-    let module = load(&runtime, &code)?;
-    let pre = resolve(&runtime, &module)?;
+    let module = load(runtime, &code)?;
+    let pre = resolve(runtime, &module)?;
     phases::mark(&phases::LOADED);
+    let loaded = Loaded::new(pre, module, code);
+    let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let preopens =
         preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
-    let wasi = Builder::new()
-        .args(args)
-        .env(env)
-        .preopens(preopens)
-        .tty(terminals[0], terminals[1], terminals[2])
-        .build(GuestSystem(program.clone()), fs)
-        .map_err(Outcome::error)?;
-    let mut store = new_store(&runtime, wasi);
-    let ended = call_start(&pre, &mut store);
-    let outcome = outcome(ended);
-    let (_, fs) = store.into_data().wasi.into_parts();
+    let wasi = new_wasi(&family, preopens, fs)?;
+    let mut store = new_store(runtime, wasi, Kids::new(family.clone(), None));
+    let ended = call_start(&family.loaded.pre, &mut store);
+    let outcome = outcome(ended, options);
+    let Context { wasi, kids, .. } = store.into_data();
+    drop(kids);
+    family.close();
+    let (_, fs) = wasi.into_parts();
     keep_fs(program, fs);
-    // The module's code lies in `code`: whatever refers to it goes first.
-    drop((pre, module));
-    drop(code);
     Ok(outcome)
+}
+
+/// A WASI context with the streams, arguments and environment of a program.
+fn new_wasi(
+    family: &Family,
+    preopens: Vec<(String, String)>,
+    fs: Fs,
+) -> Result<WasiCtx<GuestSystem>, Outcome> {
+    let [stdin, stdout, stderr] = family.terminals;
+    Builder::new()
+        .args(family.args.clone())
+        .env(family.env.clone())
+        .preopens(preopens)
+        .tty(stdin, stdout, stderr)
+        .build(GuestSystem(family.program.clone()), fs)
+        .map_err(Outcome::error)
+}
+
+/// Runs a spawned task to its end; returns how it ended, with the status and code for its report, and its result.
+pub fn run_child(child: &Arc<Child>) -> ((Status, u32), Vec<u8>) {
+    let mut result = Vec::new();
+    let outcome = call_child(child, &mut result);
+    let end = match outcome {
+        Ok(code) => (Status::Returned, code),
+        Err(outcome) => {
+            let (status, code) = match task::current().stopped() {
+                Some(StopReason::Cancelled) => (Status::Cancelled, 0),
+                Some(_) => (Status::TimeLimit, 0),
+                None => outcome.status(),
+            };
+            if !outcome.text.is_empty() && !matches!(status, Status::Cancelled | Status::TimeLimit) {
+                let text = format!("task {}: {}\n", child.name, outcome.text);
+                GuestSystem(child.family.program.clone()).write_all(Stream::Stderr, text.as_bytes());
+            }
+            (status, code)
+        }
+    };
+    child.family.program.count_child(task::current_cpu_cycles());
+    (end, result)
+}
+
+/// Instantiates a spawned task's module and calls its function; what it gave goes to `result`.
+fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> {
+    let family = &child.family;
+    let runtime = runtime().map_err(Outcome::error)?;
+    let fs = Fs::new(0).map_err(Outcome::error)?;
+    let wasi = new_wasi(family, Vec::new(), fs)?;
+    let mut store = new_store(runtime, wasi, Kids::new(family.clone(), Some(child.clone())));
+    let called = instantiate(&family.loaded.pre, &mut store).and_then(|instance| {
+        let function = instance.get_typed_func::<u32, u32>(&mut store, &child.name)?;
+        function.call(&mut store, child.message.len() as u32)
+    });
+    let ended = match called {
+        Ok(code) => Ok(code),
+        Err(error) => Err(outcome(Err(error), Options::default())),
+    };
+    if matches!(&ended, Ok(_) | Err(Outcome { kind: ExitKind::Code, .. })) {
+        *result = core::mem::take(&mut store.data_mut().kids.result);
+    }
+    ended
 }
 
 fn keep_fs(program: &Program, fs: Fs) {
@@ -172,8 +279,9 @@ pub fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
 /// Finds everything the module imports.
 pub fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context>, Outcome> {
     runtime.linker.instantiate_pre(module).map_err(|error| {
-        let provided = "Nacre provides wasi_snapshot_preview1 only";
-        let missing = module.imports().find(|import| import.module() != wasi::MODULE);
+        let provided = "Nacre provides wasi_snapshot_preview1 and nacre";
+        let known = [wasi::MODULE, nacre_abi::spawn::MODULE];
+        let missing = module.imports().find(|import| !known.contains(&import.module()));
         match missing {
             Some(import) => Outcome::error(format!(
                 "import {}.{} is provided by nobody; {provided}",
@@ -185,28 +293,29 @@ pub fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context
     })
 }
 
-/// A store whose Wasm yields at safe points when the epoch is bumped.
-pub fn new_store(runtime: &Runtime, wasi: WasiCtx<GuestSystem>) -> Store<Context> {
-    let mut store = Store::new(&runtime.engine, Context { wasi, memory: None });
+/// A store whose Wasm comes to a safe point when the epoch is bumped.
+fn new_store(runtime: &Runtime, wasi: WasiCtx<GuestSystem>, kids: Kids) -> Store<Context> {
+    let mut store = Store::new(&runtime.engine, Context { wasi, memory: None, kids });
     store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(|store| {
-        task::yield_now();
-        if store.data().wasi.system().0.is_killed() {
-            Err(wasi::Stopped(Stop::Killed).into())
-        } else {
-            Ok(UpdateDeadline::Continue(1))
-        }
+    store.epoch_deadline_callback(|_| match task::safe_point() {
+        Ok(()) => Ok(UpdateDeadline::Continue(1)),
+        Err(_) => Err(wasi::Stopped(Stop::Killed).into()),
     });
     store
+}
+
+fn instantiate(pre: &InstancePre<Context>, store: &mut Store<Context>) -> wasmtime::Result<Instance> {
+    let instance = pre.instantiate(&mut *store)?;
+    if let Some(Extern::Memory(memory)) = instance.get_export(&mut *store, "memory") {
+        store.data_mut().memory = Some(memory);
+    }
+    Ok(instance)
 }
 
 /// Instantiates and calls `_start`.
 fn call_start(pre: &InstancePre<Context>, store: &mut Store<Context>) -> wasmtime::Result<()> {
     phases::mark(&phases::FIRST_WASM);
-    let instance = pre.instantiate(&mut *store)?;
-    if let Some(Extern::Memory(memory)) = instance.get_export(&mut *store, "memory") {
-        store.data_mut().memory = Some(memory);
-    }
+    let instance = instantiate(pre, store)?;
     let start = instance.get_typed_func::<(), ()>(&mut *store, "_start").map_err(|_| {
         wasmtime::Error::msg(
             "it exports no function _start: build it as a command (a WASI program), not as a library",
@@ -215,11 +324,14 @@ fn call_start(pre: &InstancePre<Context>, store: &mut Store<Context>) -> wasmtim
     start.call(&mut *store, ())
 }
 
-/// What the end of a run means.
-fn outcome(ended: wasmtime::Result<()>) -> Outcome {
+/// What the end of a run means; `options` are what the task was started with.
+fn outcome(ended: wasmtime::Result<()>, options: Options) -> Outcome {
     let out_of_memory = vcpu::take_out_of_memory();
     let Err(error) = ended else { return Outcome { kind: ExitKind::Code, code: 0, text: String::new() } };
     if let Some(wasi::Stopped(stop)) = error.downcast_ref() {
+        if let (Stop::Killed, Some(reason)) = (stop, task::current().stopped()) {
+            return Outcome::stopped(reason, options);
+        }
         let (kind, code) = match stop {
             Stop::Exit(code) => (ExitKind::Code, u64::from(*code)),
             Stop::BrokenPipe => (ExitKind::BrokenPipe, 0),
@@ -271,19 +383,21 @@ pub fn measure_instances(program: &Arc<Program>, count: usize) -> Result<Vec<u64
         return Err(Outcome::error("no program is loaded"));
     };
     let runtime = runtime().map_err(Outcome::error)?;
-    let module = load(&runtime, &loading.code)?;
-    let pre = resolve(&runtime, &module)?;
+    let Loading { code, args, env, terminals, .. } = loading;
+    let module = load(runtime, &code)?;
+    let pre = resolve(runtime, &module)?;
+    let loaded = Loaded::new(pre, module, code);
+    let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
-        let wasi = Builder::new()
-            .build(GuestSystem(program.clone()), Fs::new(0).map_err(Outcome::error)?)
-            .map_err(Outcome::error)?;
+        let fs = Fs::new(0).map_err(Outcome::error)?;
+        let wasi = Builder::new().build(GuestSystem(program.clone()), fs).map_err(Outcome::error)?;
+        let kids = Kids::new(family.clone(), None);
         let start = arch::rdtsc();
-        let mut store = new_store(&runtime, wasi);
-        call_start(&pre, &mut store).map_err(Outcome::error)?;
+        let mut store = new_store(runtime, wasi, kids);
+        call_start(&family.loaded.pre, &mut store).map_err(Outcome::error)?;
         drop(store);
         samples.push(arch::rdtsc() - start);
     }
-    drop((pre, module));
     Ok(samples)
 }

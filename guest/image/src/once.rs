@@ -1,0 +1,51 @@
+//! [`Once`]: a value that is set at most once and then shared, without a lock: nobody waits for who sets it.
+
+use alloc::boxed::Box;
+use core::marker::PhantomData;
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+/// A place for a value that is set at most once.
+pub struct Once<T> {
+    value: AtomicPtr<T>,
+    owns: PhantomData<T>,
+}
+
+impl<T: Send + Sync> Once<T> {
+    /// Nothing yet.
+    pub const fn new() -> Once<T> {
+        Once { value: AtomicPtr::new(null_mut()), owns: PhantomData }
+    }
+
+    /// The value, if it is set.
+    pub fn get(&self) -> Option<&T> {
+        // SAFETY: not null means: set by `get_or_set` from a box, which only the drop of `self` frees.
+        unsafe { self.value.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Sets the value unless there is one; returns the one that is there.
+    pub fn get_or_set(&self, value: Box<T>) -> &T {
+        let new = Box::into_raw(value);
+        match self.value.compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: from a box that nobody frees before the drop of `self`.
+            Ok(_) => unsafe { &*new },
+            Err(first) => {
+                // SAFETY: `new` came from a box a moment ago and was given to nobody; `first` as in `get`.
+                unsafe {
+                    drop(Box::from_raw(new));
+                    &*first
+                }
+            }
+        }
+    }
+}
+
+impl<T> Drop for Once<T> {
+    fn drop(&mut self) {
+        let value = *self.value.get_mut();
+        if !value.is_null() {
+            // SAFETY: from a box, and with `self` the last way to it goes.
+            drop(unsafe { Box::from_raw(value) });
+        }
+    }
+}
