@@ -6,7 +6,7 @@
 use crate::memory::{self, Promise};
 use crate::{areas, heap, link, sched, task, wasm};
 use nacre_abi::LARGE_PAGE_BYTES;
-use nacre_abi::layout::{AREAS_VA, HEAP_VA, IMAGE_VA, IMAGE_VA_END, TENANT_VA_END};
+use nacre_abi::layout::{HEAP_VA, IMAGE_VA, IMAGE_VA_END, TENANT_VA_END};
 use nacre_abi::message::{Header, Kind, NO_PROGRAM};
 use nacre_abi::ring::Incoming;
 use nacre_mm::GuestVirt;
@@ -29,7 +29,10 @@ pub fn handle(incoming: &Incoming<'_, '_>) {
             incoming.copy_body(0, &mut len);
             map_for(header, u64::from_le_bytes(len));
         }
-        Kind::ArenaEnd => task::submit_all_runnable(),
+        Kind::ArenaEnd => {
+            heap::arrived();
+            task::submit_all_runnable();
+        }
         _ => {}
     }
 }
@@ -62,11 +65,14 @@ fn dump() {
             core::hint::spin_loop();
         }
     }
-    for (start, end) in [(TENANT_IMAGE_VA, IMAGE_VA_END), (HEAP_VA, heap::end()), (AREAS_VA, areas::end())] {
-        if let Some(range) = PageRange::new(GuestVirt(start), end - start) {
+    let mut send_range = |start, bytes| {
+        if let Some(range) = PageRange::new(GuestVirt(start), bytes) {
             memory::space().scan(range, &mut |mapping| send_mapping(mapping, start == TENANT_IMAGE_VA));
         }
-    }
+    };
+    send_range(TENANT_IMAGE_VA, IMAGE_VA_END - TENANT_IMAGE_VA);
+    heap::for_each(&mut send_range);
+    areas::for_each(&mut send_range);
     link::send(Header::new(Kind::ArenaEnd, NO_PROGRAM), &[]);
     // This CVM is over: what it had runs elsewhere.
     core::mem::forget(stopped);

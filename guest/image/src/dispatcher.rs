@@ -56,6 +56,7 @@ impl Dispatcher {
         loop {
             // First of all: the host may have woken this vCPU because it wants a worker back.
             let reminder = self.reclaimer.run();
+            memory::catch_up();
             let mut busy = self.receive();
             busy |= self.timers.run();
             busy |= sched::run_one() == Ran::Task;

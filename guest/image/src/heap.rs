@@ -1,67 +1,117 @@
 //! The tenant heap: the global allocator. Everything allocated with `alloc` belongs to the tenant arena.
+//!
+//! What is decided, and why no vCPU ever waits for another, is in [`nacre_mm::heap`]; here is its memory. The allocator's
+//! state is a tenant static and chunk headers in the heap itself, so it moves with the tenant arena.
 
 use crate::memory::{self, Promise};
-use crate::sync::RawSpin;
+use crate::vcpu;
 use core::alloc::{GlobalAlloc, Layout};
-use core::ptr::NonNull;
-use nacre_abi::LARGE_PAGE_BYTES;
 use nacre_abi::layout::{AREAS_VA, HEAP_VA};
 use nacre_mm::GuestVirt;
 use nacre_mm::address_space::PageRange;
 use nacre_mm::entry::Perms;
-use talc::TalcLock;
-use talc::source::Manual;
+use nacre_mm::heap::{CHUNK_BYTES, END_OFFSET, Header, Heap, HeapMemory};
 
 #[global_allocator]
-static HEAP: Heap = Heap {
-    talc: TalcLock::new(Manual),
-    end: lock_api::Mutex::new(Extent { talc_end: None, mapped_end: HEAP_VA }),
-};
+static HEAP: Global = Global(Heap::new());
 
-/// Allocations from this size on fail before they would use up the reserve that small ones need to report an error.
-const LARGE_ALLOCATION: usize = 32 << 10;
+const _: () = assert!(END_OFFSET <= AREAS_VA - HEAP_VA, "the heap's addresses reach the areas");
 
-struct Heap {
-    talc: TalcLock<RawSpin, Manual>,
-    end: lock_api::Mutex<RawSpin, Extent>,
+struct Global(Heap);
+
+/// The heap's memory: addresses from [`HEAP_VA`] on.
+struct Pages;
+
+fn range(offset: u64, bytes: u64) -> PageRange {
+    // Inside the heap's addresses, and whole pages.
+    PageRange::new(GuestVirt(HEAP_VA + offset), bytes).unwrap_or_else(|| unreachable!("bounds of the heap"))
 }
 
-struct Extent {
-    /// Where talc's heap ends, as it said.
-    talc_end: Option<u64>,
-    /// First address behind the heap.
-    mapped_end: u64,
+impl HeapMemory for Pages {
+    fn header(&self, chunk: usize) -> &Header {
+        // SAFETY: the allocator asks for the headers of mapped chunks only; these stay mapped, nobody else uses that part
+        // of them, and a header is nothing but atomic words, for which zeros are a valid start.
+        unsafe { &*((HEAP_VA + chunk as u64 * CHUNK_BYTES) as *const Header) }
+    }
+
+    fn map(&self, offset: u64, bytes: u64, reserve: bool) -> bool {
+        let promise = if reserve { Promise::Heap } else { Promise::Tenant };
+        memory::map(range(offset, bytes), Perms::ReadWrite, promise).is_ok()
+    }
+
+    fn unmap(&self, offset: u64, bytes: u64) -> u64 {
+        // Whole large pages: never incomplete.
+        let complete = memory::unmap(range(offset, bytes));
+        debug_assert!(complete);
+        memory::generation()
+    }
+
+    fn settled(&self) -> u64 {
+        memory::settled()
+    }
+
+    fn spread(&self) -> usize {
+        vcpu::id().index()
+    }
 }
 
-// SAFETY: it hands on to talc, which fulfils the contract; memory is only ever added to it.
-unsafe impl GlobalAlloc for Heap {
+/// Shows the start and length of everything that may be mapped.
+#[cfg(feature = "debug-image")]
+pub fn for_each(visit: &mut dyn FnMut(u64, u64)) {
+    HEAP.0.for_each_range(&mut |offset, bytes| visit(HEAP_VA + offset, bytes));
+}
+
+/// Called when the heap came from another CVM: no vCPU of this one knows an address of it.
+#[cfg(feature = "debug-image")]
+pub fn arrived() {
+    HEAP.0.settle();
+}
+
+fn block_at(offset: u64) -> *mut u8 {
+    (HEAP_VA + offset) as *mut u8
+}
+
+fn offset_of(block: *mut u8) -> u64 {
+    block as u64 - HEAP_VA
+}
+
+// SAFETY: blocks are disjoint, aligned, mapped and of at least the size asked for, as `nacre_mm::heap` shows by its tests.
+unsafe impl GlobalAlloc for Global {
+    #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        loop {
-            let extent = self.end.lock().mapped_end;
-            // SAFETY: the caller's promise about `layout`.
-            let block = unsafe { self.talc.alloc(layout) };
-            if !block.is_null() || !self.grow(layout, extent) {
-                return block;
-            }
+        match self.0.alloc(&Pages, layout.size() as u64, layout.align() as u64) {
+            Some(block) => block_at(block.offset),
+            None => core::ptr::null_mut(),
         }
     }
 
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let Some(block) = self.0.alloc(&Pages, layout.size() as u64, layout.align() as u64) else {
+            return core::ptr::null_mut();
+        };
+        let start = block_at(block.offset);
+        if !block.zeroed {
+            // SAFETY: a new block of that many bytes.
+            unsafe { core::ptr::write_bytes(start, 0, layout.size()) }
+        }
+        start
+    }
+
+    #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { self.talc.dealloc(block, layout) }
+        self.0.free(&Pages, offset_of(block), layout.size() as u64, layout.align() as u64);
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        let moved = unsafe { self.talc.realloc(block, layout, new_size) };
-        if !moved.is_null() {
-            return moved;
+        let (size, align) = (layout.size() as u64, layout.align() as u64);
+        if self.0.resize(&Pages, offset_of(block), size, align, new_size as u64) {
+            return block;
         }
-        // SAFETY: the caller promises that `new_size` is not too large for the alignment.
-        let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        // SAFETY: a new block of `new_size` bytes, then the copy of the common part, as the contract says.
+        // SAFETY: the caller promises that `new_size` is not too large for the alignment; then a new block of `new_size`
+        // bytes and the copy of the common part, as the contract says.
         unsafe {
-            let moved = self.alloc(new_layout);
+            let moved = self.alloc(Layout::from_size_align_unchecked(new_size, layout.align()));
             if !moved.is_null() {
                 core::ptr::copy_nonoverlapping(block, moved, layout.size().min(new_size));
                 self.dealloc(block, layout);
@@ -69,44 +119,4 @@ unsafe impl GlobalAlloc for Heap {
             moved
         }
     }
-}
-
-impl Heap {
-    /// Adds memory for `layout`; false if there is none. `seen_end` is the end before the failed attempt: if another vCPU
-    /// added some since, nothing needs to be done.
-    fn grow(&self, layout: Layout, seen_end: u64) -> bool {
-        let mut extent = self.end.lock();
-        if extent.mapped_end != seen_end {
-            return true;
-        }
-        let wanted = (layout.size() + layout.align()) as u64 + 4096;
-        let Some(bytes) = wanted.checked_next_multiple_of(LARGE_PAGE_BYTES) else { return false };
-        let start = extent.mapped_end;
-        if bytes > AREAS_VA - start {
-            return false;
-        }
-        let promise = if layout.size() >= LARGE_ALLOCATION { Promise::Tenant } else { Promise::Heap };
-        let Some(range) = PageRange::new(GuestVirt(start), bytes) else { return false };
-        if memory::map(range, Perms::ReadWrite, promise).is_err() {
-            return false;
-        }
-        let new_end = (start + bytes) as *mut u8;
-        let mut talc = self.talc.lock();
-        // SAFETY: the range is mapped, readable, writable, nobody's, and directly behind what talc has.
-        let talc_end = unsafe {
-            match extent.talc_end.and_then(|end| NonNull::new(end as *mut u8)) {
-                None => talc.claim(start as *mut u8, bytes as usize),
-                Some(end) => Some(talc.extend(end, new_end)),
-            }
-        };
-        extent.talc_end = talc_end.map(|end| end.as_ptr() as u64);
-        extent.mapped_end = start + bytes;
-        extent.talc_end.is_some()
-    }
-}
-
-/// First address behind the heap.
-#[cfg(feature = "debug-image")]
-pub fn end() -> u64 {
-    HEAP.end.lock().mapped_end
 }

@@ -56,6 +56,7 @@ extern "C" fn guest_entry(vcpu: u64) -> ! {
     let Some(vcpu) = VcpuId::new(vcpu as u32) else { arch::exit(ExitReason::BadLaunch) };
     // SAFETY: the launcher starts each vCPU once, with its own number.
     unsafe { vcpu::init(vcpu) };
+    memory::started();
     if vcpu.is_worker() {
         if let Some(own) = OWN.try_get() {
             vcpu::set_own(own.of(vcpu));

@@ -30,7 +30,8 @@ pub type Space = PageTables<'static, Window>;
 agent_static! {
     static SPACE: AgentCell<Space> = AgentCell::new();
     static LAYOUT: AgentCell<Layout> = AgentCell::new();
-    /// Counts changes that took something away; a vCPU that has flushed since has no stale translation of them.
+    /// Counts changes that took something away; a vCPU that has flushed since has no stale translation of them. What each
+    /// vCPU has flushed is `vcpu::flushed`: 0 while it sleeps or was never started, else 1 + the generation.
     static GENERATION: AtomicU64 = AtomicU64::new(0);
     static FLUSHES: AtomicU64 = AtomicU64::new(0);
     static FAULTS: AtomicU64 = AtomicU64::new(0);
@@ -235,11 +236,42 @@ fn flush(needed: Flush) {
 pub fn catch_up() {
     let generation = GENERATION.load(Ordering::SeqCst);
     let flushed = &vcpu::local().flushed;
-    if flushed.load(Ordering::Relaxed) != generation {
+    if flushed.load(Ordering::Relaxed) != generation + 1 {
         arch::flush_tlb();
         FLUSHES.fetch_add(1, Ordering::Relaxed);
-        flushed.store(generation, Ordering::Relaxed);
+        // After the flush: whoever sees it may use the addresses again.
+        flushed.store(generation + 1, Ordering::SeqCst);
     }
+}
+
+/// The present generation: what was unmapped before this call is settled once all vCPUs have flushed it.
+pub fn generation() -> u64 {
+    GENERATION.load(Ordering::SeqCst)
+}
+
+/// The generation up to which all vCPUs that run have flushed. The others flush, if need be, before they touch anything.
+pub fn settled() -> u64 {
+    let now = generation();
+    (0..layout().params.vcpus as usize)
+        .map(|vcpu| vcpu::flushed(vcpu).load(Ordering::SeqCst))
+        .filter(|flushed| *flushed != 0)
+        .fold(now, |least, flushed| least.min(flushed - 1))
+}
+
+/// Runs `sleep`, in which this vCPU touches nothing of the tenant's: nobody has to wait for its flush meanwhile.
+pub fn while_asleep(sleep: impl FnOnce()) {
+    let flushed = &vcpu::local().flushed;
+    let before = flushed.swap(0, Ordering::SeqCst);
+    sleep();
+    // Published first, looked at the generation then: either `settled` counts this vCPU, or it sees the change.
+    flushed.store(before, Ordering::SeqCst);
+    catch_up();
+}
+
+/// This vCPU begins to run: it has no translations yet.
+pub fn started() {
+    vcpu::local().flushed.store(1, Ordering::SeqCst);
+    catch_up();
 }
 
 /// Gives some free memory back to the host, beyond a cushion: one run of neighbouring frames, of bounded length, because

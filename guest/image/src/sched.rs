@@ -390,7 +390,7 @@ pub fn park_unless(busy: impl FnOnce() -> bool, deadline_ns: Option<u64>) {
         if wait_ns != 0 {
             PARKS.fetch_add(1, Ordering::Relaxed);
             link::window().mailbox(vcpu::id())[0].store(wait_ns, Ordering::Relaxed);
-            arch::hypercall(hypercall::PARK, 0);
+            memory::while_asleep(|| arch::hypercall(hypercall::PARK, 0));
         }
     }
     // A wake that came meanwhile is only a hint: the loop looks at the queues in any case.

@@ -19,7 +19,7 @@ pub struct Local {
     /// Where the scheduler's context is saved while a task runs.
     pub scheduler_sp: Cell<u64>,
     id: Cell<u64>,
-    /// Generation of unmappings after which this vCPU last flushed its translations.
+    /// What this vCPU has flushed; see `memory::GENERATION`. Read by the others.
     pub flushed: AtomicU64,
     /// A promised page could not be given a frame; the trap that follows is an out-of-memory error.
     out_of_memory: Cell<bool>,
@@ -90,6 +90,17 @@ fn init_stacks(vcpu: VcpuId) {
             upcall - VCPU_UPCALL_STACK.bytes + 64,
         ]);
     }
+}
+
+/// What another vCPU has flushed.
+///
+/// # Panics
+/// If the CVM has no such vCPU.
+pub fn flushed(vcpu: usize) -> &'static AtomicU64 {
+    assert!(vcpu < crate::memory::layout().params.vcpus as usize);
+    let local = Layout::vcpu_part_va(vcpu, VCPU_LOCAL) as *const Local;
+    // SAFETY: the launcher mapped the block of each vCPU, zeroed; of its words only this atomic one is referred to.
+    unsafe { &*(&raw const (*local).flushed) }
 }
 
 /// The words of the vCPU that runs this. Code on a fiber must ask anew after every switch.

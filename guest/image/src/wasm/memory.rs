@@ -6,31 +6,24 @@
 
 use crate::areas;
 use crate::memory;
-use crate::sync::SpinLock;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::string::String;
-use alloc::vec::Vec;
 use nacre_abi::layout::MEMORY_MAX_BYTES;
 use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
 use nacre_mm::GuestVirt;
 use nacre_mm::address_space::PageRange;
 use nacre_mm::entry::Perms;
+use nacre_mm::slots::Bag;
 use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 
 /// A freed memory keeps its pages if it started with at most this many bytes.
 const KEEP_BYTES: u64 = 1 << 20;
-/// Freed reservations of one length that keep pages.
-const KEEP_COUNT: usize = 64;
 
-/// Freed reservations by length.
-static FREED: SpinLock<BTreeMap<u64, Vec<Freed>>> = SpinLock::new(BTreeMap::new());
+/// Freed reservations of 32-bit memories that keep pages: their start, a multiple of a large page, plus the number of pages
+/// from it on that are still accessible, with old content.
+static FREED: Bag<64> = Bag::new();
 
-struct Freed {
-    start: u64,
-    /// Bytes from the start that are still accessible, with old content.
-    kept_bytes: u64,
-}
+const _: () = assert!(KEEP_BYTES / PAGE_BYTES < LARGE_PAGE_BYTES, "start and pages share a word");
 
 /// Makes linear memories for wasmtime.
 pub struct Creator;
@@ -57,10 +50,10 @@ unsafe impl MemoryCreator for Creator {
             return Err(out_of_memory());
         }
         let bytes = capacity.checked_add(guard as u64).ok_or_else(out_of_memory)?;
-        let freed = FREED.lock().get_mut(&bytes).and_then(Vec::pop);
+        let freed = if areas::is_memory32(bytes) { FREED.take(|_| true) } else { None };
         let (start, kept_bytes) = match freed {
-            Some(freed) => (freed.start, freed.kept_bytes),
-            None => (areas::map(bytes, None).map_err(|_| out_of_memory())?, 0),
+            Some(freed) => unpack(freed),
+            None => (areas::reserve(bytes).map_err(|_| out_of_memory())?, 0),
         };
         // Its addresses may have been unmapped by another vCPU since this one last flushed.
         memory::catch_up();
@@ -90,6 +83,10 @@ struct Reservation {
     accessible: u64,
     /// Size at the start, in whole pages.
     initial: u64,
+}
+
+fn unpack(freed: u64) -> (u64, u64) {
+    (freed / LARGE_PAGE_BYTES * LARGE_PAGE_BYTES, freed % LARGE_PAGE_BYTES * PAGE_BYTES)
 }
 
 fn page_up(bytes: u64) -> u64 {
@@ -164,29 +161,25 @@ unsafe impl LinearMemory for Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut kept_bytes = if self.initial <= KEEP_BYTES { self.initial.min(self.accessible) } else { 0 };
-        if FREED.lock().get(&self.bytes).is_some_and(|freed| freed.len() >= KEEP_COUNT) {
-            kept_bytes = 0;
-        }
+        let keeps = self.initial <= KEEP_BYTES && areas::is_memory32(self.bytes);
+        let kept_bytes = if keeps { self.initial.min(self.accessible) } else { 0 };
         if self.accessible > kept_bytes {
             self.shrink_to(kept_bytes);
         }
-        let kept_bytes = self.accessible;
-        FREED.lock().entry(self.bytes).or_default().push(Freed { start: self.start, kept_bytes });
+        if self.accessible != 0 && FREED.put(self.start + self.accessible / PAGE_BYTES).is_ok() {
+            return;
+        }
+        self.shrink_to(0);
+        areas::release(self.start);
     }
 }
 
 /// Unmaps what freed reservations keep, because memory is short; false if they kept nothing.
 pub fn give_up_kept() -> bool {
     let mut any = false;
-    for freed in FREED.lock().values_mut().flatten() {
-        if freed.kept_bytes != 0 {
-            let range = PageRange::new(GuestVirt(freed.start), freed.kept_bytes);
-            if range.is_some_and(memory::unmap) {
-                freed.kept_bytes = 0;
-                any = true;
-            }
-        }
+    while let Some((start, kept_bytes)) = FREED.take(|_| true).map(unpack) {
+        areas::unmap(start, kept_bytes);
+        any = true;
     }
     any
 }
