@@ -1,6 +1,7 @@
 //! A running CVM: launch, programs, end.
 
 use crate::events::{Events, Mailboxes, ProgramEvent, ProgramId};
+use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
@@ -26,6 +27,8 @@ pub struct CvmConfig {
     pub debug_image: bool,
     /// Receives what the guest itself prints: defects only.
     pub on_print: Box<dyn Fn(&str) + Send + Sync>,
+    /// For tests only: a host that misbehaves.
+    pub hooks: Option<Arc<dyn Hooks>>,
 }
 
 impl Default for CvmConfig {
@@ -36,6 +39,7 @@ impl Default for CvmConfig {
             memory_bytes: 1 << 30,
             debug_image: false,
             on_print: Box::new(|text| eprintln!("nacre: guest: {text}")),
+            hooks: None,
         }
     }
 }
@@ -136,7 +140,7 @@ impl Cvm {
         }
         times.memory = begin.elapsed();
         let window = system("memory for the shared window", SharedMemory::new(launch.layout.shared_bytes))?;
-        let machine = Machine::new(memory.seal(), window)?;
+        let machine = Machine::new(memory.seal(), window, config.hooks.as_deref())?;
         let doorbell = Arc::new(system("an event descriptor", EventFd::new(EFD_CLOEXEC))?);
         machine.bind_doorbell(&doorbell)?;
         let mut vcpus = Vec::new();
@@ -146,8 +150,8 @@ impl Cvm {
             vcpus.push(VcpuHandle::new(wake));
         }
         times.machine = begin.elapsed();
-        let shared =
-            Arc::new(Shared { machine, vcpus, stop: AtomicBool::new(false), on_print: config.on_print });
+        let (stop, on_print, hooks) = (AtomicBool::new(false), config.on_print, config.hooks);
+        let shared = Arc::new(Shared { machine, vcpus, stop, on_print, hooks });
         let cvm = Cvm {
             sender: Arc::new(Sender::new(shared.clone())),
             mailboxes: Arc::new(Mailboxes::default()),
@@ -170,6 +174,9 @@ impl Cvm {
         })?;
         self.times.tsc_khz = u64::from(khz);
         link::prepare(&link::window_of(&self.shared), u64::from(khz), rdtsc());
+        if let Some(hooks) = &self.shared.hooks {
+            hooks.starting(&self.shared);
+        }
         self.times.started = begin.elapsed();
         let mut threads = Threads { vcpus: Vec::new(), reader: Some(self.spawn_reader()?) };
         threads.vcpus.push(Some(self.spawn_vcpu(normal, VcpuId::NORMAL)?));
@@ -297,6 +304,11 @@ impl Cvm {
     /// Bytes that the host has committed for private memory.
     pub fn resident_bytes(&self) -> Option<u64> {
         self.shared.machine.private().resident_bytes()
+    }
+
+    /// Makes the thread that reads the guest's rings look at them once more, as the guest's doorbell does.
+    pub fn look_at_rings(&self) {
+        let _ = self.doorbell.write(1);
     }
 
     /// Moments of the launch.

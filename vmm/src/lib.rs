@@ -7,10 +7,13 @@
 //! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
 //!   [`events`]: what happens to them.
 //!
+//! * [`hooks`]: where a test of the guest takes the host's place.
+//!
 //! `unsafe` is in [`memory`], [`kvm`] and [`vcpu`] only.
 
 pub mod cvm;
 pub mod events;
+pub mod hooks;
 pub mod image;
 pub mod kvm;
 pub mod launch;

@@ -4,6 +4,7 @@
 //! that event, so one that comes early is not lost.
 #![allow(unsafe_code)]
 
+use crate::hooks::Hooks;
 use crate::kvm::Machine;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nacre_abi::VcpuId;
@@ -13,7 +14,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -72,12 +73,28 @@ pub struct VcpuHandle {
     pub counters: VcpuCounters,
     /// Time stamp counter when it was last entered; 0 while it is outside of the guest.
     pub entered_tsc: AtomicU64,
+    /// The kernel's number of its thread; 0 while it has none.
+    thread: AtomicI32,
 }
 
 impl VcpuHandle {
     /// The handle of a vCPU that has not run.
     pub fn new(wake: EventFd) -> VcpuHandle {
-        VcpuHandle { wake, counters: VcpuCounters::default(), entered_tsc: AtomicU64::new(0) }
+        VcpuHandle {
+            wake,
+            counters: VcpuCounters::default(),
+            entered_tsc: AtomicU64::new(0),
+            thread: AtomicI32::new(0),
+        }
+    }
+
+    /// Gets the vCPU out of the guest, wherever it is there. It enters again at once: for [`Hooks::entering`].
+    pub fn interrupt(&self) {
+        let thread = self.thread.load(Ordering::SeqCst);
+        if thread != 0 {
+            // SAFETY: sends a signal to a thread of this process; if it has just ended the kernel finds none.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal()) };
+        }
     }
 
     /// Names and values of its counters; the time in the guest includes the present stay. `tsc_khz` is the rate of the
@@ -106,6 +123,15 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// What the guest printed, and where it goes.
     pub on_print: Box<dyn Fn(&str) + Send + Sync>,
+    /// What a test does in the host's place.
+    pub hooks: Option<Arc<dyn Hooks>>,
+}
+
+impl Shared {
+    /// Whether the vCPU may see a wake that was taken from its event.
+    fn may_see_wake(&self, id: VcpuId) -> bool {
+        self.stop.load(Ordering::SeqCst) || self.hooks.as_ref().is_none_or(|hooks| hooks.woken(id, self))
+    }
 }
 
 thread_local! {
@@ -147,7 +173,10 @@ pub fn kick(thread: &std::thread::JoinHandle<VcpuEnd>, vcpu: &VcpuHandle) {
 /// Runs a vCPU until it ends. Workers sleep before their first instruction.
 pub fn run(mut vcpu: VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &Window<'_>) -> VcpuEnd {
     IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
+    // SAFETY: asks for a number.
+    shared.vcpus[id.index()].thread.store(unsafe { libc::gettid() }, Ordering::SeqCst);
     let end = run_until_end(&mut vcpu, id, shared, window);
+    shared.vcpus[id.index()].thread.store(0, Ordering::SeqCst);
     IMMEDIATE_EXIT.set(std::ptr::null_mut());
     end
 }
@@ -157,10 +186,16 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
     let counters = &handle.counters;
     let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
     // A worker is dormant until the guest wakes it: an interrupted sleep is no wake.
-    while id.is_worker() && handle.wake.read().is_err() && !shared.stop.load(Ordering::SeqCst) {}
+    while id.is_worker()
+        && !(handle.wake.read().is_ok() && shared.may_see_wake(id))
+        && !shared.stop.load(Ordering::SeqCst)
+    {}
     loop {
         if shared.stop.load(Ordering::SeqCst) {
             return VcpuEnd::Stopped;
+        }
+        if let Some(hooks) = &shared.hooks {
+            hooks.entering(id, vcpu, shared);
         }
         let entered = Instant::now();
         handle.entered_tsc.store(rdtsc(), Ordering::Relaxed);
@@ -170,7 +205,7 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
         match exit {
             Ok(VcpuExit::IoOut(hypercall::PARK, _)) => {
                 count(&counters.park);
-                sleep(handle, window.mailbox(id)[0].load(Ordering::Relaxed));
+                sleep(id, shared, window.mailbox(id)[0].load(Ordering::Relaxed));
             }
             Ok(VcpuExit::IoOut(hypercall::EXIT, data)) => {
                 return VcpuEnd::GuestExit(ExitReason::from_code(value(data)));
@@ -225,19 +260,29 @@ fn printed(window: &Window<'_>, id: VcpuId, len: usize) -> String {
 }
 
 /// Sleeps until the vCPU is woken, at most `nanoseconds`.
-fn sleep(vcpu: &VcpuHandle, nanoseconds: u64) {
-    if nanoseconds != PARK_FOREVER {
-        let wait = Duration::from_nanos(nanoseconds);
-        let timeout =
-            libc::timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
-        let mut poll = libc::pollfd { fd: vcpu.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid descriptor entry, a valid time, no signal mask.
-        if unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) } <= 0 {
+fn sleep(id: VcpuId, shared: &Shared, nanoseconds: u64) {
+    let wake = &shared.vcpus[id.index()].wake;
+    let deadline = Instant::now().checked_add(Duration::from_nanos(nanoseconds));
+    loop {
+        if let Some(deadline) = deadline.filter(|_| nanoseconds != PARK_FOREVER)
+            && !readable_before(wake, deadline)
+        {
+            return;
+        }
+        // Interrupted by a kick: the caller looks at `stop`.
+        if wake.read().is_err() || shared.may_see_wake(id) {
             return;
         }
     }
-    // Interrupted by a kick: the caller looks at `stop`.
-    let _ = vcpu.wake.read();
+}
+
+/// Waits until `event` was signalled; false at the deadline, or if a signal came first.
+fn readable_before(event: &EventFd, deadline: Instant) -> bool {
+    let wait = deadline.saturating_duration_since(Instant::now());
+    let timeout = libc::timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid descriptor entry, a valid time, no signal mask.
+    unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) > 0 }
 }
 
 /// The time stamp counter of this processor.
