@@ -88,6 +88,7 @@ impl Dispatcher {
         }
         if self.next_tick_ns != 0 && now >= self.next_tick_ns {
             wasm::bump_epoch();
+            sched::wake_again();
         }
         if now >= self.next_tick_ns {
             self.next_tick_ns = now.saturating_add(TICK_NS);

@@ -19,6 +19,8 @@ mod arch;
 mod areas;
 #[cfg(feature = "debug-image")]
 mod arena_copy;
+#[cfg(feature = "debug-image")]
+mod audit;
 mod console;
 mod dispatcher;
 mod heap;

@@ -127,6 +127,14 @@ fn ring(ticket: Option<WakeTicket>) {
     }
 }
 
+/// Wakes workers for tasks that have waited for long: the host may have lost the wakes that were sent before.
+pub fn wake_again() {
+    scheduler().idle().doubt_wakes();
+    while let Some(ticket) = scheduler().claim_for_backlog() {
+        ring(Some(ticket));
+    }
+}
+
 /// Queues a runnable task on this vCPU and wakes a worker for it.
 pub fn submit(task: TaskRef) {
     match own().vcpu.submit(task) {
@@ -249,11 +257,13 @@ pub fn worker_loop() -> ! {
     loop {
         match run_one() {
             Ran::Task => dry_since = arch::rdtsc(),
-            Ran::Nothing if spin_for_work() => own().spin.borrow_mut().work_came(arch::rdtsc() - dry_since),
+            Ran::Nothing if spin_for_work() => {
+                own().spin.borrow_mut().work_came(arch::rdtsc().saturating_sub(dry_since))
+            }
             Ran::Nothing | Ran::MustPark => {
                 park_unless(|| own().vcpu.has_work(), None);
                 if own().vcpu.has_work() {
-                    own().spin.borrow_mut().work_came(arch::rdtsc() - dry_since);
+                    own().spin.borrow_mut().work_came(arch::rdtsc().saturating_sub(dry_since));
                 }
             }
         }
@@ -263,12 +273,13 @@ pub fn worker_loop() -> ! {
 /// Looks for work for as long as the policy says; true if there is some.
 fn spin_for_work() -> bool {
     let own = own();
-    let until = arch::rdtsc() + own.spin.borrow().budget_cycles();
+    let (begin, budget) = (arch::rdtsc(), own.spin.borrow().budget_cycles());
     loop {
         if own.vcpu.has_work() {
             return true;
         }
-        if arch::rdtsc() >= until {
+        // Wrapping: a counter that the host sets back ends the spinning.
+        if arch::rdtsc().wrapping_sub(begin) >= budget {
             return false;
         }
         core::hint::spin_loop();

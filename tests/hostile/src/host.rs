@@ -25,7 +25,12 @@ enum Order {
 struct Desk {
     orders: VecDeque<Order>,
     rng: Rng,
+    /// When it entered the guest for the first time.
+    entered: Option<Instant>,
 }
+
+/// What a vCPU needs at most to get ready for exceptions, at its first entry. Before that one is the end of the CVM.
+const SETTLED: Duration = Duration::from_millis(3);
 
 /// The host of one plan.
 pub struct Adversary {
@@ -46,7 +51,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Adversary {
     /// The host of a plan. It behaves until [`attack`](Self::attack), but for what it says at launch.
     pub fn new(plan: &Plan) -> Arc<Adversary> {
-        let desk = |vcpu| Mutex::new(Desk { orders: VecDeque::new(), rng: plan.rng(100 + vcpu) });
+        let desk =
+            |vcpu| Mutex::new(Desk { orders: VecDeque::new(), rng: plan.rng(100 + vcpu), entered: None });
         Arc::new(Adversary {
             plan: plan.clone(),
             hostile: AtomicBool::new(false),
@@ -180,10 +186,17 @@ impl Hooks for Adversary {
 
     fn entering(&self, id: VcpuId, vcpu: &VcpuFd, shared: &Shared) {
         loop {
-            let order = lock(&self.desks[id.index()]).orders.pop_front();
+            let mut desk = lock(&self.desks[id.index()]);
+            let settled =
+                desk.entered.get_or_insert_with(Instant::now).elapsed() > SETTLED || self.plan.from_boot;
+            let order = desk.orders.pop_front();
+            drop(desk);
             match order {
                 None => return,
                 Some(_) if !self.is_hostile(shared) => {}
+                Some(Order::Inject(
+                    Injection::Exception { .. } | Injection::Nmi | Injection::Interrupt(_),
+                )) if !settled => {}
                 Some(Order::Hold(time)) => self.hold(time, shared),
                 Some(Order::Inject(injection)) => {
                     if let Err(error) = injection.apply(vcpu) {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Injects one thing into worker 1 whenever that was interrupted.
 struct Single {
@@ -83,12 +83,14 @@ pub fn probe() -> Result<String> {
             ..ProgramSpec::default()
         };
         let program = cvm.load(&spec)?;
-        let over = AtomicBool::new(false);
+        let (over, begin) = (AtomicBool::new(false), Instant::now());
         let end = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !over.load(Ordering::SeqCst) {
                     std::thread::sleep(Duration::from_micros(300));
-                    if let Some(shared) = hooks.shared.get().and_then(Weak::upgrade) {
+                    // Not before the worker has set itself up: that it can't survive, and is not asked here.
+                    let up = begin.elapsed() > Duration::from_millis(6);
+                    if let Some(shared) = hooks.shared.get().and_then(Weak::upgrade).filter(|_| up) {
                         hooks.due.store(true, Ordering::SeqCst);
                         shared.vcpus[1].interrupt();
                     }

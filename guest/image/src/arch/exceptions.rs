@@ -2,7 +2,8 @@
 //!
 //! No exception is believed: a host may inject any vector with any error code. A page fault is decided by our own page
 //! tables, an invalid opcode or a division error by the bytes at the interrupted instruction. What they do not confirm
-//! never happened: the upcall returns and the instruction runs again.
+//! never happened: the upcall returns and the instruction runs again. Nor is anything that would end a task believed the
+//! first time: the instruction runs again, and what is real comes again.
 
 use crate::memory;
 use crate::vcpu;
@@ -56,23 +57,36 @@ unsafe extern "C" {
     fn flush_gate();
 }
 
+/// The entry of the interrupt descriptor table for `vector`.
+fn gate(vector: usize) -> [u64; 2] {
+    let stubs = (&raw const exception_stubs) as u64;
+    let (handler, privilege) = match vector {
+        BREAKPOINT => (flush_gate as *const () as u64, 3),
+        _ => (stubs + vector as u64 * 16, 0),
+    };
+    // A 64-bit interrupt gate to the kernel code segment (Intel SDM vol. 3, 6.14.1).
+    let low = handler & 0xffff
+        | u64::from(KERNEL_CODE) << 16
+        | (0x8e00 | privilege << 13) << 32
+        | (handler >> 16 & 0xffff) << 48;
+    [low, handler >> 32]
+}
+
+const TABLE: *mut [u64; 2] = (AGENT_VA + AGENT_IDT) as *mut [u64; 2];
+
 /// Fills the interrupt descriptor table. Once, by vCPU 0, before anything can fault on purpose.
 pub fn init() {
-    let stubs = (&raw const exception_stubs) as u64;
     for vector in 0..256 {
-        let (handler, privilege) = match vector {
-            BREAKPOINT => (flush_gate as *const () as u64, 3),
-            _ => (stubs + vector as u64 * 16, 0),
-        };
-        // A 64-bit interrupt gate to the kernel code segment (Intel SDM vol. 3, 6.14.1).
-        let low = handler & 0xffff
-            | u64::from(crate::arch::exceptions::KERNEL_CODE) << 16
-            | (0x8e00 | privilege << 13) << 32
-            | (handler >> 16 & 0xffff) << 48;
-        let entry = (AGENT_VA + AGENT_IDT) as *mut [u64; 2];
         // SAFETY: the launcher mapped a page for the 256 entries of the table.
-        unsafe { entry.add(vector).write_volatile([low, handler >> 32]) };
+        unsafe { TABLE.add(vector).write_volatile(gate(vector)) };
     }
+}
+
+/// Whether the table still is as [`init`] filled it.
+#[cfg(feature = "debug-image")]
+pub fn table_is_intact() -> bool {
+    // SAFETY: see `init`; nobody writes there after it.
+    (0..256).all(|vector| unsafe { TABLE.add(vector).read_volatile() } == gate(vector))
 }
 
 /// Selector of the ring-0 code segment in the launcher's descriptor table.
@@ -84,7 +98,11 @@ extern "C" fn exception_upcall(frame: &mut Frame, registers: &Registers) {
     match frame.vector {
         PAGE_FAULT => page_fault(frame, registers),
         INVALID_OPCODE if instruction_is(frame.rip, is_ud2) => wasm_trap(frame, registers, None),
-        DIVIDE_ERROR if instruction_is(frame.rip, is_division) => wasm_trap(frame, registers, None),
+        DIVIDE_ERROR if instruction_is(frame.rip, is_division) => {
+            if vcpu::comes_again(DIVIDE_ERROR, frame.rip, 0) {
+                wasm_trap(frame, registers, None);
+            }
+        }
         // Not confirmed, or a vector that this guest never causes: the instruction runs again. If it is the same one over
         // and over, it was real after all, such as an instruction that CPUID promised and the processor lacks.
         _ if vcpu::count_spurious(frame.rip) < SPURIOUS_LIMIT => {}
@@ -102,6 +120,10 @@ fn page_fault(frame: &mut Frame, registers: &Registers) {
         Fault::Resolved => {}
         // A stale translation of ours, or an injected fault: either way a flush lets the instruction decide.
         Fault::Spurious => crate::arch::flush_tlb(),
+        // The address is the host's word: the instruction may never have touched it.
+        Fault::OutOfMemory | Fault::Violation if !vcpu::comes_again(PAGE_FAULT, frame.rip, frame.cr2) => {
+            crate::arch::flush_tlb();
+        }
         Fault::OutOfMemory => {
             vcpu::set_out_of_memory();
             wasm_trap(frame, registers, Some(frame.cr2));
