@@ -19,6 +19,8 @@ pub const RELEASE: u16 = 0x12;
 pub const PRINT: u16 = 0x13;
 /// Ask the host to ring nothing and do nothing: measures the cost of an exit.
 pub const NOP: u16 = 0x14;
+/// The demand on the shared page is higher than the host knows (see [`elastic`](crate::elastic)).
+pub const DEMAND: u16 = 0x15;
 /// Last port of those that end in the VMM's exit handler.
 pub const EXIT_PORTS_END: u16 = 0x1f;
 /// "There is something on my rings": rung by any vCPU.

@@ -5,6 +5,7 @@
 //! * [`boot`]: the measured page that tells the guest its launch parameters.
 //! * [`hypercall`]: the port numbers of the few operations a guest asks its host for.
 //! * [`window`]: the shared window: the control page and the rings in it.
+//! * [`elastic`]: the shared page in it, by which guest and host agree on who runs.
 //! * [`ring`]: a byte ring between two parties that do not trust each other.
 //! * [`message`]: the messages on those rings.
 //!
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod elastic;
 pub mod hypercall;
 pub mod layout;
 pub mod message;

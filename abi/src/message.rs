@@ -281,6 +281,8 @@ stats! {
     parks,
     /// Times a vCPU was woken by the guest.
     wakes,
+    /// Times a worker found that it must park.
+    reclaims,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 0x0000   control page: words below
+//! 0x1000   shared page: demand, grant and reclaim, see [`elastic`](crate::elastic)
 //! 0x2000   mailboxes, MAILBOX_BYTES per vCPU: hypercall arguments
 //! 0x40000  ring to the guest, consumed by vCPU 0
 //!          rings to the host, one per vCPU, produced by that vCPU alone
@@ -10,6 +11,7 @@
 //! The window is a slice of atomic words, so that all code that touches it is safe code: the other side may change any
 //! word at any time, and each access yields *some* value, once. Whoever reads copies first, then validates, then uses.
 
+use crate::elastic::{self, ElasticPage};
 use crate::ring::Ring;
 use crate::sync::{AtomicU64, Ordering};
 use crate::{MAX_VCPUS, VcpuId};
@@ -83,6 +85,11 @@ impl<'a> Window<'a> {
     /// Writes a control word.
     pub fn set_control(&self, word: ControlWord, value: u64) {
         self.words[word as usize].store(value, Ordering::SeqCst);
+    }
+
+    /// The shared page.
+    pub fn elastic(&self) -> ElasticPage<'a> {
+        ElasticPage::new(self.part(elastic::PAGE_OFFSET, elastic::PAGE_BYTES))
     }
 
     /// The mailbox of `vcpu` as words.

@@ -8,7 +8,7 @@ use crate::arch::{self, clock};
 use crate::memory::{self, Scratch};
 use crate::program::{self, Code, Loading, Program};
 use crate::sched::{self, Ran, Timers};
-use crate::{console, link, phases, task, wasm};
+use crate::{console, elastic, link, phases, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -36,6 +36,7 @@ pub struct Dispatcher {
     /// Bodies are copied here before anything looks at them. Agent memory: the dispatcher never stays in the tenant arena.
     body: &'static mut [u8],
     timers: Timers,
+    reclaimer: elastic::Reclaimer,
     next_tick_ns: u64,
 }
 
@@ -43,12 +44,15 @@ impl Dispatcher {
     /// The dispatcher of this CVM. Once, by vCPU 0.
     pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
         let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
-        Dispatcher { ring: Consumer::new(link::window().to_guest()), body, timers, next_tick_ns: 0 }
+        let (ring, reclaimer) = (Consumer::new(link::window().to_guest()), elastic::Reclaimer::default());
+        Dispatcher { ring, body, timers, reclaimer, next_tick_ns: 0 }
     }
 
     /// The loop of vCPU 0.
     pub fn run(mut self) -> ! {
         loop {
+            // First of all: the host may have woken this vCPU because it wants a worker back.
+            let reminder = self.reclaimer.run();
             let mut busy = self.receive();
             busy |= self.timers.run();
             busy |= sched::run_one() == Ran::Task;
@@ -59,18 +63,15 @@ impl Dispatcher {
                 release_memory();
                 continue;
             }
-            self.park();
+            self.park(reminder);
         }
     }
 
-    /// Sleeps until the host or a timer has something.
-    fn park(&mut self) {
+    /// Sleeps until the host or a timer has something, or a worker may have to be reminded.
+    fn park(&mut self, reminder: Option<u64>) {
         let window = link::window();
         window.set_control(ControlWord::NormalParked, 1);
-        let deadline = match (self.timers.before_park(), self.tick()) {
-            (Some(timer), Some(tick)) => Some(timer.min(tick)),
-            (timer, tick) => timer.or(tick),
-        };
+        let deadline = [self.timers.before_park(), self.tick(), reminder].into_iter().flatten().min();
         let ring = &self.ring;
         sched::park_unless(|| ring.has_message() || sched::has_work(), deadline);
         self.timers.after_park();
@@ -81,17 +82,26 @@ impl Dispatcher {
     fn tick(&mut self) -> Option<u64> {
         let load = sched::scheduler().load();
         let now = clock::monotonic_ns();
+        elastic::demand_fell();
         if load.queued == 0 && !program::any_dying() {
             self.next_tick_ns = 0;
             // The count is a hint: while tasks run, look again soon enough.
             return (load.running != 0).then_some(now.saturating_add(BACKSTOP_NS));
         }
-        if self.next_tick_ns != 0 && now >= self.next_tick_ns {
+        let (first, due) = (self.next_tick_ns == 0, now >= self.next_tick_ns);
+        let idle = load.running == 0 && !program::any_dying();
+        if idle {
+            // Nobody runs who could yield: the host lets no worker run, or one is being woken.
+            elastic::demand_rose();
+            sched::wake_for_backlog();
+        }
+        if due && !first {
             wasm::bump_epoch();
             sched::wake_again();
         }
-        if now >= self.next_tick_ns {
-            self.next_tick_ns = now.saturating_add(TICK_NS);
+        if due {
+            let pause = if idle && !first { BACKSTOP_NS } else { TICK_NS };
+            self.next_tick_ns = now.saturating_add(pause);
         }
         Some(self.next_tick_ns)
     }
@@ -431,5 +441,6 @@ fn stats() -> GuestStats {
         task_moves,
         parks,
         wakes,
+        reclaims: elastic::reclaims(),
     }
 }

@@ -3,6 +3,7 @@
 use crate::agent::{AgentCell, agent_static};
 use crate::{arch, task, vcpu};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
+use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
 use nacre_abi::hypercall::DOORBELL;
 use nacre_abi::layout::{Layout, SHARED_VA};
 use nacre_abi::message::Header;
@@ -21,7 +22,8 @@ pub fn init(layout: &Layout) -> Option<&'static Window<'static>> {
     let words = unsafe { core::slice::from_raw_parts(SHARED_VA as *const AtomicU64, words) };
     let window = Window::new(words, vcpus)?;
     let valid = window.control(ControlWord::Magic) == window::MAGIC
-        && window.control(ControlWord::AbiVersion) == u64::from(nacre_abi::ABI_VERSION);
+        && window.control(ControlWord::AbiVersion) == u64::from(nacre_abi::ABI_VERSION)
+        && window.elastic().get(ElasticWord::Version) == PAGE_VERSION;
     valid.then(|| WINDOW.set(window))
 }
 

@@ -5,6 +5,7 @@
 //! vcpu        per-vCPU words and stacks           agent     statics of the agent arena
 //! memory      address space and frames            heap areas  the tenant arena's memory
 //! sched task  tasks on vCPUs                      link      rings and doorbell
+//! elastic     which workers may run
 //! dispatcher  vCPU 0: messages, timers            program   what the host loads and runs
 //! wasm        the engine, WASI                    console   last words
 //! ```
@@ -23,6 +24,7 @@ mod arena_copy;
 mod audit;
 mod console;
 mod dispatcher;
+mod elastic;
 mod heap;
 mod link;
 mod memory;

@@ -7,22 +7,19 @@ use crate::agent::{AgentCell, agent_static};
 use crate::arch::{self, clock};
 use crate::memory::{self, Scratch};
 use crate::task::{self, Task};
-use crate::{link, vcpu};
+use crate::{elastic, link, vcpu};
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::hypercall;
 use nacre_abi::layout::Layout;
 use nacre_abi::ring::Producer;
 use nacre_wval::{
-    Commit, Next, Scheduler, SpinConfig, SpinPolicy, TaskRef, TimerInbox, TimerQueue, TimerReceiver,
-    TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
+    Commit, Next, Scheduler, SpinPolicy, TaskRef, TimerInbox, TimerQueue, TimerReceiver, TimerRing,
+    TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
 };
 
 /// Requests for timers that one vCPU can have on their way to vCPU 0.
 const TIMER_REQUESTS: usize = 64;
-
-/// Spinning before a worker parks: at most about what a wake costs.
-const SPIN: SpinConfig = SpinConfig { min_cycles: 4_000, max_cycles: 60_000, weight_shift: 3 };
 
 agent_static! {
     static SCHEDULER: AgentCell<Scheduler<'static>> = AgentCell::new();
@@ -90,7 +87,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             vcpu: scheduler.attach(id).expect("attached once"),
             timers: inbox.sender(id).expect("attached once"),
             transmit: RefCell::new(Producer::new(ring)),
-            spin: RefCell::new(SpinPolicy::new(SPIN)),
+            spin: RefCell::new(SpinPolicy::new()),
             resumed_at: Cell::new(0),
         }
     });
@@ -130,6 +127,11 @@ fn ring(ticket: Option<WakeTicket>) {
 /// Wakes workers for tasks that have waited for long: the host may have lost the wakes that were sent before.
 pub fn wake_again() {
     scheduler().idle().doubt_wakes();
+    wake_for_backlog();
+}
+
+/// Wakes workers for tasks that are queued, after something that lets more of them run.
+pub fn wake_for_backlog() {
     while let Some(ticket) = scheduler().claim_for_backlog() {
         ring(Some(ticket));
     }
@@ -137,7 +139,9 @@ pub fn wake_again() {
 
 /// Queues a runnable task on this vCPU and wakes a worker for it.
 pub fn submit(task: TaskRef) {
+    elastic::poll();
     match own().vcpu.submit(task) {
+        Ok(None) => elastic::demand_rose(),
         Ok(ticket) => ring(ticket),
         // Each queue has room for all tasks there can be.
         Err(_) => unreachable!("run queue overflow"),
@@ -187,6 +191,7 @@ impl Timers {
 
 /// Runs one task if there is one for this vCPU.
 pub fn run_one() -> Ran {
+    elastic::poll();
     match own().vcpu.next() {
         Next::Run { task, wake } => {
             ring(wake);
@@ -194,6 +199,7 @@ pub fn run_one() -> Ran {
             Ran::Task
         }
         Next::Reclaimed { wake } => {
+            elastic::count_reclaim();
             ring(wake);
             Ran::MustPark
         }
@@ -254,16 +260,27 @@ pub fn worker_loop() -> ! {
     // Whoever woke it for the first time found it announced at boot.
     let _ = own().vcpu.retract();
     let mut dry_since = arch::rdtsc();
+    let work_came = |since| {
+        own().spin.borrow_mut().work_came(clock::cycles_to_ns(arch::rdtsc().saturating_sub(since)));
+    };
     loop {
         match run_one() {
             Ran::Task => dry_since = arch::rdtsc(),
-            Ran::Nothing if spin_for_work() => {
-                own().spin.borrow_mut().work_came(arch::rdtsc().saturating_sub(dry_since))
-            }
-            Ran::Nothing | Ran::MustPark => {
-                park_unless(|| own().vcpu.has_work(), None);
-                if own().vcpu.has_work() {
-                    own().spin.borrow_mut().work_came(arch::rdtsc().saturating_sub(dry_since));
+            Ran::Nothing if spin_for_work() => work_came(dry_since),
+            ran @ (Ran::Nothing | Ran::MustPark) => {
+                elastic::demand_fell();
+                park_unless(
+                    || {
+                        elastic::poll();
+                        own().vcpu.has_work()
+                    },
+                    None,
+                );
+                // The time for which a worker may not run is no wait for work.
+                if ran == Ran::MustPark {
+                    dry_since = arch::rdtsc();
+                } else if own().vcpu.has_work() {
+                    work_came(dry_since);
                 }
             }
         }
@@ -273,13 +290,16 @@ pub fn worker_loop() -> ! {
 /// Looks for work for as long as the policy says; true if there is some.
 fn spin_for_work() -> bool {
     let own = own();
-    let (begin, budget) = (arch::rdtsc(), own.spin.borrow().budget_cycles());
+    let budget_ns = own.spin.borrow().budget_ns(elastic::spin_limit_ns());
+    let begin = arch::rdtsc();
     loop {
         if own.vcpu.has_work() {
             return true;
         }
+        elastic::poll();
         // Wrapping: a counter that the host sets back ends the spinning.
-        if arch::rdtsc().wrapping_sub(begin) >= budget {
+        let late = clock::cycles_to_ns(arch::rdtsc().wrapping_sub(begin)) >= budget_ns;
+        if late || !scheduler().allowed().contains(own.vcpu.id()) {
             return false;
         }
         core::hint::spin_loop();

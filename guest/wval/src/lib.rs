@@ -33,7 +33,7 @@
 //!         other => {
 //!             match other {
 //!                 Next::Reclaimed { wake } => ring(wake),       // not allowed to run: its queue goes to others
-//!                 _ => if spin(policy.budget_cycles(), || vcpu.has_work()) { continue },
+//!                 _ => if spin(policy.budget_ns(limit), || vcpu.has_work()) { continue },
 //!             }
 //!             vcpu.announce();
 //!             if !vcpu.has_work() { park_hypercall() }          // plus whatever else it must stay awake for
@@ -79,5 +79,5 @@ pub use park::{Commit, CommitPark, ParkState, PreparePark, Switch, Unpark};
 pub use queue::{Full, Owner, RingError, RunQueue};
 pub use rendezvous::{Epoch, Rendezvous};
 pub use sched::{FAIRNESS_INTERVAL, Load, Next, SchedError, Scheduler, Stopped, Vcpu, VcpuSlot};
-pub use spin::{SpinConfig, SpinPolicy};
+pub use spin::SpinPolicy;
 pub use timer::{Arm, Expired, TimerError, TimerQueue, TimerSlot, TimerToken};

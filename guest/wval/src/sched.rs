@@ -176,7 +176,8 @@ impl<'a> Scheduler<'a> {
         self.allowed.fetch_and(!v.bit() | VcpuId::NORMAL.bit(), Ordering::AcqRel);
     }
 
-    fn allowed(&self) -> VcpuMask {
+    /// Which vCPUs may take tasks now.
+    pub fn allowed(&self) -> VcpuMask {
         VcpuMask(self.allowed.load(Ordering::Acquire)).and(self.takers)
     }
 

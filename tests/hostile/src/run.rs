@@ -74,9 +74,10 @@ fn verdict(plan: &Plan, code: &Code, host: &Arc<Adversary>) -> Result<Verdict, S
         Err(error) => return Err(format!("no CVM: {error}")),
     };
     let (outcomes, stuck) = run_programs(plan, code, host, &cvm);
-    let audited =
-        if outcomes.iter().all(|outcome| outcome.exit.is_ok()) { audit(plan, &cvm)? } else { Ok(()) };
-    let result = judge(plan, &outcomes, stuck).and_then(|verdict| audited.map(|()| verdict));
+    let mut result = judge(plan, &outcomes, stuck);
+    if result == Ok(Verdict::Right) {
+        result = audit(plan, &cvm);
+    }
     cvm.stop();
     result.map_err(|what| {
         let words = last_words.lock().unwrap_or_else(PoisonError::into_inner);
