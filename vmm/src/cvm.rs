@@ -1,5 +1,9 @@
-//! A running CVM: launch, programs, end.
+//! A running CVM: launch, programs, end. Its part in the elastic CPU is in [`crate::elastic`].
 
+use crate::elastic::manager::Membership;
+use crate::elastic::{
+    self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
+};
 use crate::events::{Events, Mailboxes, ProgramEvent, ProgramId};
 use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
@@ -9,10 +13,12 @@ use crate::link::{self, SendError, Sender};
 use crate::memory::{LaunchMemory, SharedMemory};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
+use nacre_abi::elastic::ElasticWord;
 use nacre_abi::message::{GuestStats, Header, Kind, NO_PROGRAM};
+use nacre_abi::window::Window;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
@@ -25,6 +31,8 @@ pub struct CvmConfig {
     pub memory_bytes: u64,
     /// Launch the debug image, which measures differently.
     pub debug_image: bool,
+    /// Its part in the elastic CPU.
+    pub elastic: ElasticConfig,
     /// Receives what the guest itself prints: defects only.
     pub on_print: Box<dyn Fn(&str) + Send + Sync>,
     /// For tests only: a host that misbehaves.
@@ -38,6 +46,7 @@ impl Default for CvmConfig {
             workers: 1,
             memory_bytes: 1 << 30,
             debug_image: false,
+            elastic: ElasticConfig::default(),
             on_print: Box::new(|text| eprintln!("nacre: guest: {text}")),
             hooks: None,
         }
@@ -56,6 +65,9 @@ pub enum CvmError {
     /// No machine.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// Impossible limits, or a budget that is promised to others.
+    #[error(transparent)]
+    Elastic(#[from] ElasticError),
     /// The kernel gives no memory, descriptors or threads.
     #[error("the kernel refuses {what}: {error}")]
     System {
@@ -130,6 +142,7 @@ impl Cvm {
     pub fn launch(config: CvmConfig) -> Result<Cvm, CvmError> {
         let begin = Instant::now();
         let mut times = LaunchTimes { launch_tsc: rdtsc(), ..LaunchTimes::default() };
+        let spin_limit_ns = elastic::spin_limit_word(config.elastic.spin_limit)?;
         system("a signal handler", vcpu::install_kick_handler())?;
         let file = if config.debug_image { image::DEBUG } else { image::RELEASE };
         let launch =
@@ -150,8 +163,15 @@ impl Cvm {
             vcpus.push(VcpuHandle::new(wake));
         }
         times.machine = begin.elapsed();
-        let (stop, on_print, hooks) = (AtomicBool::new(false), config.on_print, config.hooks);
-        let shared = Arc::new(Shared { machine, vcpus, stop, on_print, hooks });
+        let shared = Arc::new(Shared {
+            machine,
+            vcpus,
+            stop: AtomicBool::new(false),
+            on_print: config.on_print,
+            membership: OnceLock::new(),
+            hooks: config.hooks,
+        });
+        join_manager(&shared, config.elastic)?;
         let cvm = Cvm {
             sender: Arc::new(Sender::new(shared.clone())),
             mailboxes: Arc::new(Mailboxes::default()),
@@ -162,18 +182,18 @@ impl Cvm {
             times,
             shared,
         };
-        cvm.start(launch, begin)
+        cvm.start(launch, begin, spin_limit_ns)
     }
 
     /// Makes the vCPUs and threads. vCPU 0 runs while the workers are still being made: they are dormant anyway.
-    fn start(mut self, launch: Launch<'static>, begin: Instant) -> Result<Cvm, CvmError> {
+    fn start(mut self, launch: Launch<'static>, begin: Instant, spin_limit_ns: u64) -> Result<Cvm, CvmError> {
         let normal = self.shared.machine.vcpu(VcpuId::NORMAL, &launch)?;
         let khz = normal.get_tsc_khz().map_err(|error| CvmError::System {
             what: "the clock rate of the vCPU",
             error: io::Error::from_raw_os_error(error.errno()),
         })?;
         self.times.tsc_khz = u64::from(khz);
-        link::prepare(&link::window_of(&self.shared), u64::from(khz), rdtsc());
+        link::prepare(&link::window_of(&self.shared), u64::from(khz), rdtsc(), spin_limit_ns);
         if let Some(hooks) = &self.shared.hooks {
             hooks.starting(&self.shared);
         }
@@ -330,7 +350,89 @@ impl Cvm {
         }
         let _ = self.doorbell.write(1);
         let _ = threads.reader.take().map(JoinHandle::join);
+        // The manager's books hold on to what this CVM shares.
+        if let Some(Membership { manager, cvm }) = self.shared.membership.get() {
+            manager.remove(*cvm);
+        }
     }
+
+    fn membership(&self) -> Result<&Membership, ElasticError> {
+        self.shared.membership.get().ok_or(ElasticError::Gone)
+    }
+
+    /// Asks a worker to park at its next safe point, and holds it until [`allow`](Self::allow): its task goes on on
+    /// another worker. If it has not parked within the grace time it is stopped wherever it is, and its task with it.
+    /// Returns at once; what is returned tells when it is done.
+    ///
+    /// # Errors
+    /// [`ElasticError::NoSuchWorker`], or [`ElasticError::Gone`].
+    pub fn reclaim(&self, worker: VcpuId) -> Result<PendingReclaim, ElasticError> {
+        let Membership { manager, cvm } = self.membership()?;
+        manager.reclaim(*cvm, worker)
+    }
+
+    /// Lets a reclaimed worker run again.
+    ///
+    /// # Errors
+    /// [`ElasticError::NoSuchWorker`], or [`ElasticError::Gone`].
+    pub fn allow(&self, worker: VcpuId) -> Result<(), ElasticError> {
+        let Membership { manager, cvm } = self.membership()?;
+        manager.allow(*cvm, worker)
+    }
+
+    /// Changes what the CVM may have; workers beyond a lower maximum are reclaimed at once.
+    ///
+    /// # Errors
+    /// [`ElasticError`] if that is impossible; nothing is changed then.
+    pub fn set_limits(&self, limits: CpuLimits) -> Result<(), ElasticError> {
+        let Membership { manager, cvm } = self.membership()?;
+        manager.set_limits(*cvm, limits)
+    }
+
+    /// Changes what a wake is worth: for how long workers spin at most.
+    ///
+    /// # Errors
+    /// [`ElasticError::SpinLimit`] above 10 ms.
+    pub fn set_spin_limit(&self, limit: Duration) -> Result<(), ElasticError> {
+        let word = elastic::spin_limit_word(limit)?;
+        link::window_of(&self.shared).elastic().set(ElasticWord::SpinLimit, word);
+        Ok(())
+    }
+
+    /// What its CPUs have done, by the host's clocks. Asks nobody and wakes nobody.
+    ///
+    /// # Errors
+    /// [`ElasticError::Gone`].
+    pub fn cpu(&self) -> Result<CpuStats, ElasticError> {
+        let Membership { manager, cvm } = self.membership()?;
+        Ok(manager.stats(*cvm, &self.shared))
+    }
+
+    /// The reclaims that ended since the last call.
+    pub fn take_reclaims(&self) -> Vec<Reclaimed> {
+        self.membership().map(|member| member.manager.take_reclaims(member.cvm)).unwrap_or_default()
+    }
+
+    /// The shared window, which the guest and this process write at any time: for tests of what garbage there does.
+    pub fn window(&self) -> Window<'_> {
+        link::window_of(&self.shared)
+    }
+
+    /// Rings a vCPU's doorbell, as any host may at any time.
+    pub fn ring(&self, vcpu: VcpuId) {
+        if let Some(handle) = self.shared.vcpus.get(vcpu.index()) {
+            let _ = handle.wake.write(1);
+        }
+    }
+}
+
+/// Finds a CVM its place under its manager.
+fn join_manager(shared: &Arc<Shared>, config: ElasticConfig) -> Result<(), CvmError> {
+    let manager = config.manager.map_or_else(CpuManager::unlimited, Ok)?;
+    let cvm = manager.add(shared.clone(), config.limits, config.grace)?;
+    // Set once, here.
+    let _ = shared.membership.set(Membership { manager, cvm });
+    Ok(())
 }
 
 impl Drop for Cvm {

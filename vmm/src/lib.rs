@@ -6,12 +6,14 @@
 //! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
 //! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
 //!   [`events`]: what happens to them.
+//! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
 //! * [`hooks`]: where a test of the guest takes the host's place.
 //!
 //! `unsafe` is in [`memory`], [`kvm`] and [`vcpu`] only.
 
 pub mod cvm;
+pub mod elastic;
 pub mod events;
 pub mod hooks;
 pub mod image;
@@ -23,4 +25,5 @@ pub mod program;
 pub mod vcpu;
 
 pub use cvm::{Cvm, CvmConfig, CvmError};
+pub use elastic::{CpuConfig, CpuLimits, CpuManager, ElasticConfig};
 pub use nacre_abi::message::GuestStats;

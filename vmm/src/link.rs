@@ -5,6 +5,7 @@
 //! length the guest's stream windows bound.
 
 use crate::vcpu::Shared;
+use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
 use nacre_abi::message::Header;
 use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
@@ -20,8 +21,10 @@ pub fn window_of(shared: &Shared) -> Window<'_> {
         .expect("the layout gives the window its size")
 }
 
-/// Writes the host's words of the control page, before launch.
-pub fn prepare(window: &Window<'_>, tsc_khz: u64, tsc: u64) {
+/// Writes the host's words of the control page, and of the shared page what the CPU manager does not, before launch.
+pub fn prepare(window: &Window<'_>, tsc_khz: u64, tsc: u64, spin_limit_ns: u64) {
+    window.elastic().set(ElasticWord::Version, PAGE_VERSION);
+    window.elastic().set(ElasticWord::SpinLimit, spin_limit_ns);
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     for (word, value) in [
         (ControlWord::Magic, window::MAGIC),

@@ -1,9 +1,12 @@
 //! vCPU threads: each runs its vCPU until it parks, exits or is stopped.
 //!
 //! The thread of a parked vCPU sleeps in the kernel, in a read of its wake event: no CPU. A wake is a count in
-//! that event, so one that comes early is not lost.
+//! that event, so one that comes early is not lost. A worker's thread then asks the CPU manager (see [`crate::elastic`])
+//! and enters the guest once it is admitted.
 #![allow(unsafe_code)]
 
+use crate::elastic::manager::Membership;
+use crate::elastic::seat::Seat;
 use crate::hooks::Hooks;
 use crate::kvm::Machine;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -13,8 +16,8 @@ use nacre_abi::window::Window;
 use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -59,6 +62,8 @@ counters! {
     print,
     /// Empty calls.
     nop,
+    /// Times it said that more tasks wait than the host knows.
+    demand,
     /// Interrupted by a signal.
     signal,
     /// Exits this VMM does not know.
@@ -73,8 +78,8 @@ pub struct VcpuHandle {
     pub counters: VcpuCounters,
     /// Time stamp counter when it was last entered; 0 while it is outside of the guest.
     pub entered_tsc: AtomicU64,
-    /// The kernel's number of its thread; 0 while it has none.
-    thread: AtomicI32,
+    /// Its thread's place under the CPU manager.
+    pub seat: Seat,
 }
 
 impl VcpuHandle {
@@ -84,16 +89,13 @@ impl VcpuHandle {
             wake,
             counters: VcpuCounters::default(),
             entered_tsc: AtomicU64::new(0),
-            thread: AtomicI32::new(0),
+            seat: Seat::default(),
         }
     }
 
     /// Gets the vCPU out of the guest, wherever it is there. It enters again at once: for [`Hooks::entering`].
     pub fn interrupt(&self) {
-        let thread = self.thread.load(Ordering::SeqCst);
-        if thread != 0 {
-            // SAFETY: sends a signal to a thread of this process; if it has just ended the kernel finds none.
-            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal()) };
+        self.seat.interrupt();
         }
     }
 
@@ -123,6 +125,8 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// What the guest printed, and where it goes.
     pub on_print: Box<dyn Fn(&str) + Send + Sync>,
+    /// Its place under the CPU manager, from before the first vCPU runs.
+    pub(crate) membership: OnceLock<Membership>,
     /// What a test does in the host's place.
     pub hooks: Option<Arc<dyn Hooks>>,
 }
@@ -166,17 +170,109 @@ pub fn install_kick_handler() -> io::Result<()> {
 /// Gets the vCPU thread out of the guest and out of its sleep, so that it looks at `stop`.
 pub fn kick(thread: &std::thread::JoinHandle<VcpuEnd>, vcpu: &VcpuHandle) {
     let _ = vcpu.wake.write(1);
+    vcpu.seat.unpark();
     // A thread that has ended meanwhile can't be signalled, and need not.
     let _ = thread.kill(kick_signal());
+}
+
+/// Gets a vCPU thread of this process out of the guest, by its number. Does nothing if it has ended.
+pub fn kick_thread(thread: i32) {
+    // SAFETY: a system call without pointers; a thread that does not run a vCPU ignores the signal (see `on_kick`).
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal()) };
+}
+
+/// The number of this thread.
+pub fn thread_id() -> i32 {
+    // SAFETY: a system call without arguments.
+    unsafe { libc::gettid() }
+}
+
+/// CPU time that this thread has used, in nanoseconds.
+pub fn own_cpu_ns() -> u64 {
+    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time that a thread of this process has used, in nanoseconds; 0 if it has ended.
+pub fn thread_cpu_ns(thread: i32) -> u64 {
+    // clock_getres(2) and the kernel's posix-timers.h: the complement of the thread's number, then "thread" (4) and
+    // "scheduler's clock" (2).
+    clock_ns((!thread) << 3 | 4 | 2)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place for the result; an unknown clock is an error and leaves zeros.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+}
+
+/// Whether this process may run on `cpu`.
+pub fn may_use_cpu(cpu: usize) -> bool {
+    // SAFETY: plain old data for which zeros are valid, and a call that fills at most its size.
+    let (set, result) = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let result = libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set);
+        (set, result)
+    };
+    // SAFETY: the number is below the size of the set.
+    result == 0 && cpu < libc::CPU_SETSIZE as usize && unsafe { libc::CPU_ISSET(cpu, &set) }
+}
+
+/// Lets this thread run on `cpu` only. What the kernel refuses costs speed, not correctness.
+fn pin_to(cpu: usize) {
+    if cpu < libc::CPU_SETSIZE as usize {
+        // SAFETY: plain old data for which zeros are valid; the number is below the size of the set.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+        }
+    }
+}
+
+/// A worker's thread and its manager.
+struct Worker<'s> {
+    id: VcpuId,
+    seat: &'s Seat,
+    membership: &'s Membership,
+    pinned: Option<usize>,
+}
+
+impl Worker<'_> {
+    /// Asks for a CPU and waits until there is one; false if the CVM stops first.
+    fn come(&mut self, stop: &AtomicBool) -> bool {
+        self.membership.manager.woke(self.membership.cvm, self.id);
+        self.go_on(stop)
+    }
+
+    /// Waits for the CPU that was asked for; false if the CVM stops first.
+    fn go_on(&mut self, stop: &AtomicBool) -> bool {
+        let admitted = self.seat.wait_for_cpu(stop);
+        let cpu = self.seat.cpu();
+        if cpu != self.pinned {
+            cpu.into_iter().for_each(pin_to);
+            self.pinned = cpu;
+        }
+        admitted
+    }
+
+    /// Leaves the guest if the manager wants that, until there is a CPU again; false if the CVM stops first.
+    fn leave_if_told(&mut self, stop: &AtomicBool) -> bool {
+        if !self.seat.must_leave() {
+            return true;
+        }
+        self.membership.manager.descheduled(self.membership.cvm, self.id);
+        self.go_on(stop)
+    }
 }
 
 /// Runs a vCPU until it ends. Workers sleep before their first instruction.
 pub fn run(mut vcpu: VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &Window<'_>) -> VcpuEnd {
     IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
-    // SAFETY: asks for a number.
-    shared.vcpus[id.index()].thread.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+    let seat = &shared.vcpus[id.index()].seat;
+    seat.enter();
     let end = run_until_end(&mut vcpu, id, shared, window);
-    shared.vcpus[id.index()].thread.store(0, Ordering::SeqCst);
+    seat.exit();
     IMMEDIATE_EXIT.set(std::ptr::null_mut());
     end
 }
@@ -184,13 +280,28 @@ pub fn run(mut vcpu: VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &Window<'
 fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &Window<'_>) -> VcpuEnd {
     let handle = &shared.vcpus[id.index()];
     let counters = &handle.counters;
+    let membership = shared.membership.get();
     let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
-    // A worker is dormant until the guest wakes it: an interrupted sleep is no wake.
-    while id.is_worker()
-        && !(handle.wake.read().is_ok() && shared.may_see_wake(id))
-        && !shared.stop.load(Ordering::SeqCst)
-    {}
+    let mut worker = membership.filter(|_| id.is_worker()).map(|membership| Worker {
+        id,
+        seat: &handle.seat,
+        membership,
+        pinned: None,
+    });
+    if let Some(worker) = &mut worker {
+        // Dormant until the guest wakes it: an interrupted sleep is no wake.
+        while !(handle.wake.read().is_ok() && shared.may_see_wake(id)) && !shared.stop.load(Ordering::SeqCst)
+        {}
+        if !worker.come(&shared.stop) {
+            return VcpuEnd::Stopped;
+        }
+    }
     loop {
+        if let Some(worker) = &mut worker
+            && !worker.leave_if_told(&shared.stop)
+        {
+            return VcpuEnd::Stopped;
+        }
         if shared.stop.load(Ordering::SeqCst) {
             return VcpuEnd::Stopped;
         }
@@ -205,7 +316,23 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
         match exit {
             Ok(VcpuExit::IoOut(hypercall::PARK, _)) => {
                 count(&counters.park);
-                sleep(id, shared, window.mailbox(id)[0].load(Ordering::Relaxed));
+                let deadline = window.mailbox(id)[0].load(Ordering::Relaxed);
+                match &mut worker {
+                    Some(worker) => {
+                        worker.membership.manager.parked(worker.membership.cvm, id);
+                        sleep(id, shared, deadline);
+                        if !worker.come(&shared.stop) {
+                            return VcpuEnd::Stopped;
+                        }
+                    }
+                    None => sleep(id, shared, deadline),
+                }
+            }
+            Ok(VcpuExit::IoOut(hypercall::DEMAND, _)) => {
+                count(&counters.demand);
+                if let Some(membership) = membership {
+                    membership.manager.demand_rose(membership.cvm);
+                }
             }
             Ok(VcpuExit::IoOut(hypercall::EXIT, data)) => {
                 return VcpuEnd::GuestExit(ExitReason::from_code(value(data)));

@@ -11,7 +11,8 @@ use super::{CpuLimits, CpuStats, ElasticError};
 use crate::vcpu::{self, Shared};
 use nacre_abi::VcpuId;
 use nacre_elastic::policy::{
-    Action, Budget, Change, CvmId, Event, Limits, Manager, MAX_WORKERS, Nanos, PolicyError, Tuning, WorkerIndex,
+    Action, Budget, Change, CvmId, Event, Limits, MAX_WORKERS, Manager, Nanos, PolicyError, Tuning,
+    WorkerIndex,
 };
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

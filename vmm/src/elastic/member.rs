@@ -154,7 +154,7 @@ impl Member {
     }
 
     /// vCPU 0 looks at the page, whatever it does now.
-    fn ring_normal(&self) {
+    pub(super) fn ring_normal(&self) {
         fence(Ordering::SeqCst);
         let _ = self.shared.vcpus[VcpuId::NORMAL.index()].wake.write(1);
     }
@@ -262,7 +262,8 @@ impl Member {
         if was_asked {
             let asked = &mut self.asked[worker.index()];
             let after = Duration::from_nanos(now_ns.saturating_sub(asked.at_ns));
-            let ended = Reclaimed { worker, after, ended: if forced { Ended::Forced } else { Ended::Parked } };
+            let ended =
+                Reclaimed { worker, after, ended: if forced { Ended::Forced } else { Ended::Parked } };
             // Whoever asked may have gone.
             asked.tell.drain(..).for_each(|tell| drop(tell.send(ended)));
             if self.log.len() < LOG_LENGTH {

@@ -144,6 +144,11 @@ impl Seat {
     /// Gets the thread out of the guest, wherever it is.
     pub(super) fn force(&self) {
         self.leave.store(true, Ordering::SeqCst);
+        self.interrupt();
+    }
+
+    /// The same without being told to leave: it enters again.
+    pub(crate) fn interrupt(&self) {
         if let Some((_, thread)) = self.thread.get() {
             vcpu::kick_thread(*thread);
         }
@@ -163,7 +168,9 @@ impl Seat {
             State::Dormant => 0,
         };
         match (before, state) {
-            (State::Dormant | State::Waiting, State::Active) => drop(self.wakes.fetch_add(1, Ordering::Relaxed)),
+            (State::Dormant | State::Waiting, State::Active) => {
+                drop(self.wakes.fetch_add(1, Ordering::Relaxed))
+            }
             (State::Active, State::Waiting) => drop(self.forced.fetch_add(1, Ordering::Relaxed)),
             _ => {}
         }
@@ -205,9 +212,13 @@ mod tests {
     #[test]
     fn every_nanosecond_is_in_one_account() {
         let seat = Seat::default();
-        for (state, at) in
-            [(State::Waiting, 100), (State::Active, 130), (State::Waiting, 1130), (State::Active, 1135), (State::Dormant, 1235)]
-        {
+        for (state, at) in [
+            (State::Waiting, 100),
+            (State::Active, 130),
+            (State::Waiting, 1130),
+            (State::Active, 1135),
+            (State::Dormant, 1235),
+        ] {
             seat.set_state(state, at);
         }
         let used = seat.usage(5000);

@@ -128,7 +128,9 @@ impl Timer {
 
 /// The thread. It holds the timer, not the manager, while it sleeps.
 fn run(manager: &Weak<CpuManager>) {
-    let Some((timer, clock)) = manager.upgrade().map(|manager| (manager.timer(), manager.clock())) else { return };
+    let Some((timer, clock)) = manager.upgrade().map(|manager| (manager.timer(), manager.clock())) else {
+        return;
+    };
     while let due = timer.wait(|| clock.now_ns())
         && let Some(manager) = manager.upgrade()
     {
@@ -143,12 +145,8 @@ mod tests {
     #[test]
     fn what_is_due_comes_in_order_and_once() {
         let timer = Timer::default();
-        let grace = |at_ns, worker| Grace {
-            at_ns,
-            asked_ns: 0,
-            cvm: CvmId(1),
-            worker: VcpuId::new(worker).unwrap(),
-        };
+        let grace =
+            |at_ns, worker| Grace { at_ns, asked_ns: 0, cvm: CvmId(1), worker: VcpuId::new(worker).unwrap() };
         {
             let mut state = timer.lock();
             state.started = true;
