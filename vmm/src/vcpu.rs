@@ -96,7 +96,6 @@ impl VcpuHandle {
     /// Gets the vCPU out of the guest, wherever it is there. It enters again at once: for [`Hooks::entering`].
     pub fn interrupt(&self) {
         self.seat.interrupt();
-        }
     }
 
     /// Names and values of its counters; the time in the guest includes the present stay. `tsc_khz` is the rate of the
@@ -291,7 +290,8 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
     if let Some(worker) = &mut worker {
         // Dormant until the guest wakes it: an interrupted sleep is no wake.
         while !(handle.wake.read().is_ok() && shared.may_see_wake(id)) && !shared.stop.load(Ordering::SeqCst)
-        {}
+        {
+        }
         if !worker.come(&shared.stop) {
             return VcpuEnd::Stopped;
         }

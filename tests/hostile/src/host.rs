@@ -5,7 +5,9 @@ use crate::plan::{Attack, LaunchLie, Plan, Rng};
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 use nacre_abi::VcpuId;
+use nacre_abi::elastic::{ElasticWord, SPIN_LIMIT_DEFAULT_NS};
 use nacre_abi::window::{ControlWord, MAILBOX_BYTES, Window};
+use nacre_vmm::Cvm;
 use nacre_vmm::hooks::Hooks;
 use nacre_vmm::link;
 use nacre_vmm::vcpu::Shared;
@@ -73,25 +75,25 @@ impl Adversary {
         *lock(&self.done).entry(what.into()).or_default() += 1;
     }
 
-    /// Misbehaves for as long as the plan says or `over` does not say yes, then never again: from then on this is an
-    /// honest host, which wakes vCPU 0 once more.
-    pub fn attack(&self, over: impl Fn() -> bool) {
+    /// Misbehaves for as long as the plan says, then never again: from then on this is an honest host, which lets all workers
+    /// run, looks at the rings and wakes vCPU 0 once more.
+    pub fn attack(&self, cvm: &Cvm) {
         let Some(shared) = self.shared.get().and_then(Weak::upgrade) else { return };
         let mut rng = self.plan.rng(1);
         let end = Instant::now() + Duration::from_micros(self.plan.hostile_us);
         self.hostile.store(true, Ordering::SeqCst);
-        while Instant::now() < end && !over() && !shared.stop.load(Ordering::SeqCst) {
+        while Instant::now() < end && !shared.stop.load(Ordering::SeqCst) {
             if let Some(attack) = (!self.plan.attacks.is_empty()).then(|| rng.pick(&self.plan.attacks)) {
                 self.count(&format!("{attack:?}"));
-                self.carry_out(attack, &shared, &mut rng);
+                self.carry_out(attack, cvm, &shared, &mut rng);
             }
             // The pace of the attacks; nothing waits for it.
             std::thread::sleep(Duration::from_micros(rng.below(2 * self.plan.pause_us)));
         }
-        self.behave(&shared);
+        self.behave(cvm, &shared);
     }
 
-    fn behave(&self, shared: &Shared) {
+    fn behave(&self, cvm: &Cvm, shared: &Shared) {
         self.hostile.store(false, Ordering::SeqCst);
         drop(lock(&self.holding));
         self.release.notify_all();
@@ -99,11 +101,22 @@ impl Adversary {
         for (word, value) in [(ControlWord::HostAwake, 0), (ControlWord::HostWantsRoom, 0)] {
             window.set_control(word, value);
         }
+        let page = window.elastic();
+        for (word, value) in [
+            (ElasticWord::Grant, self.plan.workers.into()),
+            (ElasticWord::Reclaim, 0),
+            (ElasticWord::SpinLimit, SPIN_LIMIT_DEFAULT_NS),
+            (ElasticWord::DemandSeen, 0),
+        ] {
+            page.set(word, value);
+        }
+        (1..self.desks.len()).for_each(|worker| reclaim(cvm, worker, false));
+        cvm.look_at_rings();
         // One honest wake: whatever it has missed, vCPU 0 now looks.
         let _ = shared.vcpus[0].wake.write(1);
     }
 
-    fn carry_out(&self, attack: Attack, shared: &Shared, rng: &mut Rng) {
+    fn carry_out(&self, attack: Attack, cvm: &Cvm, shared: &Shared, rng: &mut Rng) {
         let one = rng.below(self.desks.len() as u64) as usize;
         let hold = |rng: &mut Rng| Order::Hold(Duration::from_micros(rng.below(self.plan.hold_us)));
         match attack {
@@ -123,6 +136,12 @@ impl Adversary {
             Attack::Mailbox => mailbox(&link::window_of(shared), rng),
             Attack::Indices => indices(shared, rng),
             Attack::Headers => headers(shared, rng),
+            Attack::SharedPage => shared_page(&link::window_of(shared), rng),
+            Attack::Reclaim => reclaim(cvm, one, rng.chance(500)),
+            Attack::ReclaimAll => {
+                let take = rng.chance(500);
+                (1..self.desks.len()).for_each(|worker| reclaim(cvm, worker, take));
+            }
             // Sent by a thread of their own, which may have to wait for room: see `run`.
             Attack::Messages => {}
         }
@@ -241,6 +260,27 @@ impl Hooks for Adversary {
     }
 }
 
+/// Asks for a worker, or lets it run again. The CVM may have ended meanwhile, and vCPU 0 is not to be had.
+fn reclaim(cvm: &Cvm, worker: usize, take: bool) {
+    if let Some(worker) = VcpuId::new(worker as u32) {
+        let _ = if take { cvm.reclaim(worker).map(drop) } else { cvm.allow(worker) };
+    }
+}
+
+/// Any value for the words of the shared page; both sides write some of them again when they have a reason to.
+fn shared_page(window: &Window<'_>, rng: &mut Rng) {
+    const WORDS: [ElasticWord; 6] = [
+        ElasticWord::Version,
+        ElasticWord::Grant,
+        ElasticWord::Reclaim,
+        ElasticWord::SpinLimit,
+        ElasticWord::DemandSeen,
+        ElasticWord::Demand,
+    ];
+    let any = rng.next();
+    window.elastic().set(rng.pick(&WORDS), rng.pick(&[0, 1, any & 7, any & 0xff, any, u64::MAX]));
+}
+
 /// Any value for the words that the guest reads while it runs, and for the one it writes.
 fn hints(window: &Window<'_>, rng: &mut Rng) {
     let words = [
@@ -264,6 +304,7 @@ fn mailbox(window: &Window<'_>, rng: &mut Rng) {
 
 /// Byte offsets of the rings in the window, first the one to the guest.
 fn ring_offsets(vcpus: u32) -> Vec<(u64, u64)> {
+    use nacre_abi::elastic::{ElasticWord, SPIN_LIMIT_DEFAULT_NS};
     use nacre_abi::window::{RING_HEADER_BYTES, RINGS, TO_GUEST_BYTES, TO_HOST_BYTES};
     let first = RINGS + RING_HEADER_BYTES + TO_GUEST_BYTES;
     let to_host =

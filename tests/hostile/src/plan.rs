@@ -5,6 +5,7 @@
 
 use crate::programs::{Job, Work};
 use std::fmt;
+use std::time::Duration;
 
 /// Random numbers that are the same everywhere (SplitMix64, Steele et al. 2014).
 #[derive(Clone, Debug)]
@@ -91,6 +92,12 @@ pub enum Attack {
     Hints,
     /// Garbage in a mailbox.
     Mailbox,
+    /// Grant, reclaim and spin limit set to any values behind the manager's back, and the demand overwritten.
+    SharedPage,
+    /// A worker is asked to park, and stopped by force if it does not at once; or it is allowed again.
+    Reclaim,
+    /// Storms of reclaims: all workers taken away, or given back.
+    ReclaimAll,
     /// Messages with contents no honest host sends.
     Messages,
     /// Garbage in a ring's indices.
@@ -100,7 +107,7 @@ pub enum Attack {
 }
 
 /// Those after which everything must go on.
-const RECOVERABLE: [Attack; 9] = [
+const RECOVERABLE: [Attack; 12] = [
     Attack::WakeOne,
     Attack::WakeAll,
     Attack::HoldOne,
@@ -109,6 +116,9 @@ const RECOVERABLE: [Attack; 9] = [
     Attack::Time,
     Attack::Hints,
     Attack::Mailbox,
+    Attack::SharedPage,
+    Attack::Reclaim,
+    Attack::ReclaimAll,
     Attack::Messages,
 ];
 const EXCEPTIONS: [Attack; 6] = [
@@ -252,6 +262,11 @@ impl Plan {
     /// Random numbers for one part of the plan.
     pub fn rng(&self, part: u64) -> Rng {
         Rng::new(self.seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(part))
+    }
+
+    /// Time between asking a worker to park and stopping it by force.
+    pub fn grace(&self) -> Duration {
+        Duration::from_micros(self.rng(5).pick(&[0, 50, 1_000, 5_000]))
     }
 
     /// The command that runs it again.

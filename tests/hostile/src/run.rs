@@ -5,6 +5,7 @@ use crate::plan::{Attack, Class, LaunchLie, Plan, Rng};
 use crate::programs::Job;
 use nacre_abi::message::{Header, Kind, NO_PROGRAM, stream};
 use nacre_cli::program::Program as Code;
+use nacre_vmm::elastic::ElasticConfig;
 use nacre_vmm::program::{Exit, ProgramEvent, ProgramSpec};
 use nacre_vmm::{Cvm, CvmConfig, CvmError};
 use std::collections::BTreeMap;
@@ -66,6 +67,7 @@ fn verdict(plan: &Plan, code: &Code, host: &Arc<Adversary>) -> Result<Verdict, S
         memory_bytes: plan.memory_bytes,
         debug_image: plan.debug_image,
         on_print: Box::new(move |text| words.lock().unwrap_or_else(PoisonError::into_inner).push_str(text)),
+        elastic: ElasticConfig { grace: plan.grace(), ..ElasticConfig::default() },
         hooks: Some(host.clone()),
     };
     let cvm = match Cvm::launch(config) {
@@ -89,15 +91,11 @@ fn verdict(plan: &Plan, code: &Code, host: &Arc<Adversary>) -> Result<Verdict, S
 fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<Outcome>, bool) {
     let (say_done, done) = channel();
     std::thread::scope(|scope| {
-        let attack = || {
-            host.attack(|| false);
-            cvm.look_at_rings();
-        };
         if !plan.from_boot {
             // The guest is up when it answers.
             let _ = cvm.stats();
         }
-        let attacker = scope.spawn(attack);
+        let attacker = scope.spawn(|| host.attack(cvm));
         if plan.attacks.contains(&Attack::Messages) {
             scope.spawn(|| send_garbage(plan, host, cvm));
         }
