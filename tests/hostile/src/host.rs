@@ -27,12 +27,13 @@ enum Order {
 struct Desk {
     orders: VecDeque<Order>,
     rng: Rng,
-    /// When it entered the guest for the first time.
-    entered: Option<Instant>,
+    /// Times it entered the guest.
+    entries: u64,
 }
 
-/// What a vCPU needs at most to get ready for exceptions, at its first entry. Before that one is the end of the CVM.
-const SETTLED: Duration = Duration::from_millis(3);
+/// Entries, and nanoseconds inside the guest, after which a vCPU has got ready for exceptions. Before that one is the end of
+/// the CVM.
+const SETTLED: (u64, u64) = (4, 3_000_000);
 
 /// The host of one plan.
 pub struct Adversary {
@@ -53,8 +54,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Adversary {
     /// The host of a plan. It behaves until [`attack`](Self::attack), but for what it says at launch.
     pub fn new(plan: &Plan) -> Arc<Adversary> {
-        let desk =
-            |vcpu| Mutex::new(Desk { orders: VecDeque::new(), rng: plan.rng(100 + vcpu), entered: None });
+        let desk = |vcpu| Mutex::new(Desk { orders: VecDeque::new(), rng: plan.rng(100 + vcpu), entries: 0 });
         Arc::new(Adversary {
             plan: plan.clone(),
             hostile: AtomicBool::new(false),
@@ -132,7 +132,7 @@ impl Adversary {
             | Attack::Nmi
             | Attack::Interrupt
             | Attack::Time => self.order(one, Order::Inject(inject::of(attack, rng)), shared),
-            Attack::Hints => hints(&link::window_of(shared), rng),
+            Attack::Hints => hints(&link::window_of(shared), rng, self.plan.from_boot),
             Attack::Mailbox => mailbox(&link::window_of(shared), rng),
             Attack::Indices => indices(shared, rng),
             Attack::Headers => headers(shared, rng),
@@ -206,8 +206,9 @@ impl Hooks for Adversary {
     fn entering(&self, id: VcpuId, vcpu: &VcpuFd, shared: &Shared) {
         loop {
             let mut desk = lock(&self.desks[id.index()]);
-            let settled =
-                desk.entered.get_or_insert_with(Instant::now).elapsed() > SETTLED || self.plan.from_boot;
+            desk.entries += 1;
+            let inside = shared.vcpus[id.index()].counters.run_ns.load(Ordering::Relaxed);
+            let settled = desk.entries > SETTLED.0 && inside > SETTLED.1 || self.plan.from_boot;
             let order = desk.orders.pop_front();
             drop(desk);
             match order {
@@ -281,8 +282,9 @@ fn shared_page(window: &Window<'_>, rng: &mut Rng) {
     window.elastic().set(rng.pick(&WORDS), rng.pick(&[0, 1, any & 7, any & 0xff, any, u64::MAX]));
 }
 
-/// Any value for the words that the guest reads while it runs, and for the one it writes.
-fn hints(window: &Window<'_>, rng: &mut Rng) {
+/// Any value for the words that the guest reads while it runs, for the one it writes, and, once it has started, for those
+/// that it has read at its start.
+fn hints(window: &Window<'_>, rng: &mut Rng, starts: bool) {
     let words = [
         ControlWord::HostAwake,
         ControlWord::HostWantsRoom,
@@ -291,7 +293,8 @@ fn hints(window: &Window<'_>, rng: &mut Rng) {
         ControlWord::WallClockNs,
         ControlWord::Magic,
     ];
-    window.set_control(rng.pick(&words), if rng.chance(500) { rng.below(2) } else { rng.next() });
+    let words = if starts { &words[..3] } else { &words };
+    window.set_control(rng.pick(words), if rng.chance(500) { rng.below(2) } else { rng.next() });
 }
 
 /// Odd values only: an even one could be a range of large pages, and a host that gives guest memory away without having
@@ -304,7 +307,6 @@ fn mailbox(window: &Window<'_>, rng: &mut Rng) {
 
 /// Byte offsets of the rings in the window, first the one to the guest.
 fn ring_offsets(vcpus: u32) -> Vec<(u64, u64)> {
-    use nacre_abi::elastic::{ElasticWord, SPIN_LIMIT_DEFAULT_NS};
     use nacre_abi::window::{RING_HEADER_BYTES, RINGS, TO_GUEST_BYTES, TO_HOST_BYTES};
     let first = RINGS + RING_HEADER_BYTES + TO_GUEST_BYTES;
     let to_host =

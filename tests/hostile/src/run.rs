@@ -9,7 +9,7 @@ use nacre_vmm::elastic::ElasticConfig;
 use nacre_vmm::program::{Exit, ProgramEvent, ProgramSpec};
 use nacre_vmm::{Cvm, CvmConfig, CvmError};
 use std::collections::BTreeMap;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,12 +90,20 @@ fn verdict(plan: &Plan, code: &Code, host: &Arc<Adversary>) -> Result<Verdict, S
 /// Runs the programs of the plan under attack; whether they got stuck.
 fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<Outcome>, bool) {
     let (say_done, done) = channel();
+    let (say_started, started) = channel();
     std::thread::scope(|scope| {
         if !plan.from_boot {
             // The guest is up when it answers.
             let _ = cvm.stats();
         }
-        let attacker = scope.spawn(|| host.attack(cvm));
+        let attacker = scope.spawn(move || {
+            // What is on the rings before is code, which the host may change as it likes.
+            if plan.class == Class::Window {
+                let _ = plan.jobs.iter().try_for_each(|_| started.recv());
+                let _ = cvm.stats();
+            }
+            host.attack(cvm);
+        });
         if plan.attacks.contains(&Attack::Messages) {
             scope.spawn(|| send_garbage(plan, host, cvm));
         }
@@ -103,15 +111,15 @@ fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<O
             .jobs
             .iter()
             .map(|job| {
-                let say_done = say_done.clone();
+                let (say_done, say_started) = (say_done.clone(), say_started.clone());
                 scope.spawn(move || {
-                    let outcome = run_program(*job, code, cvm);
+                    let outcome = run_program(*job, code, cvm, say_started);
                     let _ = say_done.send(());
                     outcome
                 })
             })
             .collect();
-        drop(say_done);
+        drop((say_done, say_started));
         let deadline = Instant::now() + Duration::from_micros(plan.hostile_us) + PATIENCE;
         let mut stuck = false;
         for _ in &programs {
@@ -127,21 +135,16 @@ fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<O
     })
 }
 
-fn run_program(job: Job, code: &Code, cvm: &Cvm) -> Outcome {
+fn run_program(job: Job, code: &Code, cvm: &Cvm, started: Sender<()>) -> Outcome {
     let mut outcome =
         Outcome { job, exit: Err("it has not run".into()), stdout: Vec::new(), stderr: Vec::new() };
-    let exit = follow(job, code, cvm, &mut outcome.stdout, &mut outcome.stderr);
+    let exit = follow(cvm, code, started, &mut outcome);
     outcome.exit = exit.map_err(|error| error.to_string());
     outcome
 }
 
-fn follow(
-    job: Job,
-    code: &Code,
-    cvm: &Cvm,
-    stdout: &mut Vec<u8>,
-    stderr: &mut Vec<u8>,
-) -> Result<Exit, CvmError> {
+fn follow(cvm: &Cvm, code: &Code, started: Sender<()>, outcome: &mut Outcome) -> Result<Exit, CvmError> {
+    let (job, stdout, stderr) = (outcome.job, &mut outcome.stdout, &mut outcome.stderr);
     let spec = ProgramSpec {
         code: code.file(),
         args: vec!["work".into(), job.argument()],
@@ -150,6 +153,7 @@ fn follow(
     };
     let program = cvm.load(&spec)?;
     program.start()?;
+    let _ = started.send(());
     let (mut input, text) = (program.stdin(), job.stdin());
     let credit = input.credit();
     std::thread::scope(|scope| {

@@ -54,7 +54,12 @@ impl Host {
             rng: Rng(plan.seed ^ 0x686f_7374),
             seen: Seen::default(),
         };
-        Host { state: Mutex::new(state), changed: Condvar::new(), plan: plan.clone(), sleepers: plan.vcpus + 2 }
+        Host {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            plan: plan.clone(),
+            sleepers: plan.vcpus + 2,
+        }
     }
 
     /// The state.
@@ -126,7 +131,8 @@ impl Host {
         }
         let roll = state.rng.below(1000);
         let plan = &self.plan;
-        let bounds = [plan.dropped, plan.dropped + plan.misdirected, plan.dropped + plan.misdirected + plan.delayed];
+        let bounds =
+            [plan.dropped, plan.dropped + plan.misdirected, plan.dropped + plan.misdirected + plan.delayed];
         // The host's own thread may be late, but looks again.
         if event != DOORBELL && roll < bounds[0] {
             state.seen.dropped += 1;
@@ -169,11 +175,12 @@ impl Host {
         state.counts[DOORBELL] += 1;
     }
 
-    /// The thread of time: when everybody sleeps it becomes the next moment at which anything happens.
+    /// The thread of time: when everybody sleeps it becomes the next moment at which anything happens. `missed` says what
+    /// should have been done before that moment; it is asked as long as no wake was lost or late.
     ///
     /// # Panics
-    /// If the host behaves and nothing will ever happen again, or nothing that matters for long.
-    pub fn keep_time(&self) {
+    /// If anything was missed, or if the host behaves and nothing will ever happen again, or nothing that matters for long.
+    pub fn keep_time(&self, missed: impl Fn(u64) -> Option<String>) {
         let mut state = self.lock();
         while !state.over {
             if state.now_ns >= self.plan.hostile_ns && state.honest_since.is_none() {
@@ -182,7 +189,8 @@ impl Host {
             }
             let asleep = state.asleep.iter().flatten().count();
             let due = (0..EVENTS).any(|event| {
-                let wakes = state.counts[event] > 0 || state.asleep[event].is_some_and(|until| until <= state.now_ns);
+                let wakes =
+                    state.counts[event] > 0 || state.asleep[event].is_some_and(|until| until <= state.now_ns);
                 state.asleep[event].is_some() && wakes
             });
             if asleep + state.gone < self.sleepers || due {
@@ -191,7 +199,14 @@ impl Host {
             }
             let deadlines = state.asleep.iter().flatten().copied().filter(|until| *until != u64::MAX);
             let arrivals = state.delayed.iter().map(|(at, _)| *at);
-            match deadlines.chain(arrivals).min() {
+            let next = deadlines.chain(arrivals).min();
+            let Seen { dropped, misdirected, delayed, .. } = state.seen;
+            if dropped + misdirected + delayed == 0
+                && let Some(what) = missed(next.unwrap_or(u64::MAX))
+            {
+                panic!("everybody sleeps though {what}, {:?}", state.seen);
+            }
+            match next {
                 Some(next) => state.now_ns = state.now_ns.max(next),
                 None if state.honest_since.is_none() => Self::behave(&mut state),
                 None => panic!("stuck: everybody sleeps and nobody will wake anybody, {:?}", state.seen),

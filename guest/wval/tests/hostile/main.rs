@@ -53,7 +53,6 @@ fn run(seed: u64, broken: Broken) -> Result<Seen, String> {
 /// Runs seeds on two threads until one fails; the first failure, and what was seen.
 fn sweep(seeds: std::ops::Range<u64>, broken: Broken) -> (Option<(u64, String)>, Seen) {
     nacre_abi::sync::set_step(shuttle::thread::yield_now);
-    // Threads that end in a panic say so; a sweep tells it once, with the seed.
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(None));
     let total = Mutex::new(Seen::default());
     std::thread::scope(|scope| {
@@ -95,7 +94,10 @@ fn all_tasks_end_rightly_once_the_host_behaves() {
     }
     // A simulation in which nothing happens would pass too.
     if count >= 1000 {
-        assert!(seen.dropped > 0 && seen.misdirected > 0 && seen.repeated > 0 && seen.delayed > 0, "{seen:?}");
+        assert!(
+            seen.dropped > 0 && seen.misdirected > 0 && seen.repeated > 0 && seen.delayed > 0,
+            "{seen:?}"
+        );
         assert!(seen.spurious > 0 && seen.grants > 0 && seen.moves > 0 && seen.timers > 0, "{seen:?}");
         assert!(seen.waits_for_room > 0 && seen.doubted > 0, "{seen:?}");
     }

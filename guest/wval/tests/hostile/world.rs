@@ -196,6 +196,11 @@ struct World<'w> {
     timer_seq: Plain,
     /// Messages that the host has read: task and number.
     received: Mutex<Vec<(u32, u64)>>,
+    /// Messages to the guest that were sent, with whatever belongs to it, and that it has read.
+    told: Plain,
+    heard: Plain,
+    /// Messages to the host that were sent, likewise.
+    sent: Plain,
 }
 
 /// What one vCPU owns.
@@ -251,6 +256,9 @@ pub fn run(plan: &Plan) -> Seen {
         live: AtomicUsize::new(plan.tasks.len()),
         timer_seq: Plain::new(0),
         received: Mutex::default(),
+        told: Plain::new(0),
+        heard: Plain::new(0),
+        sent: Plain::new(0),
     };
     (1..plan.vcpus).for_each(|worker| sched.idle().announce(v(worker)));
     shuttle::thread::scope(|scope| {
@@ -279,7 +287,7 @@ pub fn run(plan: &Plan) -> Seen {
             world.host.leave();
         });
         scope.spawn(|| world.mischief());
-        scope.spawn(|| world.host.keep_time());
+        scope.spawn(|| world.host.keep_time(|next_ns| world.missed(next_ns)));
     });
     world.check()
 }
@@ -481,6 +489,7 @@ impl World<'_> {
         }
         sent.map_err(|_| Switch::Yield)?;
         task.sent.fetch_add(1, Ordering::Relaxed);
+        self.sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -557,6 +566,7 @@ impl World<'_> {
         while let Some(incoming) = ring.receive().expect("the ring is not attacked here") {
             let header = incoming.header();
             incoming.finish();
+            self.heard.fetch_add(1, Ordering::Relaxed);
             self.submit(own, header.program as usize);
             any = true;
         }
@@ -641,6 +651,7 @@ impl World<'_> {
             }
             self.window.wants_room.store(0, Ordering::SeqCst);
             self.wake_if_parked();
+            self.told.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -670,6 +681,27 @@ impl World<'_> {
         self.window.granted.store(u64::MAX, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.host.signal(0);
+    }
+
+    /// What was forgotten, if nobody does anything until `next_ns` and no wake was lost.
+    fn missed(&self, next_ns: u64) -> Option<String> {
+        let load = self.sched.load();
+        if load.queued != 0 && !load.allowed.is_empty() {
+            return Some(format!("{} tasks are queued and {:?} may run them", load.queued, load.allowed));
+        }
+        let count = |counter: &Plain| counter.load(Ordering::Relaxed);
+        if count(&self.told) > count(&self.heard) {
+            return Some("the guest has not read its ring".into());
+        }
+        if count(&self.sent) > self.received.lock().unwrap().len() as u64 {
+            return Some("the host has not read its rings".into());
+        }
+        let late = |task: &Task| {
+            let until = task.until_ns.load(Ordering::Relaxed);
+            task.park.is_parked() && until != 0 && until < next_ns
+        };
+        let late = self.tasks.iter().position(late)?;
+        Some(format!("task {late} should have been woken by its timer"))
     }
 
     /// Each task has ended, and everything it sent has come once.
