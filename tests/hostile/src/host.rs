@@ -136,7 +136,7 @@ impl Adversary {
             Attack::Mailbox => mailbox(&link::window_of(shared), rng),
             Attack::Indices => indices(shared, rng),
             Attack::Headers => headers(shared, rng),
-            Attack::SharedPage => shared_page(&link::window_of(shared), rng),
+            Attack::SharedPage => shared_page(&link::window_of(shared), rng, self.plan.from_boot),
             Attack::Reclaim => reclaim(cvm, one, rng.chance(500)),
             Attack::ReclaimAll => {
                 let take = rng.chance(500);
@@ -268,18 +268,19 @@ fn reclaim(cvm: &Cvm, worker: usize, take: bool) {
     }
 }
 
-/// Any value for the words of the shared page; both sides write some of them again when they have a reason to.
-fn shared_page(window: &Window<'_>, rng: &mut Rng) {
+/// Any value for the words of the shared page; both sides write some of them again when they have a reason to. The version
+/// only once the guest has read it.
+fn shared_page(window: &Window<'_>, rng: &mut Rng, starts: bool) {
     const WORDS: [ElasticWord; 6] = [
-        ElasticWord::Version,
         ElasticWord::Grant,
         ElasticWord::Reclaim,
         ElasticWord::SpinLimit,
         ElasticWord::DemandSeen,
         ElasticWord::Demand,
+        ElasticWord::Version,
     ];
-    let any = rng.next();
-    window.elastic().set(rng.pick(&WORDS), rng.pick(&[0, 1, any & 7, any & 0xff, any, u64::MAX]));
+    let (any, words) = (rng.next(), if starts { &WORDS[..5] } else { &WORDS });
+    window.elastic().set(rng.pick(words), rng.pick(&[0, 1, any & 7, any & 0xff, any, u64::MAX]));
 }
 
 /// Any value for the words that the guest reads while it runs, for the one it writes, and, once it has started, for those

@@ -81,10 +81,12 @@ fn verdict(plan: &Plan, code: &Code, host: &Arc<Adversary>) -> Result<Verdict, S
         result = audit(plan, &cvm);
     }
     cvm.stop();
-    result.map_err(|what| {
-        let words = last_words.lock().unwrap_or_else(PoisonError::into_inner);
-        if words.is_empty() { what } else { format!("{what}; its last words: {words}") }
-    })
+    let words = last_words.lock().unwrap_or_else(PoisonError::into_inner);
+    let told = |what: String| if words.is_empty() { what } else { format!("{what}: {}", words.trim_end()) };
+    match result {
+        Ok(Verdict::Ended(reason)) => Ok(Verdict::Ended(told(reason))),
+        other => other.map_err(told),
+    }
 }
 
 /// Runs the programs of the plan under attack; whether they got stuck.

@@ -58,8 +58,11 @@ impl Summary {
     }
 }
 
+/// The beginning of a reason, without the numbers in it, so that alike ones are counted together.
 fn short(text: &str) -> String {
-    text.chars().take(90).collect()
+    let text = text.replace("; its last words are above", "");
+    let words = text.split(' ').filter(|word| !word.contains("0x"));
+    words.collect::<Vec<_>>().join(" ").chars().take(110).collect()
 }
 
 impl fmt::Display for Summary {
