@@ -11,7 +11,7 @@
 //!
 //! Both sides compile this crate. Its numbers are an interface: each is pinned by a `const` assert, and a change is a
 //! new [`ABI_VERSION`]. The crate is `no_std` except under test, so that fuzzers and host tools can drive it.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, stepped)), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod boot;
@@ -21,7 +21,10 @@ pub mod layout;
 pub mod message;
 pub mod ring;
 pub mod spawn;
+#[cfg(not(stepped))]
 mod sync;
+#[cfg(stepped)]
+pub mod sync;
 pub mod window;
 
 /// Version of everything in this crate; host and guest of one Nacre binary always have the same.

@@ -109,6 +109,8 @@ pub enum SelfTest {
     /// Nanoseconds in all, then from the arrival of each empty task to its first instruction. Body: nanoseconds from one
     /// arrival to the next, four bytes per task.
     Wakes = 2,
+    /// No numbers: whether the guest finds its own memory in order, "ok" or what is wrong.
+    Audit = 3,
 }
 
 impl SelfTest {
@@ -118,6 +120,7 @@ impl SelfTest {
             0 => Some(SelfTest::Instances),
             1 => Some(SelfTest::WakeFloor),
             2 => Some(SelfTest::Wakes),
+            3 => Some(SelfTest::Audit),
             _ => None,
         }
     }

@@ -56,14 +56,20 @@ fn top_shows_what_runs_and_forgets_the_dead() {
     assert_eq!(alpha["pid"], first.pid().as_raw_nonzero().get());
     let number = |row: &serde_json::Value, field: &str| row[field].as_u64().unwrap();
     assert_eq!(number(alpha, "active") + number(alpha, "waiting") + number(alpha, "dormant"), 3);
-    assert!(number(alpha, "wakes") > 0 && number(alpha, "cpu_ns") > 0 && number(alpha, "memory_bytes") > 1 << 20);
+    assert!(
+        number(alpha, "wakes") > 0 && number(alpha, "cpu_ns") > 0 && number(alpha, "memory_bytes") > 1 << 20
+    );
     assert_eq!(rows(&nacre, runtime, &["alpha"]).len(), 1);
     let text = top(&nacre, runtime, &["--once", "hello.wasm"]).text();
     assert!(text.contains("hello.wasm") && !text.contains("alpha"), "{text}");
 
     let unknown = top(&nacre, runtime, &["--once", "gamma"]);
     assert_eq!(unknown.code, 1);
-    assert!(unknown.stderr.contains("gamma") && unknown.stderr.contains("nacre top --once"), "{}", unknown.stderr);
+    assert!(
+        unknown.stderr.contains("gamma") && unknown.stderr.contains("nacre top --once"),
+        "{}",
+        unknown.stderr
+    );
 
     let sockets = || std::fs::read_dir(runtime.join("nacre")).unwrap().count();
     for entry in std::fs::read_dir(runtime.join("nacre")).unwrap() {

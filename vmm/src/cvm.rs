@@ -5,6 +5,7 @@ use crate::elastic::{
     self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
 };
 use crate::events::{Events, Mailboxes, ProgramEvent, ProgramId};
+use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
@@ -34,6 +35,8 @@ pub struct CvmConfig {
     pub elastic: ElasticConfig,
     /// Receives what the guest itself prints: defects only.
     pub on_print: Box<dyn Fn(&str) + Send + Sync>,
+    /// For tests only: a host that misbehaves.
+    pub hooks: Option<Arc<dyn Hooks>>,
 }
 
 impl Default for CvmConfig {
@@ -45,6 +48,7 @@ impl Default for CvmConfig {
             debug_image: false,
             elastic: ElasticConfig::default(),
             on_print: Box::new(|text| eprintln!("nacre: guest: {text}")),
+            hooks: None,
         }
     }
 }
@@ -149,7 +153,7 @@ impl Cvm {
         }
         times.memory = begin.elapsed();
         let window = system("memory for the shared window", SharedMemory::new(launch.layout.shared_bytes))?;
-        let machine = Machine::new(memory.seal(), window)?;
+        let machine = Machine::new(memory.seal(), window, config.hooks.as_deref())?;
         let doorbell = Arc::new(system("an event descriptor", EventFd::new(EFD_CLOEXEC))?);
         machine.bind_doorbell(&doorbell)?;
         let mut vcpus = Vec::new();
@@ -165,6 +169,7 @@ impl Cvm {
             stop: AtomicBool::new(false),
             on_print: config.on_print,
             membership: OnceLock::new(),
+            hooks: config.hooks,
         });
         join_manager(&shared, config.elastic)?;
         let cvm = Cvm {
@@ -189,6 +194,9 @@ impl Cvm {
         })?;
         self.times.tsc_khz = u64::from(khz);
         link::prepare(&link::window_of(&self.shared), u64::from(khz), rdtsc(), spin_limit_ns);
+        if let Some(hooks) = &self.shared.hooks {
+            hooks.starting(&self.shared);
+        }
         self.times.started = begin.elapsed();
         let mut threads = Threads { vcpus: Vec::new(), reader: Some(self.spawn_reader()?) };
         threads.vcpus.push(Some(self.spawn_vcpu(normal, VcpuId::NORMAL)?));
@@ -316,6 +324,11 @@ impl Cvm {
     /// Bytes that the host has committed for private memory.
     pub fn resident_bytes(&self) -> Option<u64> {
         self.shared.machine.private().resident_bytes()
+    }
+
+    /// Makes the thread that reads the guest's rings look at them once more, as the guest's doorbell does.
+    pub fn look_at_rings(&self) {
+        let _ = self.doorbell.write(1);
     }
 
     /// Moments of the launch.

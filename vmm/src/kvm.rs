@@ -4,6 +4,7 @@
 //! The registers follow the Intel SDM (vol. 3, 2.5 for the control registers, 13.3 for XCR0).
 #![allow(unsafe_code)]
 
+use crate::hooks::Hooks;
 use crate::launch::{Launch, USER_CODE, USER_DATA, VcpuState};
 use crate::memory::{PrivateMemory, SharedMemory};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
@@ -67,18 +68,25 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes the machine and gives it its memory.
+    /// Makes the machine and gives it its memory. `hooks` may change what the guest is told about its processor.
     ///
     /// # Errors
     /// [`KvmError`].
-    pub fn new(private: PrivateMemory, shared: SharedMemory) -> Result<Machine, KvmError> {
+    pub fn new(
+        private: PrivateMemory,
+        shared: SharedMemory,
+        hooks: Option<&dyn Hooks>,
+    ) -> Result<Machine, KvmError> {
         let kvm = open()?;
         let vm = call("create a virtual machine", create_vm(&kvm))?;
         // Only KVM on Intel knows this call.
         let _ = vm.set_tss_address(KVM_TSS_ADDRESS);
         let mut cpuid = call("tell its CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
         add_unprivileged_features(&mut cpuid);
-        let xcr0 = supported_xcr0(&cpuid)?;
+        let mut xcr0 = supported_xcr0(&cpuid)?;
+        if let Some(hooks) = hooks {
+            hooks.processor(&mut cpuid, &mut xcr0);
+        }
         let slots = [
             (RAM_GPA, private.slot_address(), private.bytes()),
             (SHARED_GPA, shared.slot_address(), shared.bytes()),

@@ -8,11 +8,14 @@
 //!   [`events`]: what happens to them.
 //! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
+//! * [`hooks`]: where a test of the guest takes the host's place.
+//!
 //! `unsafe` is in [`memory`], [`kvm`] and [`vcpu`] only.
 
 pub mod cvm;
 pub mod elastic;
 pub mod events;
+pub mod hooks;
 pub mod image;
 pub mod kvm;
 pub mod launch;

@@ -7,6 +7,7 @@
 
 use crate::elastic::manager::Membership;
 use crate::elastic::seat::Seat;
+use crate::hooks::Hooks;
 use crate::kvm::Machine;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nacre_abi::VcpuId;
@@ -92,6 +93,11 @@ impl VcpuHandle {
         }
     }
 
+    /// Gets the vCPU out of the guest, wherever it is there. It enters again at once: for [`Hooks::entering`].
+    pub fn interrupt(&self) {
+        self.seat.interrupt();
+    }
+
     /// Names and values of its counters; the time in the guest includes the present stay. `tsc_khz` is the rate of the
     /// time stamp counter.
     pub fn snapshot(&self, tsc_khz: u64) -> Vec<(&'static str, u64)> {
@@ -120,6 +126,15 @@ pub struct Shared {
     pub on_print: Box<dyn Fn(&str) + Send + Sync>,
     /// Its place under the CPU manager, from before the first vCPU runs.
     pub(crate) membership: OnceLock<Membership>,
+    /// What a test does in the host's place.
+    pub hooks: Option<Arc<dyn Hooks>>,
+}
+
+impl Shared {
+    /// Whether the vCPU may see a wake that was taken from its event.
+    fn may_see_wake(&self, id: VcpuId) -> bool {
+        self.stop.load(Ordering::SeqCst) || self.hooks.as_ref().is_none_or(|hooks| hooks.woken(id, self))
+    }
 }
 
 thread_local! {
@@ -274,7 +289,9 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
     });
     if let Some(worker) = &mut worker {
         // Dormant until the guest wakes it: an interrupted sleep is no wake.
-        while handle.wake.read().is_err() && !shared.stop.load(Ordering::SeqCst) {}
+        while !(handle.wake.read().is_ok() && shared.may_see_wake(id)) && !shared.stop.load(Ordering::SeqCst)
+        {
+        }
         if !worker.come(&shared.stop) {
             return VcpuEnd::Stopped;
         }
@@ -288,6 +305,9 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
         if shared.stop.load(Ordering::SeqCst) {
             return VcpuEnd::Stopped;
         }
+        if let Some(hooks) = &shared.hooks {
+            hooks.entering(id, vcpu, shared);
+        }
         let entered = Instant::now();
         handle.entered_tsc.store(rdtsc(), Ordering::Relaxed);
         let exit = vcpu.run();
@@ -300,12 +320,12 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
                 match &mut worker {
                     Some(worker) => {
                         worker.membership.manager.parked(worker.membership.cvm, id);
-                        sleep(handle, deadline);
+                        sleep(id, shared, deadline);
                         if !worker.come(&shared.stop) {
                             return VcpuEnd::Stopped;
                         }
                     }
-                    None => sleep(handle, deadline),
+                    None => sleep(id, shared, deadline),
                 }
             }
             Ok(VcpuExit::IoOut(hypercall::DEMAND, _)) => {
@@ -367,19 +387,29 @@ fn printed(window: &Window<'_>, id: VcpuId, len: usize) -> String {
 }
 
 /// Sleeps until the vCPU is woken, at most `nanoseconds`.
-fn sleep(vcpu: &VcpuHandle, nanoseconds: u64) {
-    if nanoseconds != PARK_FOREVER {
-        let wait = Duration::from_nanos(nanoseconds);
-        let timeout =
-            libc::timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
-        let mut poll = libc::pollfd { fd: vcpu.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid descriptor entry, a valid time, no signal mask.
-        if unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) } <= 0 {
+fn sleep(id: VcpuId, shared: &Shared, nanoseconds: u64) {
+    let wake = &shared.vcpus[id.index()].wake;
+    let deadline = Instant::now().checked_add(Duration::from_nanos(nanoseconds));
+    loop {
+        if let Some(deadline) = deadline.filter(|_| nanoseconds != PARK_FOREVER)
+            && !readable_before(wake, deadline)
+        {
+            return;
+        }
+        // Interrupted by a kick: the caller looks at `stop`.
+        if wake.read().is_err() || shared.may_see_wake(id) {
             return;
         }
     }
-    // Interrupted by a kick: the caller looks at `stop`.
-    let _ = vcpu.wake.read();
+}
+
+/// Waits until `event` was signalled; false at the deadline, or if a signal came first.
+fn readable_before(event: &EventFd, deadline: Instant) -> bool {
+    let wait = deadline.saturating_duration_since(Instant::now());
+    let timeout = libc::timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid descriptor entry, a valid time, no signal mask.
+    unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) > 0 }
 }
 
 /// The time stamp counter of this processor.

@@ -34,6 +34,9 @@ const CHECKED_PACKAGES: [&str; 4] = ["nacre-abi", "nacre-mm", "nacre-wval", "nac
 /// Tests under loom: all interleavings of a package's concurrent parts. Package and test file.
 const LOOM_TESTS: [(&str, &str); 1] = [("nacre-wval", "loom")];
 
+/// Seeds of the simulated hostile host in CI and with `--long`: see docs/hostile-host.md.
+const SIMULATED_SEEDS: (u64, u64) = (2_000, 300_000);
+
 /// Seconds per fuzz target in CI and with `--long`.
 const FUZZ_SECONDS: (u64, u64) = (5, 60);
 
@@ -112,6 +115,7 @@ fn commands(options: &Options) -> Vec<(String, Command)> {
     checked.args(packages(&CHECKED_PACKAGES, "--package"));
     list.push(("unit tests with all checks".to_string(), checked));
     let mut rest = root(&["test", "--release", "--no-fail-fast", "--workspace", "--exclude", "nacre-tests"]);
+    rest.args(["--exclude", "nacre-hostile"]);
     rest.args(packages(&CHECKED_PACKAGES, "--exclude"));
     list.push(("unit and integration tests".to_string(), rest));
     let mut recipes = root(&["test", "--release", "--package", "nacre-tests", "--lib"]);
@@ -123,7 +127,18 @@ fn commands(options: &Options) -> Vec<(String, Command)> {
         loom.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target_dir().join("loom"));
         list.push((format!("loom {package}"), loom));
     }
+    list.push(("hostile host, simulated".to_string(), simulated(options)));
     list
+}
+
+/// The scheduler under a hostile host, without a machine: every atomic operation is a point where a vCPU may be stopped.
+fn simulated(options: &Options) -> Command {
+    let mut command = root(&["test", "--release", "--package", "nacre-wval", "--test", "hostile"]);
+    command.args(["--", "--nocapture"]).env("RUST_BACKTRACE", "0");
+    command.env("RUSTFLAGS", "--cfg stepped").env("CARGO_TARGET_DIR", target_dir().join("stepped"));
+    let seeds = if options.long { SIMULATED_SEEDS.1 } else { SIMULATED_SEEDS.0 };
+    command.env("NACRE_SIM_SEEDS", seeds.to_string());
+    command
 }
 
 /// The end-to-end tests, against the release build.
@@ -152,6 +167,10 @@ fn end_to_end(options: &Options) -> Vec<(String, Command)> {
         command.args(["--", "--test-threads=1"]);
         list.push((format!("end-to-end tests: {name}"), command));
     }
+    let mut hostile = root(&["test", "--release", "--package", "nacre-hostile", "--", "--nocapture"]);
+    hostile.env("NACRE_BIN", target_dir().join("release/nacre"));
+    hostile.env("NACRE_LONG", if options.long { "1" } else { "0" });
+    list.push(("hostile host, on KVM".to_string(), hostile));
     list
 }
 

@@ -4,6 +4,7 @@
 //!   both sides, and the fingerprint of these settings.
 //! - [`cpu`]: the CPU features code may be compiled for, and how the guest finds out which ones it has.
 //! - [`container`]: the `.cwasm` file: a fixed header of ours before wasmtime's precompiled ELF.
+//! - [`operand`]: what an instruction of compiled code touches, for a guest that does not believe an exception.
 //! - `compiler` (feature `compiler`, host only): what only the compiling side sets.
 //!
 //! `no_std` so that the guest image links it. It does no I/O, and holds no code that touches the guest's memory.
@@ -17,6 +18,7 @@ extern crate alloc;
 pub mod compiler;
 pub mod container;
 pub mod cpu;
+pub mod operand;
 #[cfg(feature = "compiler")]
 pub mod rewrite;
 pub mod settings;

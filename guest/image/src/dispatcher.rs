@@ -61,7 +61,7 @@ impl Dispatcher {
             busy |= self.timers.run();
             busy |= sched::run_one() == Ran::Task;
             if busy {
-                if arch::rdtsc() >= self.next_tick {
+                if self.is_due(arch::rdtsc()) {
                     self.tick();
                 }
                 continue;
@@ -90,24 +90,34 @@ impl Dispatcher {
     fn tick(&mut self) -> Option<u64> {
         let scheduler = sched::scheduler();
         let (now, retry) = (arch::rdtsc(), clock::ns_to_cycles(RETRY_NS));
+        let backstop = clock::ns_to_cycles(BACKSTOP_NS);
         let tick = scheduler.tick(now, clock::ns_to_cycles(sched::SLICE_NS), retry);
         let stopping = task::any_stopping();
-        if (tick.bump || stopping) && now >= self.next_tick {
-            wasm::bump_epoch();
+        let load = scheduler.load();
+        elastic::review_demand(load.queued);
+        if self.is_due(now) {
+            if tick.bump || stopping {
+                wasm::bump_epoch();
+            }
+            if load.queued != 0 {
+                sched::wake_again();
+            }
         }
-        let mut wait = tick.look_again_at.map(|at| at.saturating_sub(now));
+        let mut wait = tick.look_again_at.map(|at| at.saturating_sub(now).min(backstop));
         if stopping {
             wait = Some(wait.map_or(retry, |wait| wait.min(retry)));
         }
-        let load = scheduler.load();
-        elastic::review_demand(load.queued);
         let some_awake = load.parked.count() < scheduler.vcpus().count() - 1;
         if some_awake || load.queued != 0 {
-            let backstop = clock::ns_to_cycles(BACKSTOP_NS);
             wait = Some(wait.map_or(backstop, |wait| wait.min(backstop)));
         }
         self.next_tick = wait.map_or(0, |wait| now.saturating_add(wait));
         wait.map(|wait| clock::monotonic_ns().saturating_add(clock::cycles_to_ns(wait)))
+    }
+
+    /// Whether the next tick is due. Also if it is further away than any tick: then the host has set the counter back.
+    fn is_due(&self, now: u64) -> bool {
+        now >= self.next_tick || self.next_tick - now > clock::ns_to_cycles(BACKSTOP_NS)
     }
 
     /// Handles the messages that are there, at most a ring's worth; returns whether there were any.

@@ -21,6 +21,8 @@ mod arch;
 mod areas;
 #[cfg(feature = "debug-image")]
 mod arena_copy;
+#[cfg(feature = "debug-image")]
+mod audit;
 mod children;
 mod console;
 mod dispatcher;

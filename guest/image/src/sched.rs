@@ -138,6 +138,12 @@ fn ring(ticket: Option<WakeTicket>) {
     }
 }
 
+/// Wakes workers for tasks that have waited for long: the host may have lost the wakes that were sent before.
+pub fn wake_again() {
+    scheduler().idle().doubt_wakes();
+    wake_for_backlog();
+}
+
 /// Wakes workers for tasks that are queued, after something that lets more of them run.
 pub fn wake_for_backlog() {
     while let Some(ticket) = scheduler().claim_for_backlog() {
@@ -371,7 +377,8 @@ fn spin_for_work() -> bool {
             return true;
         }
         elastic::poll();
-        let late = clock::cycles_to_ns(arch::rdtsc().saturating_sub(begin)) >= budget_ns;
+        // Wrapping: a counter that the host sets back ends the spinning.
+        let late = clock::cycles_to_ns(arch::rdtsc().wrapping_sub(begin)) >= budget_ns;
         if late || !scheduler().allowed().contains(own.vcpu.id()) {
             return false;
         }

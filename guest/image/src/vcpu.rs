@@ -27,6 +27,10 @@ pub struct Local {
     idle_tls: Cell<[u64; 2]>,
     /// Where the last exception was that nothing confirmed, and how many there were in a row.
     spurious: Cell<(u64, u32)>,
+    /// The last exception that would end a task or this CVM and is not believed yet.
+    doubted: Cell<Doubted>,
+    /// What this vCPU adds to its clock, in nanoseconds: see `arch::clock`.
+    pub clock_offset_ns: Cell<i64>,
     /// Spin locks that the code running here holds.
     locks: Cell<i32>,
     /// What this vCPU's scheduler owns.
@@ -64,6 +68,8 @@ pub unsafe fn init(vcpu: VcpuId) {
             out_of_memory: Cell::new(false),
             idle_tls: Cell::new([0; 2]),
             spurious: Cell::new((0, 0)),
+            doubted: Cell::new(Doubted::default()),
+            clock_offset_ns: Cell::new(0),
             locks: Cell::new(0),
             own: Cell::new(None),
         });
@@ -73,22 +79,59 @@ pub unsafe fn init(vcpu: VcpuId) {
     init_stacks(vcpu);
 }
 
+/// Where the words of the task state segment and of the stacks are that the processor and the stub use, and what they hold.
+struct StubWords {
+    /// Intel SDM vol. 3, 8.7: RSP0 is at 4, the offset of the I/O bitmap at 0x66.
+    tss: u64,
+    /// Top of the ring-0 stack; the word there is `upcall`.
+    ring0: u64,
+    /// The two words at the top of the upcall stack.
+    upcall: u64,
+    upcall_words: [u64; 2],
+}
+
+impl StubWords {
+    fn of(vcpu: VcpuId) -> StubWords {
+        let ring0 = Layout::vcpu_stack_top(vcpu.index(), VCPU_RING0_STACK) - 64;
+        let upcall = Layout::vcpu_stack_top(vcpu.index(), VCPU_UPCALL_STACK) - 64;
+        StubWords {
+            tss: Layout::vcpu_part_va(vcpu.index(), VCPU_LOCAL) + TSS_OFFSET,
+            ring0,
+            upcall,
+            upcall_words: [
+                ring0 - size_of::<arch::exceptions::Frame>() as u64,
+                upcall - VCPU_UPCALL_STACK.bytes + 64,
+            ],
+        }
+    }
+}
+
 /// Fills the task state segment and the words that the stub finds on the ring-0 and upcall stacks.
 fn init_stacks(vcpu: VcpuId) {
-    let tss = Layout::vcpu_part_va(vcpu.index(), VCPU_LOCAL) + TSS_OFFSET;
-    let ring0 = Layout::vcpu_stack_top(vcpu.index(), VCPU_RING0_STACK) - 64;
-    let upcall = Layout::vcpu_stack_top(vcpu.index(), VCPU_UPCALL_STACK) - 64;
-    // SAFETY: all of it lies in this vCPU's block. Layout of the segment: Intel SDM vol. 3, 8.7; RSP0 is at 4, the
-    // offset of the I/O bitmap at 0x66; a port may be written if its bit is 0, and a byte of ones ends the bitmap.
+    let StubWords { tss, ring0, upcall, upcall_words } = StubWords::of(vcpu);
+    // SAFETY: all of it lies in this vCPU's block. A port may be written if its bit is 0, and a byte of ones ends the
+    // bitmap.
     unsafe {
         ((tss + 4) as *mut u64).write_unaligned(ring0);
         ((tss + 0x66) as *mut u16).write(TSS_IO_BITMAP as u16);
         ((tss + TSS_LIMIT) as *mut u8).write(0xff);
         (ring0 as *mut u64).write(upcall);
-        (upcall as *mut [u64; 2]).write([
-            ring0 - size_of::<arch::exceptions::Frame>() as u64,
-            upcall - VCPU_UPCALL_STACK.bytes + 64,
-        ]);
+        (upcall as *mut [u64; 2]).write(upcall_words);
+    }
+}
+
+/// Whether what this vCPU wrote at its start for the stub is still there.
+#[cfg(feature = "debug-image")]
+pub fn stub_words_are_intact(vcpu: VcpuId) -> bool {
+    let StubWords { tss, ring0, upcall, upcall_words } = StubWords::of(vcpu);
+    // SAFETY: mapped for good by the launcher, and only written by `init_stacks`.
+    unsafe {
+        let started = ((tss + 4) as *const u64).read_unaligned() != 0;
+        !started
+            || ((tss + 4) as *const u64).read_unaligned() == ring0
+                && ((tss + 0x66) as *const u16).read() == TSS_IO_BITMAP as u16
+                && (ring0 as *const u64).read_volatile() == upcall
+                && (upcall as *const [u64; 2]).read_volatile() == upcall_words
     }
 }
 
@@ -152,6 +195,33 @@ pub fn set_out_of_memory() {
 /// Whether the last trap was for want of memory; forgets it.
 pub fn take_out_of_memory() -> bool {
     local().out_of_memory.replace(false)
+}
+
+/// An exception that may have been invented: vector, instruction and address, how often it came, and when last.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Doubted {
+    what: (u64, u64, u64),
+    times: u32,
+    tsc: u64,
+}
+
+/// How often an exception must come before it is believed, and the cycles between two of them: running an instruction
+/// again that really fails takes a few ten thousand.
+const BELIEVED_AFTER: u32 = 3;
+const AT_ONCE_CYCLES: u64 = 400_000;
+
+/// Whether an exception has come several times on end at the same instruction, with the same vector and address. What is
+/// real comes again at once when the instruction runs again; what a host invents does not, unless it stops this vCPU
+/// at that very instruction each time.
+pub fn comes_again(vector: u64, rip: u64, address: u64) -> bool {
+    let cell = &local().doubted;
+    let (before, now) = (cell.get(), arch::rdtsc());
+    let what = (vector, rip, address);
+    let on_end = before.what == what && now.wrapping_sub(before.tsc) < AT_ONCE_CYCLES;
+    let times = if on_end { before.times + 1 } else { 1 };
+    let believed = times >= BELIEVED_AFTER;
+    cell.set(if believed { Doubted::default() } else { Doubted { what, times, tsc: now } });
+    believed
 }
 
 /// Counts an exception at `rip` that nothing confirms; returns how many there have been there in a row.

@@ -17,6 +17,7 @@
 //!   be stopped, and a second wake does no harm.
 //! - `wake_sent`, *after* the hypercall, makes it RUNG: then the wake is on its way for certain, nobody needs to
 //!   repeat it, and the worker will look at all queues when it comes out.
+//! - A wake that the host has dropped is repeated after `doubt_wakes`, which makes RUNG workers CLAIMED again.
 //! - Only the worker itself leaves the set (`retract`). Every `announce` starts a new epoch, so the late
 //!   `wake_sent` of a waker that was stopped meanwhile changes nothing.
 //!
@@ -145,6 +146,21 @@ impl IdleSet {
         );
     }
 
+    /// Takes the wakes of all vCPUs that are still parked for lost: they can be claimed, and woken, once more. For a host
+    /// that drops wakes: nobody repeats one that was sent. To be called when work has waited for longer than any wake
+    /// takes; a wake that was only slow comes twice, which does no harm.
+    pub fn doubt_wakes(&self) {
+        for vcpu in VcpuMask(self.mask.load(Ordering::Acquire)).iter() {
+            let word = &self.words[vcpu.index()];
+            let seen = word.load(Ordering::Acquire);
+            if seen & PHASE == RUNG {
+                // Failure means that it has come back.
+                let _ =
+                    word.compare_exchange(seen, seen ^ RUNG ^ CLAIMED, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Whether `v` is between `announce` and `retract`: it holds no task, and passes the fence of `retract` before it
     /// looks for one.
     pub fn is_parked(&self, v: VcpuId) -> bool {
@@ -195,6 +211,25 @@ mod tests {
         s.announce(v(1));
         s.wake_sent(stopped);
         assert_eq!(s.claim_one(ALL).unwrap().vcpu(), v(1));
+    }
+
+    #[test]
+    fn a_wake_that_was_dropped_is_repeated_once_it_is_doubted() {
+        let s = IdleSet::new();
+        for n in [1, 2] {
+            s.announce(v(n));
+            s.wake_sent(s.claim_one(ALL).unwrap());
+        }
+        assert_eq!(s.retract(v(2)), Retract::WakePending);
+        assert_eq!(s.claim_one(ALL), None);
+        s.doubt_wakes();
+        let again = s.claim_one(ALL).unwrap();
+        assert_eq!((again.vcpu(), s.claim_one(ALL).unwrap().vcpu()), (v(1), v(1)));
+        s.wake_sent(again);
+        assert_eq!(s.claim_one(ALL), None);
+        s.retract(v(1));
+        s.doubt_wakes();
+        assert_eq!((s.claim_one(ALL), s.is_parked(v(1))), (None, false));
     }
 
     #[test]

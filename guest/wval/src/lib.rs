@@ -51,13 +51,14 @@
 //! ```text
 //! cargo test -p nacre-wval                                             # unit, property and stress tests
 //! RUSTFLAGS="--cfg loom" cargo test -p nacre-wval --release --test loom  # every interleaving, within bounds
+//! RUSTFLAGS="--cfg stepped" cargo test -p nacre-wval --release --test hostile  # a hostile host, on seeds
 //! ```
 //! The loom tests set their own bound on preemptions (`LOOM_MAX_PREEMPTIONS` overrides it); use a target folder
 //! of its own, because the flag rebuilds everything.
-#![cfg_attr(not(any(test, loom)), no_std)]
+#![cfg_attr(not(any(test, loom, stepped)), no_std)]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
-#![allow(unexpected_cfgs, reason = "cfg(loom) is set by hand, for the loom tests only")]
+#![allow(unexpected_cfgs, reason = "cfg(loom) and cfg(stepped) are set by hand, for their tests only")]
 
 mod idle;
 mod ids;

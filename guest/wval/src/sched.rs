@@ -274,7 +274,10 @@ impl<'a> Scheduler<'a> {
             let Some(class) = running.class() else { continue };
             let mut due = running.look_at.load(Ordering::Relaxed);
             if let Some(highest) = highest {
-                let slice_ends = running.since.load(Ordering::Relaxed).saturating_add(slice);
+                // A slice that begins far in the future was begun by a clock that the host has set back since.
+                let since = running.since.load(Ordering::Relaxed);
+                let slice_ends =
+                    if since > now.saturating_add(slice) { now } else { since.saturating_add(slice) };
                 due = if highest.outranks(class) { now } else { due.min(slice_ends) };
             }
             tick.bump |= due <= now;

@@ -144,6 +144,11 @@ impl Seat {
     /// Gets the thread out of the guest, wherever it is.
     pub(super) fn force(&self) {
         self.leave.store(true, Ordering::SeqCst);
+        self.interrupt();
+    }
+
+    /// The same without being told to leave: it enters again.
+    pub(crate) fn interrupt(&self) {
         if let Some((_, thread)) = self.thread.get() {
             vcpu::kick_thread(*thread);
         }

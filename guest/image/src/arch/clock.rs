@@ -51,11 +51,22 @@ pub fn ns_to_cycles(ns: u64) -> u64 {
     u64::try_from((u128::from(ns) << 32) / u128::from(CLOCK.get().scale.max(1))).unwrap_or(u64::MAX)
 }
 
-/// Nanoseconds since this CVM started; never less than before, on any vCPU.
+/// A vCPU that is so far behind the latest time had its counter set back, and is put right.
+const STEP_NS: u64 = 100_000_000;
+
+/// Nanoseconds since this CVM started; never less than before, on any vCPU. If the host sets a counter back, time goes on
+/// from where it was: timers must not wait for the counter to come back.
 pub fn monotonic_ns() -> u64 {
     let clock = CLOCK.get();
-    let now = scaled(rdtsc().saturating_sub(clock.start_tsc), clock.scale);
-    LATEST_NS.fetch_max(now, Ordering::Relaxed).max(now)
+    let offset = &crate::vcpu::local().clock_offset_ns;
+    let cycles = rdtsc().wrapping_sub(clock.start_tsc) as i64;
+    let since = (i128::from(cycles) * i128::from(clock.scale)) >> 32;
+    let own = u64::try_from(since + i128::from(offset.get())).unwrap_or(0).min(i64::MAX as u64);
+    let latest = LATEST_NS.fetch_max(own, Ordering::Relaxed).max(own);
+    if latest - own > STEP_NS {
+        offset.set(i64::try_from(i128::from(latest) - since).unwrap_or(i64::MAX));
+    }
+    latest
 }
 
 /// Nanoseconds since 1970, by the host's word.

@@ -2,13 +2,17 @@
 //!
 //! No exception is believed: a host may inject any vector with any error code. A page fault is decided by our own page
 //! tables, an invalid opcode or a division error by the bytes at the interrupted instruction. What they do not confirm
-//! never happened: the upcall returns and the instruction runs again.
+//! never happened: the upcall returns and the instruction runs again. What would end a task is compared with the instruction
+//! itself (`doubt`): the address it uses, not the one in CR2, or its divisor. Where that can't be told, the instruction
+//! runs again, and what is real comes again at once.
 
 use crate::memory;
 use crate::vcpu;
 use crate::wasm::hooks;
+use nacre_abi::PAGE_BYTES;
 use nacre_abi::hypercall::ExitReason;
 use nacre_abi::layout::{AGENT_IDT, AGENT_VA};
+use nacre_engine::operand;
 use nacre_mm::GuestVirt;
 use nacre_mm::address_space::Fault;
 use nacre_mm::entry::Access;
@@ -56,23 +60,36 @@ unsafe extern "C" {
     fn flush_gate();
 }
 
+/// The entry of the interrupt descriptor table for `vector`.
+fn gate(vector: usize) -> [u64; 2] {
+    let stubs = (&raw const exception_stubs) as u64;
+    let (handler, privilege) = match vector {
+        BREAKPOINT => (flush_gate as *const () as u64, 3),
+        _ => (stubs + vector as u64 * 16, 0),
+    };
+    // A 64-bit interrupt gate to the kernel code segment (Intel SDM vol. 3, 6.14.1).
+    let low = handler & 0xffff
+        | u64::from(KERNEL_CODE) << 16
+        | (0x8e00 | privilege << 13) << 32
+        | (handler >> 16 & 0xffff) << 48;
+    [low, handler >> 32]
+}
+
+const TABLE: *mut [u64; 2] = (AGENT_VA + AGENT_IDT) as *mut [u64; 2];
+
 /// Fills the interrupt descriptor table. Once, by vCPU 0, before anything can fault on purpose.
 pub fn init() {
-    let stubs = (&raw const exception_stubs) as u64;
     for vector in 0..256 {
-        let (handler, privilege) = match vector {
-            BREAKPOINT => (flush_gate as *const () as u64, 3),
-            _ => (stubs + vector as u64 * 16, 0),
-        };
-        // A 64-bit interrupt gate to the kernel code segment (Intel SDM vol. 3, 6.14.1).
-        let low = handler & 0xffff
-            | u64::from(crate::arch::exceptions::KERNEL_CODE) << 16
-            | (0x8e00 | privilege << 13) << 32
-            | (handler >> 16 & 0xffff) << 48;
-        let entry = (AGENT_VA + AGENT_IDT) as *mut [u64; 2];
         // SAFETY: the launcher mapped a page for the 256 entries of the table.
-        unsafe { entry.add(vector).write_volatile([low, handler >> 32]) };
+        unsafe { TABLE.add(vector).write_volatile(gate(vector)) };
     }
+}
+
+/// Whether the table still is as [`init`] filled it.
+#[cfg(feature = "debug-image")]
+pub fn table_is_intact() -> bool {
+    // SAFETY: see `init`; nobody writes there after it.
+    (0..256).all(|vector| unsafe { TABLE.add(vector).read_volatile() } == gate(vector))
 }
 
 /// Selector of the ring-0 code segment in the launcher's descriptor table.
@@ -83,8 +100,12 @@ const KERNEL_CODE: u16 = 0x08;
 extern "C" fn exception_upcall(frame: &mut Frame, registers: &Registers) {
     match frame.vector {
         PAGE_FAULT => page_fault(frame, registers),
-        INVALID_OPCODE if instruction_is(frame.rip, is_ud2) => wasm_trap(frame, registers, None),
-        DIVIDE_ERROR if instruction_is(frame.rip, is_division) => wasm_trap(frame, registers, None),
+        INVALID_OPCODE if Code::at(frame.rip).bytes().starts_with(&UD2) => wasm_trap(frame, registers, None),
+        DIVIDE_ERROR if is_division(Code::at(frame.rip).bytes()) => {
+            if is_believed(doubt_division(frame, registers), frame) {
+                wasm_trap(frame, registers, None);
+            }
+        }
         // Not confirmed, or a vector that this guest never causes: the instruction runs again. If it is the same one over
         // and over, it was real after all, such as an instruction that CPUID promised and the processor lacks.
         _ if vcpu::count_spurious(frame.rip) < SPURIOUS_LIMIT => {}
@@ -102,12 +123,75 @@ fn page_fault(frame: &mut Frame, registers: &Registers) {
         Fault::Resolved => {}
         // A stale translation of ours, or an injected fault: either way a flush lets the instruction decide.
         Fault::Spurious => crate::arch::flush_tlb(),
-        Fault::OutOfMemory => {
-            vcpu::set_out_of_memory();
-            wasm_trap(frame, registers, Some(frame.cr2));
+        fault @ (Fault::OutOfMemory | Fault::Violation) => {
+            let (doubt, address) = doubt_access(frame, registers, access);
+            if !is_believed(doubt, frame) {
+                return crate::arch::flush_tlb();
+            }
+            if fault == Fault::OutOfMemory {
+                vcpu::set_out_of_memory();
+            }
+            wasm_trap(frame, registers, Some(address));
         }
-        Fault::Violation => wasm_trap(frame, registers, Some(frame.cr2)),
     }
+}
+
+/// What the interrupted instruction says about an exception.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// It can't run without it.
+    Real,
+    /// It does nothing of the kind.
+    Invented,
+    /// Nobody knows.
+    Unknown,
+}
+
+fn is_believed(doubt: Doubt, frame: &Frame) -> bool {
+    match doubt {
+        Doubt::Real => true,
+        // Should this be wrong about an instruction, that fails for ever.
+        Doubt::Invented => vcpu::count_spurious(frame.rip) >= SPURIOUS_LIMIT,
+        Doubt::Unknown => vcpu::comes_again(frame.vector, frame.rip, frame.cr2),
+    }
+}
+
+/// Bytes that one access can touch.
+const WIDEST_ACCESS: u64 = 64;
+
+/// Compares a fault that our tables confirm for CR2 with the address that the instruction uses; returns that, if it is known.
+fn doubt_access(frame: &Frame, registers: &Registers, access: Access) -> (Doubt, u64) {
+    let code = Code::at(frame.rip);
+    if access == Access::Execute {
+        return (if code.len == LONGEST { Doubt::Invented } else { Doubt::Unknown }, frame.cr2);
+    }
+    let Some(address) = operand::memory_operand(code.bytes(), &registers_in_order(frame, registers)) else {
+        return (Doubt::Unknown, frame.cr2);
+    };
+    let fails =
+        |access| matches!(memory::fault(GuestVirt(address), access), Fault::Violation | Fault::OutOfMemory);
+    let one_page = address % PAGE_BYTES <= PAGE_BYTES - WIDEST_ACCESS;
+    match (fails(access), fails(Access::Read)) {
+        (_, true) => (Doubt::Real, address),
+        (false, _) if one_page => (Doubt::Invented, address),
+        _ => (Doubt::Unknown, frame.cr2),
+    }
+}
+
+/// Compares a division error with the divisor.
+fn doubt_division(frame: &Frame, registers: &Registers) -> Doubt {
+    match operand::divisor(Code::at(frame.rip).bytes(), &registers_in_order(frame, registers)) {
+        Some(0) => Doubt::Real,
+        // The smallest number divided by -1 does not fit.
+        None | Some(0xffff_ffff | u64::MAX) => Doubt::Unknown,
+        Some(_) => Doubt::Invented,
+    }
+}
+
+fn registers_in_order(frame: &Frame, registers: &Registers) -> operand::Registers {
+    let Registers { rbx, rcx, rdx, rsi, rdi, r8_to_r15: high, rbp } = registers;
+    let low = [frame.rax, *rcx, *rdx, *rbx, frame.rsp, *rbp, *rsi, *rdi];
+    core::array::from_fn(|n| if n < 8 { low[n] } else { high[n - 8] })
 }
 
 /// Offers the exception to wasmtime, which does not come back if it is a Wasm trap.
@@ -136,20 +220,33 @@ fn unhandled(frame: &Frame) -> ! {
     )
 }
 
-/// Whether `test` holds for the bytes at `rip`, if they are code at all.
-fn instruction_is(rip: u64, test: fn(&[u8]) -> bool) -> bool {
-    let mut bytes = [0; 8];
-    let readable = (0..8u64).take_while(|offset| memory::is_executable(GuestVirt(rip + offset))).count();
-    for (offset, byte) in bytes.iter_mut().enumerate().take(readable) {
-        // SAFETY: our page tables say that this address is mapped for execution, so it can be read.
-        *byte = unsafe { ((rip + offset as u64) as *const u8).read_volatile() };
-    }
-    test(&bytes[..readable])
+/// Bytes of the longest instruction.
+const LONGEST: usize = 15;
+
+/// The bytes at an instruction pointer, as far as they are code at all.
+struct Code {
+    bytes: [u8; LONGEST],
+    len: usize,
 }
 
-fn is_ud2(code: &[u8]) -> bool {
-    code.starts_with(&[0x0f, 0x0b])
+impl Code {
+    fn at(rip: u64) -> Code {
+        let mut bytes = [0; LONGEST];
+        let executable = |offset: usize| memory::is_executable(GuestVirt(rip.wrapping_add(offset as u64)));
+        let len = (0..LONGEST).take_while(|offset| executable(*offset)).count();
+        for (offset, byte) in bytes.iter_mut().enumerate().take(len) {
+            // SAFETY: our page tables say that this address is mapped for execution, so it can be read.
+            *byte = unsafe { ((rip + offset as u64) as *const u8).read_volatile() };
+        }
+        Code { bytes, len }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
+
+const UD2: [u8; 2] = [0x0f, 0x0b];
 
 /// `div` and `idiv`: opcode F6 or F7 with /6 or /7 in ModRM, behind an operand size or REX prefix.
 fn is_division(code: &[u8]) -> bool {

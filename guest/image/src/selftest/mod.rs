@@ -21,6 +21,7 @@ pub fn start(header: Header, body: &[u8]) {
         Some(SelfTest::Instances) => instances(header.program),
         Some(SelfTest::WakeFloor) => answer(header.program, wakes::floor(body)),
         Some(SelfTest::Wakes) => answer(header.program, wakes::tasks(body)),
+        Some(SelfTest::Audit) => crate::audit::start(header),
         None => answer(header.program, None::<core::iter::Empty<u64>>),
     }
 }
