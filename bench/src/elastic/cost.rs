@@ -14,9 +14,9 @@ const IDLE_WORKERS: u32 = 63;
 const MEMORY_BYTES: u64 = 512 << 20;
 /// A ten-thousandth of the time: what can't be told from nothing on a machine that does other things.
 const IDLE_SHARE: f64 = 1e-4;
-const PIECE: Duration = Duration::from_millis(5);
-const PAUSE: Duration = Duration::from_millis(45);
-const ROUNDS: u32 = 60;
+const PIECE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(90);
+const ROUNDS: u32 = 30;
 const DUTY_TARGET: Target = Target::Ratio(1.05);
 
 /// An idle CVM.

@@ -126,9 +126,10 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<ElasticReport, 
     let machine = Machine::this();
     let mut skipped = Vec::new();
     let workshop = work::Workshop::new()?;
-    let (mut rows, floor_ns) = wakes::latency(options, progress)?;
-    let (poisson, bursts) = (wakes::poisson(options, progress)?, wakes::bursts(options, progress)?);
-    rows.extend(wakes::spin_rows(&poisson, &bursts, floor_ns));
+    let mut rows = wakes::latency(options, progress)?;
+    let (poisson, floor) = wakes::poisson(options, progress)?;
+    let bursts = wakes::bursts(options, progress)?;
+    rows.extend(wakes::spin_rows(&poisson, &bursts, &floor));
     rows.extend(reclaim::measure(options, &workshop, progress)?);
     rows.extend(cost::idle(options, progress)?);
     rows.extend(cost::duty(options, &workshop, progress)?);

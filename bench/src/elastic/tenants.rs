@@ -16,7 +16,7 @@ const MEMORY_BYTES: u64 = 512 << 20;
 const CPUS: u32 = 2;
 /// Tasks of a burst, and the work of each.
 const BURST: usize = 16;
-const PIECE: Duration = Duration::from_millis(10);
+const PIECE: Duration = Duration::from_millis(20);
 /// The work of a short task, and the time from one's end to the next.
 const SHORT: Duration = Duration::from_micros(500);
 const SHORT_PAUSE: Duration = Duration::from_millis(20);

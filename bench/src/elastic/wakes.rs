@@ -24,7 +24,7 @@ const SPINNING_GAP_NS: u32 = 20_000;
 const POISSON_MEAN_NS: f64 = 1e6;
 /// Requests of a burst, time between two of them, and from one burst to the next.
 const BURST: usize = 10;
-const BURST_GAP_NS: u32 = 20_000;
+const BURST_GAP_NS: u32 = 50_000;
 const BURST_PERIOD_NS: u32 = 10_000_000;
 
 /// Spin limits that are compared, in microseconds; the default is among them.
@@ -54,10 +54,9 @@ fn launch() -> Result<Cvm, BenchError> {
     cvm::launch(MEMORY_BYTES, true)
 }
 
-/// Nanoseconds, the warm-up left out.
-fn floor(cvm: &Cvm, count: usize) -> Result<Vec<f64>, BenchError> {
-    let samples = cvm::self_test(cvm, SelfTest::WakeFloor, &vec![DORMANT_GAP_NS; count + WARM_UP])?;
-    Ok(samples.into_iter().skip(WARM_UP).collect())
+/// Nanoseconds of bare wakes, the warm-up left out.
+fn floor(cvm: &Cvm, gaps: &[u32]) -> Result<Vec<f64>, BenchError> {
+    Ok(cvm::self_test(cvm, SelfTest::WakeFloor, gaps)?.into_iter().skip(WARM_UP).collect())
 }
 
 /// The nanoseconds it took, and each arrival's latency.
@@ -67,8 +66,8 @@ fn tasks(cvm: &Cvm, gaps: &[u32]) -> Result<(f64, Vec<f64>), BenchError> {
     Ok((elapsed, samples))
 }
 
-/// Rows for a dormant and for a spinning worker, and the floor's median in nanoseconds.
-pub(super) fn latency(options: &Options, progress: &dyn Progress) -> Result<(Vec<Row>, f64), BenchError> {
+/// Rows for a dormant and for a spinning worker.
+pub(super) fn latency(options: &Options, progress: &dyn Progress) -> Result<Vec<Row>, BenchError> {
     let cvm = launch()?;
     let count = options.wakes.min(MAX_ARRIVALS - WARM_UP);
     let (mut bare, mut bare_medians) = (Vec::new(), Vec::new());
@@ -78,7 +77,7 @@ pub(super) fn latency(options: &Options, progress: &dyn Progress) -> Result<(Vec
         progress.step("wakes");
         for part in order(round, 2) {
             let (all, medians, samples) = if part == 0 {
-                (&mut bare, &mut bare_medians, floor(&cvm, count)?)
+                (&mut bare, &mut bare_medians, floor(&cvm, &vec![DORMANT_GAP_NS; count + WARM_UP])?)
             } else {
                 let (_, samples) = tasks(&cvm, &vec![DORMANT_GAP_NS; count + WARM_UP])?;
                 (&mut woken, &mut woken_medians, samples[WARM_UP..].to_vec())
@@ -89,7 +88,6 @@ pub(super) fn latency(options: &Options, progress: &dyn Progress) -> Result<(Vec
         let (_, samples) = tasks(&cvm, &vec![SPINNING_GAP_NS; count + WARM_UP])?;
         spinning.extend_from_slice(&samples[WARM_UP..]);
     }
-    let floor_ns = Summary::of(&bare).map_or(f64::NAN, |summary| summary.median);
     let rows = [
         Row::new("wake: the floor (doorbell, thread, entry)", arm::BARE, Unit::Nanoseconds, &bare),
         Row::new(
@@ -102,15 +100,20 @@ pub(super) fn latency(options: &Options, progress: &dyn Progress) -> Result<(Vec
         Row::new("wake: spinning worker", arm::CVM, Unit::Nanoseconds, &spinning)
             .map(|row| row.target(SPINNING_TARGET)),
     ];
-    Ok((rows.into_iter().flatten().collect(), floor_ns))
+    Ok(rows.into_iter().flatten().collect())
 }
 
-/// Poisson arrivals under each spin limit.
-pub(super) fn poisson(options: &Options, progress: &dyn Progress) -> Result<Vec<SpinPoint>, BenchError> {
+/// Poisson arrivals under each spin limit, and bare wakes at the same times, in nanoseconds: a CPU that has been idle for
+/// longer takes longer to wake, whoever wakes it.
+pub(super) fn poisson(
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<(Vec<SpinPoint>, Vec<f64>), BenchError> {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let count = options.arrivals.min(MAX_ARRIVALS);
     let gaps: Vec<u32> = (0..count).map(|_| random.exponential(POISSON_MEAN_NS) as u32).collect();
-    each_limit(&gaps, |_| true, "Poisson arrivals", progress)
+    let points = each_limit(&gaps, |_| true, "Poisson arrivals", progress)?;
+    Ok((points, floor(&launch()?, &gaps)?))
 }
 
 /// Bursts under each spin limit.
@@ -157,36 +160,32 @@ fn worker_cpu(cvm: &Cvm) -> Result<Duration, BenchError> {
     Ok(stats.vcpus.iter().skip(1).map(|vcpu| vcpu.cpu_time).sum())
 }
 
-/// What the default spin limit gives, as rows.
-pub(super) fn spin_rows(poisson: &[SpinPoint], bursts: &[SpinPoint], floor_ns: f64) -> Vec<Row> {
+/// What the default spin limit gives, as rows. `floor`: bare wakes at the times of the Poisson arrivals.
+pub(super) fn spin_rows(poisson: &[SpinPoint], bursts: &[SpinPoint], floor: &[f64]) -> Vec<Row> {
+    let row = |name: &str, arm, unit, value: Summary| {
+        Row::new(name, arm, unit, &[value.median]).map(|row| Row { value, ..row })
+    };
+    let percent = |name: &str, percent: f64| Row::new(name, arm::CVM, Unit::Percent, &[percent]);
     let mut rows = Vec::new();
-    if let Some(point) = poisson.iter().find(|point| point.default) {
-        let mut latency =
-            Row::new("arrivals: 1,000/s, Poisson", arm::CVM, Unit::Nanoseconds, &[point.latency_ns.median]);
-        if let Some(row) = &mut latency {
-            row.value = point.latency_ns;
-        }
-        rows.extend(
-            latency.map(|row| {
-                row.against(arm::BARE, &[point.latency_ns.median], &[floor_ns]).target(WAKE_TARGET)
-            }),
-        );
-        let cpu = [point.worker_cpu_percent];
-        rows.extend(
-            Row::new("arrivals: CPU of the worker", arm::CVM, Unit::Percent, &cpu)
+    let floor = Summary::of(floor);
+    if let (Some(point), Some(floor)) = (poisson.iter().find(|point| point.default), floor) {
+        rows.push(row("arrivals: the floor at the same times", arm::BARE, Unit::Nanoseconds, floor));
+        rows.push(row("arrivals: 1,000/s, Poisson", arm::CVM, Unit::Nanoseconds, point.latency_ns).map(
+            |row| row.against(arm::BARE, &[point.latency_ns.median], &[floor.median]).target(WAKE_TARGET),
+        ));
+        rows.push(
+            percent("arrivals: CPU of the worker", point.worker_cpu_percent)
                 .map(|row| row.target(CPU_TARGET)),
         );
     }
     if let Some(point) = bursts.iter().find(|point| point.default) {
-        let mut later = Row::new("bursts of 10: requests 2 to 10", arm::CVM, Unit::Nanoseconds, &[0.0]);
-        if let Some(row) = &mut later {
-            row.value = point.later_ns;
-        }
-        rows.extend(later.map(|row| row.target(BURST_TARGET)));
-        let cpu = [point.worker_cpu_percent];
-        rows.extend(Row::new("bursts of 10: CPU of the worker", arm::CVM, Unit::Percent, &cpu));
+        let name = format!("bursts of {BURST}, {} us apart: requests 2 to {BURST}", BURST_GAP_NS / 1000);
+        rows.push(
+            row(&name, arm::CVM, Unit::Nanoseconds, point.later_ns).map(|row| row.target(BURST_TARGET)),
+        );
+        rows.push(percent("bursts: CPU of the worker", point.worker_cpu_percent));
     }
-    rows
+    rows.into_iter().flatten().collect()
 }
 
 /// xorshift64*: the same arrivals for every arm and every run.
