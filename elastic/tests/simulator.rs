@@ -84,12 +84,12 @@ fn a_trace_is_played_as_it_is() {
     let folder = tempfolder("trace");
     let trace = folder.join("trace.csv");
     // Two tasks at once on one core: the second waits for the first, and both for the wake.
-    std::fs::write(&trace, "time_us,cvm,service_us\n1000,5,300\n1000,5,300\n").expect("a file");
+    std::fs::write(&trace, "time_us,cvm,service_us\n1000,5,500\n1000,5,500\n").expect("a file");
     let scenario = Scenario { cores: 1, trace: Some(trace.clone()), arms: vec![Arm::Nacre], ..small() };
     let report = run(&scenario);
     let response = report.arms[0].response;
     assert_eq!((report.tasks, report.cvms), (2, 1));
-    assert!((response.p50_ms - 0.318).abs() < 1e-9 && (response.max_ms - 0.618).abs() < 1e-9, "{response:?}");
+    assert!((response.p50_ms - 0.518).abs() < 1e-9 && (response.max_ms - 1.018).abs() < 1e-9, "{response:?}");
     std::fs::write(&trace, "0,0,0\n").expect("a file");
     let error = sim::run(&scenario, |_| {}).expect_err("a wrong trace").to_string();
     assert!(error.starts_with("line 1 of the trace: the service time"), "{error}");
