@@ -29,7 +29,7 @@ fn worker(index: u32) -> WorkerIndex {
 /// A pseudo-random sequence (Weyl), so that caches see what they would see.
 fn next(state: &mut u32) -> u32 {
     *state = state.wrapping_add(0x9e37_79b9);
-    (u64::from(*state) * u64::from(CVMS) >> 32) as u32
+    ((u64::from(*state) * u64::from(CVMS)) >> 32) as u32
 }
 
 /// A doorbell that is answered at once, and the worker's park: two steps.
