@@ -18,10 +18,19 @@ enum State {
     Reclaiming,
 }
 
+/// What the actions are the answer to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum On {
+    Event,
+    Change,
+}
+
 struct ModelCvm {
     limits: Limits,
     demand: u32,
     workers: Vec<State>,
+    /// When each worker was admitted last, in nanoseconds.
+    admitted: Vec<u64>,
     grant: u8,
     /// Above the maximum since it was lowered: only ever less from then on.
     most: usize,
@@ -44,6 +53,8 @@ impl ModelCvm {
 
 #[derive(Default)]
 struct Model {
+    /// The latest instant seen, in nanoseconds.
+    now: u64,
     budget: usize,
     most: usize,
     cvms: BTreeMap<u32, ModelCvm>,
@@ -93,7 +104,8 @@ impl Model {
         match change {
             Change::CvmAdded { cvm, limits, launched } => {
                 let workers = vec![State::Dormant; usize::from(launched)];
-                self.cvms.insert(cvm.0, ModelCvm { limits, demand: 0, workers, grant: 0, most: 0 });
+                let admitted = vec![0; workers.len()];
+                self.cvms.insert(cvm.0, ModelCvm { limits, demand: 0, workers, admitted, grant: 0, most: 0 });
             }
             Change::CvmRemoved { cvm } => {
                 self.cvms.remove(&cvm.0);
@@ -105,7 +117,7 @@ impl Model {
         }
     }
 
-    fn action(&mut self, action: Action) {
+    fn action(&mut self, action: Action, on: On) {
         match action {
             Action::Admit { cvm, worker } => {
                 let state = self.worker(cvm, worker).expect("an existing worker is admitted");
@@ -119,6 +131,7 @@ impl Model {
                     assert!(cvm.demand > 0, "a dormant worker is woken though nobody asked");
                     cvm.demand -= 1;
                 }
+                cvm.admitted[usize::from(worker.get()) - 1] = self.now;
                 assert!(cvm.occupied() <= usize::from(cvm.limits.max_workers()));
                 assert!(self.occupied() <= self.budget);
             }
@@ -126,6 +139,12 @@ impl Model {
                 let state = self.worker(cvm, worker).expect("an existing worker is reclaimed");
                 assert_eq!(*state, State::Active);
                 *state = State::Reclaiming;
+                let admitted = self.cvms[&cvm.0].admitted[usize::from(worker.get()) - 1];
+                let held = u128::from(self.now - admitted) >= Tuning::default().min_hold.as_nanos();
+                let guaranteed = self.cvms.values().any(|cvm| {
+                    cvm.wanted() > 0 && cvm.count(State::Active) < usize::from(cvm.limits.min_workers())
+                });
+                assert!(held || guaranteed || on == On::Change, "reclaimed within the hold");
             }
             Action::Grant { cvm, workers } => {
                 let cvm = self.cvms.get_mut(&cvm.0).expect("a known CVM gets a grant");
@@ -226,13 +245,14 @@ fn configure(manager: &mut Manager, model: &mut Model, now: u64, change: Change)
     let mut actions = Vec::new();
     let result = manager.configure(Nanos(now), change, &mut actions);
     if result.is_ok() {
+        model.now = model.now.max(now);
         model.most = model.most.max(model.occupied());
         if let Change::LimitsChanged { cvm, .. } = change {
             let cvm = model.cvms.get_mut(&cvm.0).expect("the manager knew it");
             cvm.most = cvm.most.max(cvm.occupied());
         }
         model.change(change);
-        actions.iter().for_each(|&action| model.action(action));
+        actions.iter().for_each(|&action| model.action(action, On::Change));
     } else {
         assert!(actions.is_empty());
     }
@@ -263,8 +283,9 @@ proptest! {
                     manager.step(Nanos(now), event, &mut actions);
                     twin.step(Nanos(now), event, &mut again);
                     prop_assert_eq!(&actions, &again, "the same input gave something else");
+                    model.now = model.now.max(now);
                     model.event(event);
-                    actions.iter().for_each(|&action| model.action(action));
+                    actions.iter().for_each(|&action| model.action(action, On::Event));
                     model.check(&manager);
                 }
             }

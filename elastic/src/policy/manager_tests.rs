@@ -143,3 +143,37 @@ fn a_lower_budget_or_maximum_is_reached_by_reclaiming_at_once() {
     assert_eq!(story.parked(0, 2), []);
     assert_eq!(story.manager.occupied(), 2);
 }
+
+#[test]
+fn a_stopped_worker_gets_a_turn_of_its_own_cvm() {
+    let mut story = Story::new(4, &[limits(100, 0, 1)]);
+    story.woke(0, 1);
+    assert_eq!(story.stopped(0, 1), [admit(0, 1)], "there is a CPU for it");
+    let change = Change::LimitsChanged { cvm: CvmId(0), limits: limits(100, 0, 2) };
+    story.configure(change).expect("possible");
+    story.woke(0, 2);
+    let change = Change::LimitsChanged { cvm: CvmId(0), limits: limits(100, 0, 1) };
+    assert_eq!(story.configure(change), Ok(vec![reclaim(0, 1), grant(0, 1)]));
+    let mut actions = Vec::new();
+    story.manager.step(Nanos(0), Event::WorkerDescheduled { cvm: CvmId(0), worker: worker(1) }, &mut actions);
+    assert_eq!(actions, [Action::SetTimer { at: Nanos(5 * MS) }], "at its maximum, it has to wait");
+    story.now = 5 * MS;
+    assert_eq!(story.step(Event::Timer), []);
+    story.now = 10 * MS;
+    assert_eq!(story.step(Event::Timer), [reclaim(0, 2)], "after a quantum they take turns");
+    assert_eq!(story.parked(0, 2), [admit(0, 1)]);
+}
+
+#[test]
+fn a_removed_cvm_frees_what_it_had_and_what_was_promised_to_it() {
+    let mut story = Story::new(2, &[limits(100, 0, 8), limits(100, 2, 8), limits(100, 0, 8)]);
+    story.woke(0, 1);
+    story.woke(0, 2);
+    story.woke(1, 1);
+    story.woke(2, 1);
+    assert_eq!(story.configure(Change::CvmRemoved { cvm: CvmId(1) }), Ok(vec![]));
+    assert_eq!(story.parked(0, 1), [admit(2, 1), grant(2, 8)], "its CPU goes to the next");
+    assert_eq!(story.configure(Change::CvmRemoved { cvm: CvmId(2) }), Ok(vec![admit(0, 1), grant(0, 8)]));
+    assert_eq!(story.woke(2, 1), [], "it is gone");
+    assert_eq!(story.manager.snapshot(Nanos(0)).ignored, 1);
+}

@@ -15,7 +15,7 @@ mod scenario;
 mod workload;
 
 pub use parallel::{ParallelArm, ParallelJob, parallel_job};
-pub use report::{ArmReport, ExampleReport, Report, Response};
+pub use report::{ArmReport, ExampleReport, Granted, Report, Response};
 pub use scenario::{Arm, Bursts, Costs, MAX_CORES, MAX_CVMS, MAX_TASKS, Scenario, ScenarioError};
 pub use workload::{Arrival, Workload};
 
@@ -38,7 +38,7 @@ pub fn run(scenario: &Scenario, mut progress: impl FnMut(f64)) -> Result<Report,
             progress(part(fraction));
         })?;
         if arm != Arm::BootPerBurst {
-            granted.push((arm.title(), outcome.granted.clone()));
+            granted.push(Granted { arm, steps: outcome.granted.clone() });
         }
         arms.push(outcome.report(arm));
         progress(part(1.0));

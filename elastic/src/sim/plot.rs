@@ -11,7 +11,7 @@ use thiserror::Error;
 
 const SIZE: (u32, u32) = (960, 560);
 
-/// Colours that can be told apart by everybody (Okabe and Ito), the first for the first arm; black comes last.
+/// Colours that can be told apart by everybody (after Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -128,6 +128,20 @@ fn colour(index: usize) -> RGBColor {
     COLOURS[index % COLOURS.len()]
 }
 
+/// The colour of an arm, the same in all drawings.
+fn arm_colour(arm: Arm) -> RGBColor {
+    colour(match arm {
+        Arm::Nacre => 0,
+        Arm::StaticP95 => 1,
+        Arm::StaticEqual => 2,
+        Arm::Hotplug => 3,
+        Arm::Sampled { interval_ms: 0..1000 } => 4,
+        Arm::Sampled { interval_ms: 1000 } => 5,
+        Arm::Sampled { .. } => 6,
+        Arm::BootPerBurst => 7,
+    })
+}
+
 fn legend<'a, 'b: 'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
     position: SeriesLabelPosition,
@@ -161,6 +175,7 @@ fn response_times(report: &Report, area: &Area<'_>) -> Drawing {
     let high = values().fold(0.1, f64::max);
     let mut chart = ChartBuilder::on(&area)
         .margin(14)
+        .margin_right(40)
         .x_label_area_size(46)
         .y_label_area_size(74)
         .build_cartesian_2d(0.0..4.0, (low * 0.8..high * 1.5).log_scale())?;
@@ -181,11 +196,11 @@ fn response_times(report: &Report, area: &Area<'_>) -> Drawing {
         .label_style(("sans-serif", 13))
         .light_line_style(WHITE)
         .draw()?;
-    for (index, arm) in report.arms.iter().enumerate().rev() {
+    for arm in report.arms.iter().rev() {
         let points = arm.curve.iter().map(|&(percentile, ms)| (nines(percentile).min(4.0), ms.max(low)));
-        line(&mut chart, points, &arm.title, colour(index))?;
+        line(&mut chart, points, &arm.title, arm_colour(arm.arm))?;
     }
-    legend(&mut chart, SeriesLabelPosition::UpperLeft)
+    legend(&mut chart, SeriesLabelPosition::LowerRight)
 }
 
 /// A number with as many digits as its size deserves.
@@ -243,7 +258,8 @@ fn cpu_cost(report: &Report, area: &Area<'_>) -> Drawing {
         let labels = report.arms.iter().zip(0..).map(|(arm, index)| {
             let ratio = value(arm) / work;
             let place = (f64::from(index) + left + 0.02, ratio.max(0.5) * 1.13);
-            Text::new(format!("{ratio:.2}"), place, ("sans-serif", 12))
+            let digits = if ratio < 2.0 { 3 } else { 1 };
+            Text::new(format!("{ratio:.digits$}"), place, ("sans-serif", 12))
         });
         chart.draw_series(labels)?;
     }
@@ -266,11 +282,7 @@ fn stairs(steps: &[(f64, f64)], end: f64) -> Vec<(f64, f64)> {
 fn burst(example: &ExampleReport, area: &Area<'_>) -> Drawing {
     let below = format!("CVM {} around the largest burst; what it could use at once is grey", example.cvm);
     let area = titled(area, "Demand and granted cores", &below)?;
-    let shown = |title: &str| {
-        [Arm::Nacre, Arm::StaticP95, Arm::Hotplug, Arm::Sampled { interval_ms: 1000 }]
-            .iter()
-            .position(|arm| arm.title() == title)
-    };
+    let shown = [Arm::Nacre, Arm::StaticP95, Arm::Hotplug, Arm::Sampled { interval_ms: 1000 }];
     let from = example.demand.first().map_or(0.0, |step| step.0).min(example.to_s - 0.001);
     let from = (from * 10.0).floor() / 10.0;
     let peak = example.demand.iter().map(|step| step.1).fold(1.0, f64::max);
@@ -294,10 +306,9 @@ fn burst(example: &ExampleReport, area: &Area<'_>) -> Drawing {
         .draw_series(AreaSeries::new(stairs(&example.demand, example.to_s), 0.0, grey.mix(0.6)))?
         .label("demand")
         .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 22, y + 5)], grey.filled()));
-    for (title, steps) in &example.granted {
-        if let Some(index) = shown(title) {
-            line(&mut chart, stairs(steps, example.to_s), title, colour(index))?;
-        }
+    for granted in example.granted.iter().rev().filter(|granted| shown.contains(&granted.arm)) {
+        let points = stairs(&granted.steps, example.to_s);
+        line(&mut chart, points, &granted.arm.title(), arm_colour(granted.arm))?;
     }
     legend(&mut chart, SeriesLabelPosition::UpperRight)
 }

@@ -79,10 +79,19 @@ pub struct ExampleReport {
     pub cvm: u32,
     /// The cores it could use if it had them at once: steps of (seconds, cores).
     pub demand: Vec<(f64, f64)>,
-    /// What each arm gave it: steps of (seconds, cores).
-    pub granted: Vec<(String, Vec<(f64, f64)>)>,
+    /// What each arm gave it.
+    pub granted: Vec<Granted>,
     /// The end of the close-up, in seconds.
     pub to_s: f64,
+}
+
+/// What one arm gave a CVM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Granted {
+    /// The arm.
+    pub arm: Arm,
+    /// Steps of (seconds, cores).
+    pub steps: Vec<(f64, f64)>,
 }
 
 /// Which CVM and which time are looked at closely.
@@ -96,7 +105,7 @@ pub(super) struct Example {
 
 /// The close-up begins this long before the burst, and is [`EXAMPLE_NS`] long.
 const BEFORE_NS: u64 = 200_000_000;
-const EXAMPLE_NS: u64 = 3_000_000_000;
+const EXAMPLE_NS: u64 = 2_000_000_000;
 
 impl Example {
     /// The largest burst of the workload, in tasks.
@@ -124,7 +133,7 @@ impl Example {
         Some(Self { cvm, from, to: from + EXAMPLE_NS, demand: steps.0 })
     }
 
-    pub(super) fn report(self, granted: Vec<(String, Vec<(f64, f64)>)>) -> ExampleReport {
+    pub(super) fn report(self, granted: Vec<Granted>) -> ExampleReport {
         ExampleReport { cvm: self.cvm, demand: self.demand, granted, to_s: self.to as f64 / 1e9 }
     }
 }
