@@ -64,6 +64,8 @@ pub(super) struct Member {
     active: u64,
     /// Workers that want one.
     waiting: u64,
+    /// Of these, those that were stopped in the middle of something.
+    stopped: u64,
     /// Active workers that were asked to park.
     leaving: u64,
     /// Workers that must not run until [`allow`](Self::allow), whatever the policy says.
@@ -89,6 +91,7 @@ impl Member {
             grant: 0,
             active: 0,
             waiting: 0,
+            stopped: 0,
             leaving: 0,
             held: 0,
             published: 0,
@@ -184,6 +187,7 @@ impl Member {
         let dormant = self.seat(worker).state() == State::Dormant;
         self.active |= worker.bit();
         self.waiting &= !worker.bit();
+        self.stopped &= !worker.bit();
         self.leaving &= !worker.bit();
         if dormant {
             self.demand_is(self.demand.saturating_sub(1));
@@ -257,6 +261,7 @@ impl Member {
         self.leaving &= !worker.bit();
         if forced {
             self.waiting |= worker.bit();
+            self.stopped |= worker.bit();
         }
         self.seat(worker).set_state(if forced { State::Waiting } else { State::Dormant }, now_ns);
         if was_asked {
@@ -279,8 +284,8 @@ impl Member {
         std::mem::take(&mut self.log)
     }
 
-    /// What the guest asks for now; `Some` if the policy has to hear of it. `forgotten`: the policy has no demand of this
-    /// CVM in its books any more.
+    /// What the guest asks for now, beyond the workers whose doorbells it rang; `Some` if the policy has to hear of it.
+    /// `forgotten`: the policy has no demand of this CVM in its books any more.
     pub(super) fn read_demand(&mut self, forgotten: bool) -> Option<u32> {
         let page = window_of(&self.shared).elastic();
         let before = if forgotten { 0 } else { self.demand };
@@ -295,7 +300,8 @@ impl Member {
             level = level.max(elastic::level(page.get(ElasticWord::Demand)));
         }
         self.demand_is(level);
-        (level != before).then_some(level)
+        let rung = (self.waiting & !self.stopped).count_ones();
+        (level != before).then_some(level.saturating_sub(rung))
     }
 
     /// Notes the demand in the books, and tells the guest.

@@ -168,12 +168,10 @@ impl Seat {
             State::Dormant => 0,
         };
         match (before, state) {
-            (State::Dormant | State::Waiting, State::Active) => {
-                drop(self.wakes.fetch_add(1, Ordering::Relaxed))
-            }
-            (State::Active, State::Waiting) => drop(self.forced.fetch_add(1, Ordering::Relaxed)),
-            _ => {}
-        }
+            (State::Dormant | State::Waiting, State::Active) => self.wakes.fetch_add(1, Ordering::Relaxed),
+            (State::Active, State::Waiting) => self.forced.fetch_add(1, Ordering::Relaxed),
+            _ => 0,
+        };
         if before == State::Active {
             self.leave.store(false, Ordering::SeqCst);
         }
