@@ -41,6 +41,8 @@ pub struct Dispatcher {
     reclaimer: elastic::Reclaimer,
     /// When running tasks are to be looked at, in cycles.
     next_tick: u64,
+    /// When they may be brought to a safe point again, in cycles.
+    next_bump: u64,
 }
 
 impl Dispatcher {
@@ -48,7 +50,7 @@ impl Dispatcher {
     pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
         let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
         let (ring, reclaimer) = (Consumer::new(link::window().to_guest()), elastic::Reclaimer::default());
-        Dispatcher { ring, body, timers, reclaimer, next_tick: 0 }
+        Dispatcher { ring, body, timers, reclaimer, next_tick: 0, next_bump: 0 }
     }
 
     /// The loop of vCPU 0.
@@ -95,13 +97,14 @@ impl Dispatcher {
         let stopping = task::any_stopping();
         let load = scheduler.load();
         elastic::review_demand(load.queued);
-        if self.is_due(now) {
-            if tick.bump || stopping {
-                wasm::bump_epoch();
-            }
-            if load.queued != 0 {
-                sched::wake_again();
-            }
+        // A bump that is further away than any was due by a counter that the host has set back since.
+        let bump_due = now >= self.next_bump || self.next_bump - now > retry;
+        if (tick.bump || stopping) && bump_due {
+            wasm::bump_epoch();
+            self.next_bump = now.saturating_add(retry);
+        }
+        if self.is_due(now) && load.queued != 0 {
+            sched::wake_again();
         }
         let mut wait = tick.look_again_at.map(|at| at.saturating_sub(now).min(backstop));
         if stopping {
