@@ -45,7 +45,7 @@ use agent::{AgentCell, agent_static};
 use memory::Scratch;
 use nacre_abi::VcpuId;
 use nacre_abi::boot::BootInfo;
-use nacre_abi::hypercall::ExitReason;
+use nacre_abi::hypercall::{self, ExitReason};
 use nacre_abi::message::{Header, Kind, NO_PROGRAM};
 
 agent_static! {
@@ -60,15 +60,15 @@ extern "C" fn guest_entry(vcpu: u64) -> ! {
     unsafe { vcpu::init(vcpu) };
     memory::started();
     if vcpu.is_worker() {
-        if let Some(own) = OWN.try_get() {
-            vcpu::set_own(own.of(vcpu));
-            sched::worker_loop();
-        }
-        // Woken by nobody of ours: vCPU 0 has not set the scheduler up yet.
-        console::fatal(
-            ExitReason::BadLaunch,
-            format_args!("worker {} was started before the guest was up", vcpu.index()),
-        );
+        // Woken before vCPU 0 has set the scheduler up, which a host may do: not yet.
+        let own = loop {
+            match OWN.try_get() {
+                Some(own) => break own,
+                None => arch::hypercall(hypercall::PARK, 0),
+            }
+        };
+        vcpu::set_own(own.of(vcpu));
+        sched::worker_loop();
     }
     phases::mark(&phases::ENTRY);
     match boot() {

@@ -83,7 +83,7 @@ pub unsafe fn init(vcpu: VcpuId) {
 struct StubWords {
     /// Intel SDM vol. 3, 8.7: RSP0 is at 4, the offset of the I/O bitmap at 0x66.
     tss: u64,
-    /// Top of the ring-0 stack; the word there is `upcall`.
+    /// Top of the ring-0 stack; the words there are `upcall` and where RSP0 is.
     ring0: u64,
     /// The two words at the top of the upcall stack.
     upcall: u64,
@@ -115,7 +115,7 @@ fn init_stacks(vcpu: VcpuId) {
         ((tss + 4) as *mut u64).write_unaligned(ring0);
         ((tss + 0x66) as *mut u16).write(TSS_IO_BITMAP as u16);
         ((tss + TSS_LIMIT) as *mut u8).write(0xff);
-        (ring0 as *mut u64).write(upcall);
+        (ring0 as *mut [u64; 2]).write([upcall, tss + 4]);
         (upcall as *mut [u64; 2]).write(upcall_words);
     }
 }
@@ -130,7 +130,7 @@ pub fn stub_words_are_intact(vcpu: VcpuId) -> bool {
         !started
             || ((tss + 4) as *const u64).read_unaligned() == ring0
                 && ((tss + 0x66) as *const u16).read() == TSS_IO_BITMAP as u16
-                && (ring0 as *const u64).read_volatile() == upcall
+                && (ring0 as *const [u64; 2]).read_volatile() == [upcall, tss + 4]
                 && (upcall as *const [u64; 2]).read_volatile() == upcall_words
     }
 }

@@ -240,8 +240,11 @@ impl Plan {
                 duplicated: rate(200),
             },
         };
+        // Garbage on the ring to the guest may hit standard input, which is the host's to change.
+        let works: Vec<Work> =
+            Work::ALL.into_iter().filter(|work| class != Class::Window || *work != Work::Echo).collect();
         let jobs =
-            (0..rng.between(1, 5)).map(|_| Job { work: rng.pick(&Work::ALL), number: rng.next() }).collect();
+            (0..rng.between(1, 5)).map(|_| Job { work: rng.pick(&works), number: rng.next() }).collect();
         Plan {
             seed,
             class,

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Injects one thing into worker 1 whenever that was interrupted.
 struct Single {
@@ -76,22 +76,22 @@ pub fn probe() -> Result<String> {
         let on_print =
             Box::new(move |text: &str| printed.lock().unwrap_or_else(PoisonError::into_inner).push_str(text));
         let cvm = Cvm::launch(CvmConfig { hooks: Some(hooks.clone()), on_print, ..CvmConfig::default() })?;
-        let job = Job { work: Work::Compute, number: 0x1ffff };
+        let job = Job { work: Work::Compute, number: 0xfff_ffff };
         let spec = ProgramSpec {
             code: code.file(),
             args: vec!["work".into(), job.argument()],
             ..ProgramSpec::default()
         };
         let program = cvm.load(&spec)?;
-        let (over, begin) = (AtomicBool::new(false), Instant::now());
+        let over = AtomicBool::new(false);
         let end = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !over.load(Ordering::SeqCst) {
                     std::thread::sleep(Duration::from_micros(300));
-                    // Not before the worker has set itself up: that it can't survive, and is not asked here.
-                    let up = begin.elapsed() > Duration::from_millis(6);
-                    if let Some(shared) = hooks.shared.get().and_then(Weak::upgrade).filter(|_| up) {
-                        hooks.due.store(true, Ordering::SeqCst);
+                    if let Some(shared) = hooks.shared.get().and_then(Weak::upgrade) {
+                        // Not before the worker has set itself up: that it can't survive, and is not asked here.
+                        let inside_ns = shared.vcpus[1].counters.run_ns.load(Ordering::Relaxed);
+                        hooks.due.store(inside_ns > 3_000_000, Ordering::SeqCst);
                         shared.vcpus[1].interrupt();
                     }
                 }

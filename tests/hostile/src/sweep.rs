@@ -114,13 +114,23 @@ pub fn sweep(seeds: Range<u64>, repeat: u64, threads: usize) -> Result<Summary> 
     Ok(summary)
 }
 
+/// The threads of this process and what each waits for in the kernel.
+fn threads() -> String {
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let all = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    all.map(|task| {
+        format!("{} in {}, ", read(task.path().join("comm")).trim(), read(task.path().join("wchan")))
+    })
+    .collect()
+}
+
 /// Ends the process if `body` does not come back.
 fn guarded<T>(plan: &Plan, body: impl FnOnce() -> T) -> T {
     let (alive, watch): (Sender<()>, _) = channel();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             if watch.recv_timeout(HOST_HANGS) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("FAILED {plan}\n  the host hangs\n  replay: {}", plan.replay());
+                eprintln!("FAILED {plan}\n  the host hangs: {}\n  replay: {}", threads(), plan.replay());
                 std::process::exit(1);
             }
         });

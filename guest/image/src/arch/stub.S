@@ -4,10 +4,12 @@
 // (~235 ns each on a KVM without hardware virtualisation), so it does nothing else.
 //
 // Ring-0 stack of a vCPU, top down:
-//   [rsp0]       word: stack pointer for upcalls, written by ring 3 at boot
+//   [rsp0+8]     word: address of RSP0 in the task state segment, written by ring 3 at boot
+//   [rsp0]       word: stack pointer for upcalls, likewise
 //   ss rsp rflags cs rip error vector      pushed by the processor and the stubs
 //   rax cr2                                pushed by `deliver`
-// A frame is therefore: cr2 rax vector error rip cs rflags rsp ss, 72 bytes below rsp0.
+// A frame is therefore: cr2 rax vector error rip cs rflags rsp ss, 72 bytes below rsp0. Until ring 3 has copied it, RSP0 lies
+// below it, so that an exception that a host injects meanwhile does not overwrite it.
 .section .text.stub,"ax"
 
 .globl _start
@@ -45,6 +47,8 @@ deliver:                        // vector error rip cs rflags rsp ss
 1:  push %rax
     mov %cr2, %rax
     push %rax
+    mov 80(%rsp), %rax          // [rsp0+8]
+    subq $256, (%rax)           // the frame is safe from here on; until here exceptions come from ring 0 and go below
     pushq 64(%rsp)              // ss
     pushq 80(%rsp)              // [rsp0]: upcall stack pointer
     pushq $0x3002               // rflags: TF, DF, AC and IF clear, IOPL 3 (see the launcher)
@@ -55,8 +59,7 @@ drop:
     add $16, %rsp
     iretq
 
-// int3 gate: flush this vCPU's translations. An injected #BP only flushes, except between delivery and the copy of a frame:
-// there it overwrites the frame like any other, which the upcall notices.
+// int3 gate: flush this vCPU's translations. An injected #BP only flushes.
 .balign 16
 .globl flush_gate
 flush_gate:
@@ -113,8 +116,9 @@ upcall_entry:
     mov %rsp, %rdi
     mov $9, %ecx
     rep movsq
-    // An exception that was injected before the copy was complete has overwritten the frame: its rip, which we look at in
-    // the source, then lies in this window. No honest exception has one there, and the interrupted context is lost.
+    // Should an exception that was injected before the copy was complete have overwritten the frame all the same (RSP0 is
+    // memory; a hypervisor may have kept it), then its rip, which we look at in the source, lies in this window. No honest
+    // exception has one there, and the interrupted context is lost.
     mov -40(%rsi), %rax
     cmp $upcall_entry, %rax
     jb 3f
@@ -123,7 +127,8 @@ upcall_entry:
 4:  mov $2, %eax                // ExitReason::Exception
     out %eax, $0x10             // hypercall::EXIT
     jmp 4b
-3:
+3:  mov 8(%rsi), %rax           // rsi = rsp0, the end of the frame
+    mov %rsi, (%rax)            // RSP0 again: the frame may be overwritten now
 .globl upcall_copied
 upcall_copied:
     lea -80(%rbx), %rdi         // first argument: our copy of the frame
