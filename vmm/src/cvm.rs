@@ -106,6 +106,8 @@ pub struct Cvm {
     next_program: AtomicU32,
     times: LaunchTimes,
     debug_image: bool,
+    /// It is under its manager no more.
+    left: AtomicBool,
 }
 
 #[derive(Default)]
@@ -177,6 +179,7 @@ impl Cvm {
             next_program: AtomicU32::new(0),
             times,
             debug_image: config.debug_image,
+            left: AtomicBool::new(false),
             shared,
         };
         cvm.start(launch, begin, spin_limit_ns)
@@ -339,14 +342,17 @@ impl Cvm {
         }
         let _ = self.doorbell.write(1);
         let _ = threads.reader.take().map(JoinHandle::join);
-        // The manager's books hold on to what this CVM shares.
-        if let Some(Membership { manager, cvm }) = self.shared.membership.get() {
+        // The manager's books hold on to what this CVM shares. Once: its number may be another's later.
+        if let Some(Membership { manager, cvm }) = self.shared.membership.get()
+            && !self.left.swap(true, Ordering::SeqCst)
+        {
             manager.remove(*cvm);
         }
     }
 
     fn membership(&self) -> Result<&Membership, ElasticError> {
-        self.shared.membership.get().ok_or(ElasticError::Gone)
+        let membership = self.shared.membership.get().filter(|_| !self.left.load(Ordering::SeqCst));
+        membership.ok_or(ElasticError::Gone)
     }
 
     /// Asks a worker to park at its next safe point, and holds it until [`allow`](Self::allow): its task goes on on
