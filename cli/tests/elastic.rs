@@ -383,6 +383,29 @@ fn garbage_on_the_shared_page_costs_only_time() {
     ends_with(&started(&cvm, &code), &result);
 }
 
+/// What is left of a CVM that ended says nothing about, and does nothing to, one that came after it.
+#[test]
+fn a_cvm_that_ended_is_not_taken_for_another() {
+    let manager = CpuManager::new(CpuConfig::new(2)).unwrap();
+    let elastic = || ElasticConfig { manager: Some(manager.clone()), ..ElasticConfig::default() };
+    let Some(first) = launch(1, elastic()) else { return };
+    let code = computing(100_000_000);
+    let running = started(&first, &code);
+    first.stop();
+    let second = launch(1, elastic()).unwrap();
+    let program = started(&second, &code);
+    assert_eq!(first.cpu().unwrap_err(), ElasticError::Gone);
+    assert_eq!(first.set_limits(max(0)).unwrap_err(), ElasticError::Gone);
+    assert_eq!(first.reclaim(worker(1)).unwrap_err(), ElasticError::Gone);
+    drop(running);
+    drop(first);
+    ends_with(&program, &result_of(100_000_000));
+    let cpu = second.cpu().unwrap();
+    assert_eq!((cpu.workers, cpu.sum(|vcpu| vcpu.reclaims)), (1, 0));
+    settle(&second);
+    assert_eq!(manager.occupied(), 0);
+}
+
 #[test]
 fn workers_can_be_pinned() {
     let manager = CpuManager::new(CpuConfig { pin: vec![0], ..CpuConfig::new(1) }).unwrap();

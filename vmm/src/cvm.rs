@@ -109,6 +109,8 @@ pub struct Cvm {
     ended: Arc<Mutex<Option<VcpuEnd>>>,
     next_program: AtomicU32,
     times: LaunchTimes,
+    /// It is under its manager no more.
+    left: AtomicBool,
 }
 
 #[derive(Default)]
@@ -180,6 +182,7 @@ impl Cvm {
             ended: Arc::default(),
             next_program: AtomicU32::new(0),
             times,
+            left: AtomicBool::new(false),
             shared,
         };
         cvm.start(launch, begin, spin_limit_ns)
@@ -350,14 +353,17 @@ impl Cvm {
         }
         let _ = self.doorbell.write(1);
         let _ = threads.reader.take().map(JoinHandle::join);
-        // The manager's books hold on to what this CVM shares.
-        if let Some(Membership { manager, cvm }) = self.shared.membership.get() {
+        // The manager's books hold on to what this CVM shares. Once: its number may be another's later.
+        if let Some(Membership { manager, cvm }) = self.shared.membership.get()
+            && !self.left.swap(true, Ordering::SeqCst)
+        {
             manager.remove(*cvm);
         }
     }
 
     fn membership(&self) -> Result<&Membership, ElasticError> {
-        self.shared.membership.get().ok_or(ElasticError::Gone)
+        let membership = self.shared.membership.get().filter(|_| !self.left.load(Ordering::SeqCst));
+        membership.ok_or(ElasticError::Gone)
     }
 
     /// Asks a worker to park at its next safe point, and holds it until [`allow`](Self::allow): its task goes on on

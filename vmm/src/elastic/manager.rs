@@ -11,9 +11,10 @@ use super::{CpuLimits, CpuStats, ElasticError};
 use crate::vcpu::{self, Shared};
 use nacre_abi::VcpuId;
 use nacre_elastic::policy::{
-    Action, Budget, Change, CvmId, Event, Limits, MAX_WORKERS, Manager, Nanos, PolicyError, Tuning,
-    WorkerIndex,
+    Action, Budget, Change, CvmId, Event, Limits, MAX_CVM_ID, MAX_WORKERS, Manager, Nanos, PolicyError,
+    Tuning, WorkerIndex,
 };
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -53,7 +54,10 @@ impl Clock {
 
 struct Inner {
     policy: Manager,
-    members: Vec<Option<Member>>,
+    members: HashMap<CvmId, Member>,
+    /// The number given last. Numbers are used again as late as can be, so that a late call for a CVM that is gone
+    /// means no other one.
+    last: u32,
     /// What the policy wants done; empty between calls.
     actions: Vec<Action>,
     /// CPUs to pin to, and who is there.
@@ -93,7 +97,7 @@ impl CpuManager {
         }
         let pins = config.pin.into_iter().map(|cpu| (cpu, None)).collect();
         Ok(Arc::new_cyclic(|this| CpuManager {
-            inner: Mutex::new(Inner { policy, members: Vec::new(), actions: Vec::new(), pins }),
+            inner: Mutex::new(Inner { policy, members: HashMap::new(), last: 0, actions: Vec::new(), pins }),
             timer: Arc::default(),
             clock: Clock(Instant::now()),
             this: this.clone(),
@@ -117,7 +121,7 @@ impl CpuManager {
     /// Workers of all CVMs that have a CPU now.
     pub fn occupied(&self) -> u32 {
         let inner = self.lock();
-        inner.members.iter().flatten().map(|member| member.sets().0.count_ones()).sum()
+        inner.members.values().map(|member| member.sets().0.count_ones()).sum()
     }
 
     /// Nanoseconds of the manager's clock.
@@ -147,16 +151,13 @@ impl CpuManager {
         let workers = shared.vcpus.len() as u32 - 1;
         let limits = checked(limits, workers)?;
         let mut inner = self.lock();
-        let free = inner.members.iter().position(Option::is_none);
-        let slot = free.unwrap_or_else(|| {
-            inner.members.push(None);
-            inner.members.len() - 1
-        });
-        let cvm = CvmId(slot as u32);
-        inner.members[slot] = Some(Member::new(shared, grace));
+        let mut numbers = (1..=MAX_CVM_ID).map(|step| CvmId(inner.last.wrapping_add(step) & MAX_CVM_ID));
+        let cvm = numbers.find(|cvm| !inner.members.contains_key(cvm)).ok_or(ElasticError::Full)?;
+        inner.last = cvm.0;
+        inner.members.insert(cvm, Member::new(shared, grace));
         let added = inner.configure(self, Change::CvmAdded { cvm, limits, launched: workers as u8 });
         if added.is_err() {
-            inner.members[slot] = None;
+            inner.members.remove(&cvm);
         }
         added.map(|()| cvm)
     }
@@ -167,9 +168,9 @@ impl CpuManager {
         for pin in &mut inner.pins {
             pin.1.take_if(|(owner, _)| *owner == cvm);
         }
-        // A CVM that is unknown already needs nothing more.
+        // A CVM that never got in needs nothing more.
         let _ = inner.configure(self, Change::CvmRemoved { cvm });
-        let removed = inner.members.get_mut(cvm.0 as usize).and_then(Option::take);
+        let removed = inner.members.remove(&cvm);
         drop(inner);
         drop(removed);
     }
@@ -265,7 +266,7 @@ impl CpuManager {
     /// Handles something that happened to a CVM, then does what the policy wants.
     fn event(&self, cvm: CvmId, happen: impl FnOnce(&mut Inner, u64)) {
         let mut inner = self.lock();
-        if inner.members.get(cvm.0 as usize).is_some_and(Option::is_some) {
+        if inner.members.contains_key(&cvm) {
             let now_ns = self.now_ns();
             happen(&mut inner, now_ns);
             inner.carry_out(self, now_ns);
@@ -307,7 +308,7 @@ fn checked(limits: CpuLimits, workers: u32) -> Result<Limits, ElasticError> {
 
 impl Inner {
     fn member(&mut self, cvm: CvmId) -> Result<&mut Member, ElasticError> {
-        self.members.get_mut(cvm.0 as usize).and_then(Option::as_mut).ok_or(ElasticError::Gone)
+        self.members.get_mut(&cvm).ok_or(ElasticError::Gone)
     }
 
     fn worker(&mut self, cvm: CvmId, worker: VcpuId) -> Result<&mut Member, ElasticError> {

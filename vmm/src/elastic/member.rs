@@ -270,7 +270,9 @@ impl Member {
             let ended =
                 Reclaimed { worker, after, ended: if forced { Ended::Forced } else { Ended::Parked } };
             // Whoever asked may have gone.
-            asked.tell.drain(..).for_each(|tell| drop(tell.send(ended)));
+            for tell in asked.tell.drain(..) {
+                let _ = tell.send(ended);
+            }
             if self.log.len() < LOG_LENGTH {
                 self.log.push(ended);
             }

@@ -101,6 +101,9 @@ pub enum ElasticError {
     /// A CPU to pin to that this process may not use.
     #[error("workers can't be pinned to CPU {0}; name CPUs that this process may use")]
     Pin(usize),
+    /// More CVMs than a manager has numbers for.
+    #[error("this CPU manager has as many CVMs as it can; end some, or use another manager")]
+    Full,
     /// The CVM has ended.
     #[error("the CVM has ended")]
     Gone,
