@@ -322,6 +322,10 @@ stats! {
     parks,
     /// Times a vCPU was woken by the guest.
     wakes,
+    /// Tasks that were handed to vCPU 0 because they needed a lock of the engine's.
+    handed_over,
+    /// Locks that were taken on Worker vCPUs: 0, else a worker that the host stops can hold up others.
+    worker_locks,
 }
 
 #[cfg(test)]

@@ -479,5 +479,7 @@ fn stats() -> GuestStats {
         preemptions,
         parks,
         wakes,
+        handed_over: handover::count(),
+        worker_locks: wasm::hooks::worker_locks(),
     }
 }

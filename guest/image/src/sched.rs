@@ -277,7 +277,11 @@ fn run(reference: TaskRef) {
         && let Err(why) = task.begin()
     {
         // What its body drops may take locks of wasmtime's.
-        return if vcpu::id() == VcpuId::NORMAL { refuse(pointer, why) } else { hand_over(task, Errand::Refuse(why)) };
+        return if vcpu::id() == VcpuId::NORMAL {
+            refuse(pointer, why)
+        } else {
+            hand_over(task, Errand::Refuse(why))
+        };
     }
     let own = own();
     RESUMES.fetch_add(1, Ordering::Relaxed);

@@ -7,10 +7,14 @@ use crate::{link, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use nacre_abi::message::{Header, Kind};
 
 /// Instances measured.
 const COUNT: usize = 2000;
+
+/// A message with this argument makes a worker take a lock: a check of the check.
+const TAKE_A_LOCK: u64 = 1;
 
 /// Measures instances of the program that is loaded under the message's number; sends the result as text, nanoseconds
 /// separated by spaces.
@@ -20,15 +24,25 @@ pub fn start(header: Header) {
         if begin != Begin::Now {
             return;
         }
-        let text = match wasm::measure_instances(&program, COUNT) {
-            Ok(cycles) => cycles
-                .iter()
-                .fold(String::new(), |text, cycles| text + &format!("{} ", clock::cycles_to_ns(*cycles))),
-            Err(_) => String::from("failed"),
+        let text = match header.arg {
+            TAKE_A_LOCK => {
+                wasm::hooks::lock_here();
+                String::from("taken")
+            }
+            _ => measure(&program),
         };
         link::send(Header::new(Kind::SelfTest, header.program), text.as_bytes());
     };
     if let Ok(task) = task::create(Spec::helper(header.program), Box::new(entry)) {
         task::start(&task);
+    }
+}
+
+fn measure(program: &Arc<Program>) -> String {
+    match wasm::measure_instances(program, COUNT) {
+        Ok(cycles) => cycles
+            .iter()
+            .fold(String::new(), |text, cycles| text + &format!("{} ", clock::cycles_to_ns(*cycles))),
+        Err(_) => String::from("failed"),
     }
 }

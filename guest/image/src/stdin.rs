@@ -37,7 +37,13 @@ impl Input {
         ring.try_reserve_exact(STREAM_WINDOW_BYTES as usize).map_err(|_| MapError::OutOfMemory)?;
         ring.resize_with(STREAM_WINDOW_BYTES as usize, AtomicU8::default);
         let zero = || AtomicU64::new(0);
-        Ok(Input { ring, received: zero(), consumed: zero(), credited: zero(), ended: AtomicBool::new(false) })
+        Ok(Input {
+            ring,
+            received: zero(),
+            consumed: zero(),
+            credited: zero(),
+            ended: AtomicBool::new(false),
+        })
     }
 
     fn place(&self, offset: u64) -> &AtomicU8 {
@@ -90,7 +96,10 @@ impl Input {
             if self.consumed.compare_exchange(consumed, now, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 let credited = self.credited.load(Ordering::Relaxed);
                 let due = now.saturating_sub(credited) >= STREAM_WINDOW_BYTES / 4
-                    && self.credited.compare_exchange(credited, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+                    && self
+                        .credited
+                        .compare_exchange(credited, now, Ordering::Relaxed, Ordering::Relaxed)
+                        .is_ok();
                 return Some(Taken { bytes: bytes as usize, credit: due.then_some(now) });
             }
         }

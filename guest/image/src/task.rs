@@ -8,6 +8,8 @@
 
 use crate::arch::clock;
 use crate::areas::Stack;
+#[cfg(feature = "debug-image")]
+use crate::handover;
 use crate::handover::Errand;
 use crate::once::Once;
 use crate::{arch, sched, vcpu, wasm};
@@ -166,7 +168,8 @@ fn claim_place() -> Result<(usize, &'static Entered), MapError> {
     // In a CVM that the table came to from a larger one.
     let usable = table.len().min(max_tasks() as usize);
     let hint = NEXT_PLACE.load(Ordering::Relaxed) as usize % usable.max(1);
-    let slot = (hint..usable).chain(0..hint).find(|slot| table[*slot].place.claim()).ok_or(MapError::OutOfMemory)?;
+    let slot =
+        (hint..usable).chain(0..hint).find(|slot| table[*slot].place.claim()).ok_or(MapError::OutOfMemory)?;
     NEXT_PLACE.store(slot as u64 + 1, Ordering::Relaxed);
     Ok((slot, &table[slot]))
 }
@@ -504,6 +507,10 @@ pub fn current_cpu_cycles() -> u64 {
 #[cfg(feature = "debug-image")]
 pub fn submit_all_runnable() {
     for task in table().iter().filter_map(Entered::get).filter(|task| !task.park.is_parked()) {
-        sched::submit(&task);
+        match task.errand.get() {
+            Errand::Run => sched::submit(&task),
+            // It was on its way to vCPU 0, never to run again.
+            _ => handover::push(task.slot),
+        }
     }
 }

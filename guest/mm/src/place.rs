@@ -116,7 +116,9 @@ mod tests {
     #[test]
     fn content_is_read_while_it_is_there_and_removed_once() {
         let mut schedules = 0;
-        for (first, second, third) in (0..6u64).flat_map(|a| (0..6).flat_map(move |b| (0..6).map(move |c| (a, b, c)))) {
+        for (first, second, third) in
+            (0..6u64).flat_map(|a| (0..6).flat_map(move |b| (0..6).map(move |c| (a, b, c))))
+        {
             let table = Arc::new(Table::default());
             assert!(table.fill());
             let run = |work: fn(&Table)| {

@@ -5,8 +5,8 @@
 //! never happened: the upcall returns and the instruction runs again.
 
 use crate::memory;
-use crate::{task, vcpu};
 use crate::wasm::hooks;
+use crate::{task, vcpu};
 use nacre_abi::hypercall::ExitReason;
 use nacre_abi::layout::{AGENT_IDT, AGENT_VA, AREAS_VA, TENANT_VA_END};
 use nacre_mm::GuestVirt;
@@ -127,7 +127,8 @@ const RED_ZONE_BYTES: u64 = 128;
 /// taken on vCPU 0 only, and from here nothing can be switched.
 fn wasm_trap(frame: &mut Frame, registers: &mut Registers, address: Option<u64>) {
     let record = (frame.rsp - RED_ZONE_BYTES - size_of::<Trapped>() as u64) & !63;
-    let is_of_task = task::running().is_some_and(|task| task.has_on_stack(frame.rsp) && task.has_on_stack(record));
+    let is_of_task =
+        task::running().is_some_and(|task| task.has_on_stack(frame.rsp) && task.has_on_stack(record));
     // Compiled code lies in areas. What is elsewhere is no Wasm, and its stack may be another's.
     if !(AREAS_VA..TENANT_VA_END).contains(&frame.rip) || !is_of_task {
         unhandled(frame);
