@@ -94,17 +94,16 @@ fn programs() -> Vec<(&'static str, fn(&Exit) -> bool)> {
     ]
 }
 
+fn spec(code: &Compiled) -> ProgramSpec<'_> {
+    ProgramSpec { code: code.file(), args: vec!["test".into()], ..ProgramSpec::default() }
+}
+
 #[test]
 fn workers_take_no_lock_whatever_programs_do() {
     let Some(cvm) = launch(false) else { return };
     let programs: Vec<_> =
         programs().into_iter().map(|(text, check)| (compiled(text), check, text)).collect();
     // 64 at once on three workers, each kind many times; then one after the other.
-    let spec = |code: &'_ Compiled| ProgramSpec {
-        code: code.file(),
-        args: vec!["test".into()],
-        ..ProgramSpec::default()
-    };
     std::thread::scope(|scope| {
         for index in 0..64 {
             let (code, check, text) = &programs[index % programs.len()];
@@ -128,7 +127,7 @@ fn workers_take_no_lock_whatever_programs_do() {
 fn a_lock_on_a_worker_is_counted() {
     let Some(cvm) = launch(true) else { return };
     let code = compiled(r#"(module (memory (export "memory") 1) (func (export "_start")))"#);
-    let program = cvm.load(&ProgramSpec { code: code.file(), ..ProgramSpec::default() }).unwrap();
+    let program = cvm.load(&spec(&code)).unwrap();
     cvm.send(Header::new(Kind::SelfTest, program.id.0).arg(1), &[]).unwrap();
     loop {
         if let ProgramEvent::Message(Header { kind: Kind::SelfTest, .. }, body) =

@@ -4,6 +4,7 @@ mod exports;
 mod output;
 pub mod stats;
 mod tree;
+mod watchdog;
 
 use crate::failure::{EXIT_FAILED, Failure};
 use crate::run::RunPlan;
@@ -13,6 +14,7 @@ use output::Output;
 use std::io::{IsTerminal, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use watchdog::Watchdog;
 
 /// Exit code after a trap, as a shell shows a program that aborted.
 pub const EXIT_TRAP: u8 = 134;
@@ -66,7 +68,12 @@ fn run(plan: &RunPlan) -> Result<i32, Failure> {
         tree::bring_in(&program, &dir.host, &format!("/{number}"))?;
     }
     program.start().map_err(|error| cvm_failure(&error))?;
-    let exit = follow(&program)?;
+    let watchdog = plan.time_limit.map(|limit| Watchdog::start(&cvm, limit));
+    let exit = follow(&program);
+    let exit = match watchdog.and_then(|watchdog| watchdog.bitten()) {
+        Some(text) if exit.is_err() => return exit_code(Exit::TimeLimit(text), name, plan.json),
+        _ => exit?,
+    };
     // What failed here is told, but the program's own end decides the exit code if it was not a clean one.
     let exported = exports.iter().try_for_each(|export| exports::take_out(&program, export));
     if plan.stats != Default::default() {

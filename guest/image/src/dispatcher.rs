@@ -40,13 +40,15 @@ pub struct Dispatcher {
     timers: Timers,
     /// When running tasks are to be looked at, in cycles.
     next_tick: u64,
+    /// When they may be brought to a safe point again, in cycles.
+    next_bump: u64,
 }
 
 impl Dispatcher {
     /// The dispatcher of this CVM. Once, by vCPU 0.
     pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
         let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
-        Dispatcher { ring: Consumer::new(link::window().to_guest()), body, timers, next_tick: 0 }
+        Dispatcher { ring: Consumer::new(link::window().to_guest()), body, timers, next_tick: 0, next_bump: 0 }
     }
 
     /// The loop of vCPU 0.
@@ -92,8 +94,9 @@ impl Dispatcher {
         let (now, retry) = (arch::rdtsc(), clock::ns_to_cycles(RETRY_NS));
         let tick = scheduler.tick(now, clock::ns_to_cycles(sched::SLICE_NS), retry);
         let stopping = task::any_stopping();
-        if (tick.bump || stopping) && now >= self.next_tick {
+        if (tick.bump || stopping) && now >= self.next_bump {
             wasm::bump_epoch();
+            self.next_bump = now.saturating_add(retry);
         }
         let mut wait = tick.look_again_at.map(|at| at.saturating_sub(now));
         if stopping {
