@@ -126,11 +126,6 @@ pub fn runtime() -> wasmtime::Result<&'static Runtime> {
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
-    // Dozens of types are registered, each under a lock.
-    task::on_normal(make_runtime)
-}
-
-fn make_runtime() -> wasmtime::Result<&'static Runtime> {
     let mut config = Config::new();
     nacre_engine::configure(&mut config);
     config.with_custom_code_memory(Some(Arc::new(InPlace)));
@@ -173,10 +168,13 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
     if let Some((kind, text)) = error {
         return Err(Outcome { kind, code: 0, text });
     }
-    let runtime =
-        runtime().map_err(|error| Outcome::error(format!("the engine can't be made: {error:#}")))?;
-    phases::mark(&phases::ENGINE);
-    let loaded = prepare(runtime, code)?;
+    // Takes a lock for each type: all on one trip to vCPU 0, which for a module of 26 MB takes a millisecond.
+    let (runtime, loaded) = task::on_normal(|| {
+        let runtime =
+            runtime().map_err(|error| Outcome::error(format!("the engine can't be made: {error:#}")))?;
+        phases::mark(&phases::ENGINE);
+        Ok((runtime, prepare(runtime, code)?))
+    })?;
     phases::mark(&phases::LOADED);
     let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let preopens =
@@ -264,8 +262,8 @@ fn keep_fs(program: &Program, fs: Fs) {
 
 /// Loads code, and does once all that would take a lock of wasmtime's later, on the way to an instance.
 fn prepare(runtime: &Runtime, code: Code) -> Result<Loaded, Outcome> {
-    let module = load(runtime, &code)?;
     task::on_normal(|| {
+        let module = load(runtime, &code)?;
         let pre = resolve(runtime, &module)?;
         module.initialize_copy_on_write_image().map_err(Outcome::error)?;
         Ok(Loaded::new(pre, module, code))
