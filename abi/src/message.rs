@@ -111,6 +111,8 @@ pub enum SelfTest {
     Wakes = 2,
     /// No numbers: whether the guest finds its own memory in order, "ok" or what is wrong.
     Audit = 3,
+    /// No numbers: makes a worker take a lock, which shows that the count of such locks counts.
+    TakeLock = 4,
 }
 
 impl SelfTest {
@@ -121,6 +123,7 @@ impl SelfTest {
             1 => Some(SelfTest::WakeFloor),
             2 => Some(SelfTest::Wakes),
             3 => Some(SelfTest::Audit),
+            4 => Some(SelfTest::TakeLock),
             _ => None,
         }
     }
@@ -351,6 +354,10 @@ stats! {
     wakes,
     /// Times a worker found that it must park.
     reclaims,
+    /// Tasks that were handed to vCPU 0 because they needed a lock of the engine's.
+    handed_over,
+    /// Locks that were taken on Worker vCPUs: 0, else a worker that the host stops can hold up others.
+    worker_locks,
 }
 
 #[cfg(test)]

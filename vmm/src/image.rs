@@ -131,9 +131,10 @@ mod tests {
     /// What the agent has must be in its own section: everything in `.data` and `.bss` moves with the tenant.
     #[test]
     fn no_static_of_the_agent_is_in_the_tenant_arena() {
-        const AGENT_MODULES: [&str; 7] = [
+        const AGENT_MODULES: [&str; 8] = [
             "nacre_guest6memory",
             "nacre_guest5sched",
+            "nacre_guest8handover",
             "nacre_guest4link",
             "nacre_guest6phases",
             "nacre_guest4arch5clock",

@@ -121,6 +121,8 @@ impl Report {
                 ("task_moves", guest.task_moves),
                 ("parks", guest.parks),
                 ("wakes", guest.wakes),
+                ("handed_over", guest.handed_over),
+                ("worker_locks", guest.worker_locks),
             ]),
         }
     }

@@ -11,7 +11,7 @@ use crate::task::{self, Begin, Spec, Task};
 use crate::wasm::{self, Context};
 use crate::{memory, sched};
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use nacre_abi::spawn::{MAX_TASKS, Report, Status};
 use nacre_wasi::Errno;
 use nacre_wval::{Completion, Limits, Priority, StopReason};
-use wasmtime::{InstancePre, Module};
+use wasmtime::{ExternType, InstancePre, Module, ValType};
 
 /// Messages and results of one program may take this part of the memory that is free at its start.
 const HELD_SHARE: u64 = 4;
@@ -28,16 +28,56 @@ const HELD_SHARE: u64 = 4;
 pub struct Loaded {
     /// With its imports.
     pub pre: InstancePre<Context>,
-    /// What it exports.
-    pub module: Module,
+    module: Module,
+    /// It exports `_start`, which takes and returns nothing.
+    pub has_start: bool,
+    /// The exported functions that take and return an i32.
+    tasks: BTreeSet<String>,
     /// Where it lies.
     _code: Code,
+    _leave: LeaveNormal,
+}
+
+/// Ends what the drop of [`Loaded`] begins: all its fields are dropped on one trip to vCPU 0, for the engine's locks.
+struct LeaveNormal;
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        task::enter_normal();
+    }
+}
+
+impl Drop for LeaveNormal {
+    fn drop(&mut self) {
+        task::leave_normal();
+    }
 }
 
 impl Loaded {
     /// A module that was loaded from `code`.
     pub fn new(pre: InstancePre<Context>, module: Module, code: Code) -> Loaded {
-        Loaded { pre, module, _code: code }
+        let is_i32 = |types: &mut dyn Iterator<Item = ValType>| {
+            matches!((types.next(), types.next()), (Some(ValType::I32), None))
+        };
+        let (mut has_start, mut tasks) = (false, BTreeSet::new());
+        for export in module.exports() {
+            let ExternType::Func(ty) = export.ty() else { continue };
+            has_start |= export.name() == "_start" && ty.params().len() + ty.results().len() == 0;
+            if is_i32(&mut ty.params()) && is_i32(&mut ty.results()) {
+                tasks.insert(String::from(export.name()));
+            }
+        }
+        Loaded { pre, module, has_start, tasks, _code: code, _leave: LeaveNormal }
+    }
+
+    /// Whether it exports something of that name.
+    pub fn exports(&self, name: &str) -> bool {
+        self.module.get_export_index(name).is_some()
+    }
+
+    /// Whether that is a function which takes and returns an i32.
+    pub fn is_task(&self, name: &str) -> bool {
+        self.tasks.contains(name)
     }
 }
 

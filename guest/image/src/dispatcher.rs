@@ -9,7 +9,7 @@ use crate::memory::{self, Scratch};
 use crate::program::{Code, Loading, Options, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
-use crate::{children, console, elastic, link, phases, task, wasm};
+use crate::{children, console, elastic, handover, link, phases, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -61,6 +61,7 @@ impl Dispatcher {
             memory::catch_up();
             let mut busy = self.receive();
             busy |= self.timers.run();
+            busy |= sched::run_handed_over();
             busy |= sched::run_one() == Ran::Task;
             if busy {
                 if self.is_due(arch::rdtsc()) {
@@ -82,7 +83,7 @@ impl Dispatcher {
         window.set_control(ControlWord::NormalParked, 1);
         let deadline = [self.timers.before_park(), self.tick(), reminder].into_iter().flatten().min();
         let ring = &self.ring;
-        sched::park_unless(|| ring.has_message() || sched::has_work(), deadline);
+        sched::park_unless(|| ring.has_message() || handover::any() || sched::has_work(), deadline);
         self.timers.after_park();
         window.set_control(ControlWord::NormalParked, 0);
     }
@@ -226,8 +227,10 @@ fn with_program(id: u32, act: impl FnOnce(&Arc<Program>)) {
 
 fn with_loading(id: u32, act: impl FnOnce(&mut Loading)) {
     with_program(id, |program| {
-        if let Some(loading) = program.loading.lock().as_mut() {
-            act(loading);
+        // Only the dispatcher has it until the start, which takes it for good.
+        if let Some(mut loading) = program.loading.take() {
+            act(&mut loading);
+            program.loading.put(loading);
         }
     });
 }
@@ -359,7 +362,8 @@ fn tree_data(loading: &mut Loading, body: &[u8]) {
 
 fn start(id: u32) {
     with_program(id, |program| {
-        let Some(options) = program.loading.lock().as_ref().map(|loading| loading.options) else { return };
+        let Some(loading) = program.loading.take() else { return };
+        let options = loading.options;
         let (body, dead) = (program.clone(), program.clone());
         let on_death = move || {
             let text = "out of memory: the CVM's heap is full; give the CVM more with --memory";
@@ -373,7 +377,7 @@ fn start(id: u32) {
             patient: false,
             on_death: Some(Box::new(on_death)),
         };
-        match task::create(spec, Box::new(move |begin| wasm::run_program(&body, options, begin))) {
+        match task::create(spec, Box::new(move |begin| wasm::run_program(&body, *loading, begin))) {
             Ok(task) => program.run_in(&task),
             Err(_) => {
                 let text = "there are as many tasks as the CVM can have: give it more memory with --memory";
@@ -387,7 +391,7 @@ fn start(id: u32) {
 fn export(id: u32, body: &[u8]) {
     let path = String::from_utf8_lossy(body).to_string();
     with_program(id, |program| {
-        let fs = program.fs_after.lock().take();
+        let fs = program.fs_after.take();
         let Some(fs) = fs else {
             return link::send(
                 Header::new(Kind::TreeEnd, id),
@@ -398,7 +402,7 @@ fn export(id: u32, body: &[u8]) {
         // If there is no room for the task the file system is lost with it, and so is every later export.
         let entry = Box::new(move |begin| {
             let sent = if begin == Begin::Now { send_tree(&exporter, &fs, &path) } else { Err(Errno::Nomem) };
-            *exporter.fs_after.lock() = Some(fs);
+            exporter.fs_after.put(fs);
             let text = sent.err().map(|error| error.to_string()).unwrap_or_default();
             exporter.end_task();
             link::send(Header::new(Kind::TreeEnd, id), text.as_bytes());
@@ -491,5 +495,7 @@ fn stats() -> GuestStats {
         parks,
         wakes,
         reclaims: elastic::reclaims(),
+        handed_over: handover::count(),
+        worker_locks: wasm::hooks::worker_locks(),
     }
 }

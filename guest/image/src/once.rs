@@ -1,4 +1,5 @@
-//! [`Once`]: a value that is set at most once and then shared, without a lock: nobody waits for who sets it.
+//! [`Once`]: a value that is set at most once and then shared. [`HandOver`]: one that goes from hand to hand. Without a lock: nobody
+//! waits for who sets it.
 
 use alloc::boxed::Box;
 use core::marker::PhantomData;
@@ -45,6 +46,48 @@ impl<T> Drop for Once<T> {
         let value = *self.value.get_mut();
         if !value.is_null() {
             // SAFETY: from a box, and with `self` the last way to it goes.
+            drop(unsafe { Box::from_raw(value) });
+        }
+    }
+}
+
+/// A value on its way from one vCPU to another: put in by one, taken out by the other.
+pub struct HandOver<T> {
+    value: AtomicPtr<T>,
+    owns: PhantomData<T>,
+}
+
+// SAFETY: it gives nobody a reference, only the value itself.
+unsafe impl<T: Send> Sync for HandOver<T> {}
+
+impl<T: Send> HandOver<T> {
+    /// Nothing.
+    pub const fn new() -> HandOver<T> {
+        HandOver { value: AtomicPtr::new(null_mut()), owns: PhantomData }
+    }
+
+    /// Puts a value in; what was there is dropped.
+    pub fn put(&self, value: Box<T>) {
+        let old = self.value.swap(Box::into_raw(value), Ordering::AcqRel);
+        if !old.is_null() {
+            // SAFETY: put in by this function, and the swap gave it to us alone.
+            drop(unsafe { Box::from_raw(old) });
+        }
+    }
+
+    /// Takes the value out.
+    pub fn take(&self) -> Option<Box<T>> {
+        let old = self.value.swap(null_mut(), Ordering::AcqRel);
+        // SAFETY: as in `put`.
+        (!old.is_null()).then(|| unsafe { Box::from_raw(old) })
+    }
+}
+
+impl<T> Drop for HandOver<T> {
+    fn drop(&mut self) {
+        let value = *self.value.get_mut();
+        if !value.is_null() {
+            // SAFETY: as in `put`.
             drop(unsafe { Box::from_raw(value) });
         }
     }

@@ -4,13 +4,16 @@ use crate::arch::{clock, cpu};
 use crate::areas;
 use crate::children;
 use crate::link;
-use crate::sync::SpinLock;
+use crate::normal::NormalCell;
+use crate::once::HandOver;
+use crate::stdin::Input;
 use crate::task::{self, Task};
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use nacre_abi::hypercall::ExitReason;
 use nacre_abi::message::{ExitKind, Header, Kind, STREAM_WINDOW_BYTES, stream};
 use nacre_mm::address_space::MapError;
@@ -18,19 +21,23 @@ use nacre_mm::entry::Perms;
 use nacre_wasi::{Clock, FileHandle, Fs, Interest, Stop, Stream, StreamError, System};
 use nacre_wval::{Limits, Priority};
 
-/// All programs, by the host's number.
-static PROGRAMS: SpinLock<BTreeMap<u32, Arc<Program>>> = SpinLock::new(BTreeMap::new());
+/// All programs, by the host's number. The dispatcher's alone.
+static PROGRAMS: NormalCell<BTreeMap<u32, Arc<Program>>> = NormalCell::new(BTreeMap::new());
+
+/// No task's slot.
+const NO_TASK: u32 = u32::MAX;
 
 /// One program.
 pub struct Program {
     /// The host's number for it.
     pub id: u32,
     /// What the host sends before the start.
-    pub loading: SpinLock<Option<Loading>>,
+    pub loading: HandOver<Loading>,
     /// The file system after the end, for exports.
-    pub fs_after: SpinLock<Option<Fs>>,
-    task: SpinLock<Option<Arc<Task>>>,
-    stdin: SpinLock<Input>,
+    pub fs_after: HandOver<Fs>,
+    /// The slot of the task that runs it or exports its files; a hint whom to wake.
+    task: AtomicU32,
+    stdin: Input,
     /// Standard output, standard error, exported tree.
     outputs: [Output; 3],
     killed: AtomicBool,
@@ -127,16 +134,6 @@ impl Drop for Code {
     }
 }
 
-/// Standard input.
-struct Input {
-    buffer: VecDeque<u8>,
-    /// Bytes that came so far: the offset of the next one.
-    received: u64,
-    consumed: u64,
-    credited: u64,
-    ended: bool,
-}
-
 /// Bit of [`Output::sent`]: nothing more is sent.
 const CLOSED: u64 = 1 << 63;
 
@@ -186,33 +183,32 @@ impl Program {
     /// # Errors
     /// [`MapError`] if there is no memory for its standard input.
     pub fn create(id: u32, loading: Loading) -> Result<(), MapError> {
-        let mut buffer = VecDeque::new();
-        buffer.try_reserve_exact(STREAM_WINDOW_BYTES as usize).map_err(|_| MapError::OutOfMemory)?;
-        let stdin = Input { buffer, received: 0, consumed: 0, credited: 0, ended: false };
+        let stdin = Input::new()?;
         let program = Arc::new(Program {
             id,
-            loading: SpinLock::new(Some(loading)),
-            fs_after: SpinLock::new(None),
-            task: SpinLock::new(None),
-            stdin: SpinLock::new(stdin),
+            loading: HandOver::new(),
+            fs_after: HandOver::new(),
+            task: AtomicU32::new(NO_TASK),
+            stdin,
             outputs: Default::default(),
             killed: AtomicBool::new(false),
             has_children: AtomicBool::new(false),
             children_cycles: AtomicU64::new(0),
         });
-        let old = PROGRAMS.lock().insert(id, program);
+        program.loading.put(Box::new(loading));
+        let old = PROGRAMS.with(|programs| programs.insert(id, program));
         drop(old);
         Ok(())
     }
 
-    /// The program with this number.
+    /// The program with this number. For the dispatcher.
     pub fn find(id: u32) -> Option<Arc<Program>> {
-        PROGRAMS.lock().get(&id).cloned()
+        PROGRAMS.with(|programs| programs.get(&id).cloned())
     }
 
     /// Forgets the program; a running one is killed at its next safe point.
     pub fn forget(id: u32) {
-        let program = PROGRAMS.lock().remove(&id);
+        let program = PROGRAMS.with(|programs| programs.remove(&id));
         if let Some(program) = program {
             program.killed.store(true, Ordering::SeqCst);
             children::stop_others(id, None);
@@ -221,7 +217,7 @@ impl Program {
 
     /// Starts a task that was made for this program: to run it, or to export its files after its end.
     pub fn run_in(&self, task: &Arc<Task>) {
-        *self.task.lock() = Some(task.clone());
+        self.task.store(task.slot, Ordering::SeqCst);
         task::start(task);
     }
 
@@ -244,10 +240,8 @@ impl Program {
     fn wake(&self) {
         // After the change; who begins to watch does so before its last look (`GuestSystem::wait`).
         fence(Ordering::SeqCst);
-        let task = self.task.lock().clone();
-        if let Some(task) = task {
-            task::unpark(&task);
-        }
+        // Maybe another task's slot by now: that one wakes for nothing.
+        task::unpark_slot(self.task.load(Ordering::SeqCst));
         if self.has_children.load(Ordering::Relaxed) {
             for task in task::of_program(self.id).filter(|task| task.watches_streams.load(Ordering::Relaxed))
             {
@@ -258,21 +252,13 @@ impl Program {
 
     /// Bytes of standard input from the host at `offset`, at most as many as were promised room; others are dropped.
     pub fn stdin_data(&self, offset: u64, bytes: &[u8]) {
-        {
-            let mut stdin = self.stdin.lock();
-            let room = (STREAM_WINDOW_BYTES as usize).saturating_sub(stdin.buffer.len());
-            if offset != stdin.received || bytes.len() > room {
-                return;
-            }
-            stdin.buffer.extend(bytes);
-            stdin.received += bytes.len() as u64;
-        }
+        self.stdin.put(offset, bytes);
         self.wake();
     }
 
     /// Standard input is over.
     pub fn stdin_end(&self) {
-        self.stdin.lock().ended = true;
+        self.stdin.end();
         self.wake();
     }
 
@@ -322,8 +308,7 @@ impl Program {
 
     /// No task runs for this program any more.
     pub fn end_task(&self) {
-        let ended = self.task.lock().take();
-        drop(ended);
+        self.task.store(NO_TASK, Ordering::SeqCst);
     }
 
     /// Sends a piece of the exported tree, when the host has room for it; false if the program was forgotten meanwhile.
@@ -399,26 +384,11 @@ impl System for GuestSystem {
         if stream != Stream::Stdin {
             return Err(StreamError::Closed);
         }
-        let (taken, credit) = {
-            let mut stdin = self.0.stdin.lock();
-            let taken = stdin.buffer.len().min(buffer.len());
-            if taken == 0 && !stdin.ended && !buffer.is_empty() {
-                return Err(StreamError::WouldBlock);
-            }
-            for (to, from) in buffer.iter_mut().zip(stdin.buffer.drain(..taken)) {
-                *to = from;
-            }
-            stdin.consumed += taken as u64;
-            let due = stdin.consumed - stdin.credited >= STREAM_WINDOW_BYTES / 4;
-            if due {
-                stdin.credited = stdin.consumed;
-            }
-            (taken, due.then_some(stdin.consumed))
-        };
-        if let Some(consumed) = credit {
+        let taken = self.0.stdin.take(buffer).ok_or(StreamError::WouldBlock)?;
+        if let Some(consumed) = taken.credit {
             link::send(Header::new(Kind::Credit, self.0.id).stream(stream::STDIN).arg(consumed), &[]);
         }
-        Ok(taken)
+        Ok(taken.bytes)
     }
 
     fn stream_write(&mut self, stream: Stream, bytes: &[u8]) -> Result<usize, StreamError> {
@@ -440,11 +410,7 @@ impl System for GuestSystem {
         if stream != Stream::Stdin {
             return Some(0);
         }
-        let stdin = self.0.stdin.lock();
-        match stdin.buffer.len() {
-            0 if !stdin.ended => None,
-            bytes => Some(bytes as u64),
-        }
+        self.0.stdin.readable()
     }
 
     fn stream_writable(&self, stream: Stream) -> Option<u64> {

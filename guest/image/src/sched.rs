@@ -5,9 +5,11 @@
 
 use crate::agent::{AgentCell, agent_static};
 use crate::arch::{self, clock};
+use crate::handover::{self, Errand};
 use crate::memory::{self, Scratch};
-use crate::task::{self, Task};
+use crate::task::{self, Begin, Task};
 use crate::{elastic, link, vcpu, wasm};
+use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::hypercall;
@@ -94,6 +96,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
     let inbox = INBOX.set(TimerInbox::new(rings));
     // Each task has a timer to sleep and one for its time limit.
     let queue = TimerQueue::new(scratch.slice(2 * max_tasks, |_| TimerSlot::new()));
+    handover::init(scratch, max_tasks);
     let own = scratch.slice(vcpus, |index| {
         let id = VcpuId::new(index as u32).expect("below 64");
         let ring = link::window().to_host(id).expect("a ring each");
@@ -130,7 +133,7 @@ fn own() -> &'static Own {
 }
 
 /// Asks the host to wake the vCPU of a ticket.
-fn ring(ticket: Option<WakeTicket>) {
+pub fn ring(ticket: Option<WakeTicket>) {
     if let Some(ticket) = ticket {
         WAKES.fetch_add(1, Ordering::Relaxed);
         arch::wake(ticket.vcpu());
@@ -229,6 +232,40 @@ pub fn run_one() -> Ran {
     }
 }
 
+/// On vCPU 0: serves one task that was handed over; false if there is none.
+pub fn run_handed_over() -> bool {
+    if scheduler().is_stopped() {
+        return false;
+    }
+    let Some(task) = handover::pop().and_then(task::in_slot) else { return false };
+    let pointer = Arc::as_ptr(&task);
+    let reference = task.reference();
+    // The table keeps it alive as long as it has not ended.
+    drop(task);
+    // SAFETY: it was handed over by the vCPU that had it, and only this one takes it.
+    match unsafe { (*pointer).errand.replace(Errand::Run) } {
+        Errand::Run => run(reference),
+        Errand::Refuse(why) => refuse(pointer, why),
+        // SAFETY: it switched out for the last time.
+        Errand::Finish => unsafe { task::finish(pointer) },
+    }
+    true
+}
+
+fn refuse(pointer: *const Task, why: Begin) {
+    // SAFETY: the table keeps it alive until it is finished, and nobody will switch to it.
+    unsafe {
+        (*pointer).refuse(why);
+        task::finish(pointer);
+    }
+}
+
+/// Hands a task that is switched out to vCPU 0. It must not be touched afterwards.
+fn hand_over(task: &Task, errand: Errand) {
+    task.errand.set(errand);
+    handover::push(task.slot);
+}
+
 fn memory_is_plenty() -> bool {
     memory::available_bytes() > memory::layout().params.memory_bytes / FREE_SHARE
 }
@@ -252,10 +289,12 @@ fn run(reference: TaskRef) {
     if task.sp.get() == 0
         && let Err(why) = task.begin()
     {
-        task.refuse(why);
-        // SAFETY: nobody will switch to it.
-        unsafe { task::finish(pointer) };
-        return;
+        // What its body drops may take locks of wasmtime's.
+        return if vcpu::id() == VcpuId::NORMAL {
+            refuse(pointer, why)
+        } else {
+            hand_over(task, Errand::Refuse(why))
+        };
     }
     let own = own();
     RESUMES.fetch_add(1, Ordering::Relaxed);
@@ -273,11 +312,14 @@ fn run(reference: TaskRef) {
     task.cpu_cycles.fetch_add(arch::rdtsc().saturating_sub(own.resumed_at.get()), Ordering::Relaxed);
     vcpu::set_current(core::ptr::null_mut());
     match task.park.commit(task.why.get()) {
+        Commit::Requeue if task.wants_normal.get() => hand_over(task, Errand::Run),
         Commit::Requeue => match own.vcpu.requeue(reference, task.priority()) {
             Ok(ticket) => ring(ticket),
             Err(_) => unreachable!("run queue overflow"),
         },
         Commit::Parked => {}
+        // What its report drops may take locks of wasmtime's.
+        Commit::Exited if task.died() && vcpu::id() != VcpuId::NORMAL => hand_over(task, Errand::Finish),
         // SAFETY: it switched out for the last time.
         Commit::Exited => unsafe { task::finish(pointer) },
     }
@@ -306,6 +348,11 @@ pub fn must_yield(class: Priority) -> bool {
 /// Whether the running task has had its slice.
 pub fn slice_is_over() -> bool {
     clock::cycles_to_ns(cycles_since_resume()) >= SLICE_NS
+}
+
+/// Whether there are Worker vCPUs.
+pub fn has_workers() -> bool {
+    scheduler().vcpus().count() > 1
 }
 
 /// How many tasks of a program can run at once.

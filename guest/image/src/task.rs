@@ -8,14 +8,19 @@
 
 use crate::arch::clock;
 use crate::areas::Stack;
-use crate::sync::SpinLock;
+#[cfg(feature = "debug-image")]
+use crate::handover;
+use crate::handover::Errand;
+use crate::once::Once;
 use crate::{arch, sched, vcpu, wasm};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, RefCell, UnsafeCell};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use nacre_abi::VcpuId;
 use nacre_mm::address_space::MapError;
+use nacre_mm::place::Place;
 use nacre_wval::{
     Limits, ParkState, PreparePark, Priority, StopReason, StopRequest, Switch, TaskRef, TimerToken, Unpark,
 };
@@ -71,6 +76,14 @@ pub struct Task {
     stack: RefCell<Option<Stack>>,
     spec: Spec,
     on_death: RefCell<Option<Box<dyn FnOnce() + Send>>>,
+    /// It switched out because it must go on on vCPU 0.
+    pub wants_normal: Cell<bool>,
+    /// What vCPU 0 does with it when it is handed over.
+    pub errand: Cell<Errand>,
+    /// How many wasmtime locks it holds, and how many [`on_normal`] calls it is in.
+    normal_depth: Cell<u32>,
+    /// A promised page could not be given a frame; the trap that follows is an out-of-memory error.
+    pub frame_missing: Cell<bool>,
     /// Whether it was told to end.
     stop: StopRequest,
     /// It has waited for a stream of its program: changes of these wake it.
@@ -95,8 +108,71 @@ static TIMER_SEQ: AtomicU64 = AtomicU64::new(0);
 /// Tasks that were told to end and have not.
 static STOPPING: AtomicU64 = AtomicU64::new(0);
 
-/// All tasks of this CVM, by slot: what finds them from a timer, and after the arena was copied.
-static TASKS: SpinLock<Vec<Option<Arc<Task>>>> = SpinLock::new(Vec::new());
+/// All tasks of this CVM, by slot: what finds them from a timer, and after the arena was copied. As many places as the CVM
+/// that made the table may have tasks.
+static TASKS: Once<Vec<Entered>> = Once::new();
+
+/// A task in the table.
+struct Entered {
+    place: Place,
+    task: UnsafeCell<Option<Arc<Task>>>,
+}
+
+// SAFETY: the content is touched as `Place` allows: written by who claimed the place, read by who entered it, taken out by
+// the one who was told to.
+unsafe impl Sync for Entered {}
+// SAFETY: see above; tasks may be sent.
+unsafe impl Send for Entered {}
+
+impl Entered {
+    fn get(&self) -> Option<Arc<Task>> {
+        if !self.place.enter() {
+            return None;
+        }
+        // SAFETY: entered: the content is there and only read until we leave.
+        let task = unsafe { (*self.task.get()).clone() };
+        if self.place.leave() {
+            self.take_out();
+        }
+        task
+    }
+
+    fn take_out(&self) {
+        // SAFETY: the place said that we alone have the content now.
+        let last = unsafe { (*self.task.get()).take() };
+        self.place.clear();
+        drop(last);
+    }
+}
+
+fn table() -> &'static [Entered] {
+    TASKS.get().map_or(&[], Vec::as_slice)
+}
+
+/// The table, made at its first use.
+fn made_table() -> Result<&'static [Entered], MapError> {
+    if let Some(table) = TASKS.get() {
+        return Ok(table);
+    }
+    let mut table = Vec::new();
+    table.try_reserve_exact(max_tasks() as usize).map_err(|_| MapError::OutOfMemory)?;
+    table.resize_with(max_tasks() as usize, || Entered { place: Place::new(), task: UnsafeCell::new(None) });
+    Ok(TASKS.get_or_set(Box::new(table)))
+}
+
+/// Where the last place was found: a hint.
+static NEXT_PLACE: AtomicU64 = AtomicU64::new(0);
+
+fn claim_place() -> Result<(usize, &'static Entered), MapError> {
+    let table = made_table()?;
+    // In a CVM that the table came to from a larger one.
+    let usable = table.len().min(max_tasks() as usize);
+    let hint = NEXT_PLACE.load(Ordering::Relaxed) as usize % usable.max(1);
+    let slot =
+        (hint..usable).chain(0..hint).find(|slot| table[*slot].place.claim()).ok_or(MapError::OutOfMemory)?;
+    NEXT_PLACE.store(slot as u64 + 1, Ordering::Relaxed);
+    Ok((slot, &table[slot]))
+}
 
 /// Makes a task that will run `entry` once it is [`start`]ed.
 ///
@@ -104,15 +180,7 @@ static TASKS: SpinLock<Vec<Option<Arc<Task>>>> = SpinLock::new(Vec::new());
 /// [`MapError`] if there are as many tasks as the layout provides for.
 pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
     let on_death = RefCell::new(spec.on_death.take());
-    let mut tasks = TASKS.lock();
-    let slot = match tasks.iter().position(Option::is_none) {
-        Some(slot) => slot,
-        None if tasks.len() < max_tasks() as usize => {
-            tasks.push(None);
-            tasks.len() - 1
-        }
-        None => return Err(MapError::OutOfMemory),
-    };
+    let (slot, entered) = claim_place()?;
     let task = Arc::new(Task {
         tls: Cell::new([0; 2]),
         sp: Cell::new(0),
@@ -123,13 +191,19 @@ pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
         stack: RefCell::new(None),
         spec,
         on_death,
+        wants_normal: Cell::new(false),
+        errand: Cell::new(Errand::Run),
+        normal_depth: Cell::new(0),
+        frame_missing: Cell::new(false),
         stop: StopRequest::new(),
         watches_streams: AtomicBool::new(false),
         out_of_memory: Cell::new(false),
         cpu_cycles: AtomicU64::new(0),
         last_vcpu: Cell::new(u32::MAX),
     });
-    tasks[slot] = Some(task.clone());
+    // SAFETY: we claimed the place and nobody is in it yet.
+    unsafe { *entered.task.get() = Some(task.clone()) };
+    entered.place.open();
     Ok(task)
 }
 
@@ -201,6 +275,16 @@ impl Task {
         }
     }
 
+    /// It ended because an allocation failed.
+    pub fn died(&self) -> bool {
+        self.out_of_memory.get()
+    }
+
+    /// Whether an address lies on its stack.
+    pub fn has_on_stack(&self, address: u64) -> bool {
+        self.stack.borrow().as_ref().is_some_and(|stack| stack.contains(address))
+    }
+
     fn request_stop(&self, reason: StopReason) {
         if self.stop.request(reason) {
             STOPPING.fetch_add(1, Ordering::SeqCst);
@@ -247,9 +331,13 @@ fn switch_out(task: &Task, why: Switch) {
 /// # Panics
 /// In the scheduler's own context, where nothing may wait.
 pub fn current() -> &'static Task {
-    let task = vcpu::current().expect("only a task can wait");
+    running().expect("only a task can wait")
+}
+
+/// The task that runs here, if one does.
+pub fn running() -> Option<&'static Task> {
     // SAFETY: a running task is alive, and its code ends before it does.
-    unsafe { &*task }
+    vcpu::current().map(|task| unsafe { &*task })
 }
 
 /// A safe point of running Wasm: gives the vCPU up if it must.
@@ -285,6 +373,34 @@ pub fn yield_now() {
     switch_out(current(), Switch::Yield);
 }
 
+/// Goes on on vCPU 0, where nothing takes the vCPU away from it until [`leave_normal`]. In the scheduler's context, nothing.
+pub fn enter_normal() {
+    let Some(task) = running() else { return };
+    while vcpu::id() != VcpuId::NORMAL {
+        task.wants_normal.set(true);
+        switch_out(task, Switch::Yield);
+    }
+    task.wants_normal.set(false);
+    task.normal_depth.set(task.normal_depth.get() + 1);
+}
+
+/// Undoes one [`enter_normal`]; at the last one the task goes on wherever there is a vCPU for it.
+pub fn leave_normal() {
+    let Some(task) = running() else { return };
+    task.normal_depth.set(task.normal_depth.get() - 1);
+    if task.normal_depth.get() == 0 && sched::has_workers() {
+        switch_out(task, Switch::Yield);
+    }
+}
+
+/// Runs `work` on vCPU 0: for what takes several of wasmtime's locks and not much time.
+pub fn on_normal<R>(work: impl FnOnce() -> R) -> R {
+    enter_normal();
+    let result = work();
+    leave_normal();
+    result
+}
+
 /// Sleeps until [`unpark`]ed; may return early.
 pub fn park() {
     let task = current();
@@ -309,8 +425,9 @@ pub fn unpark(task: &Task) {
     }
 }
 
-fn in_slot(slot: u32) -> Option<Arc<Task>> {
-    TASKS.lock().get(slot as usize).cloned().flatten()
+/// The task in a slot, if there is one.
+pub fn in_slot(slot: u32) -> Option<Arc<Task>> {
+    table().get(slot as usize)?.get()
 }
 
 /// Wakes the task in `slot`, if there still is one.
@@ -346,8 +463,7 @@ pub fn any_stopping() -> bool {
 
 /// All tasks that run for a program, one after the other; tasks made meanwhile may be left out.
 pub fn of_program(program: u32) -> impl Iterator<Item = Arc<Task>> {
-    let count = TASKS.lock().len() as u32;
-    (0..count).filter_map(in_slot).filter(move |task| task.spec.program == program)
+    table().iter().filter_map(Entered::get).filter(move |task| task.spec.program == program)
 }
 
 /// Frees what a task had that has ended. Called by the scheduler on its own stack.
@@ -368,19 +484,18 @@ pub unsafe fn finish(task: *const Task) {
     }
     drop(task.stack.borrow_mut().take());
     sched::count_ended(clock::cycles_to_ns(task.cpu_cycles.load(Ordering::Relaxed)));
-    let last = TASKS.lock().get_mut(task.slot as usize).and_then(Option::take);
-    drop(last);
+    let entered = &table()[task.slot as usize];
+    if entered.place.close() {
+        entered.take_out();
+    }
 }
 
 /// Ends the task that runs here because an allocation failed that has no way to say so; the scheduler then has it
 /// reported. What it had stays allocated. Returns if the task cannot be ended here: it holds a lock, or this is not its
 /// own stack (an exception upcall), or nobody could report it.
 pub fn end_out_of_memory() {
-    let Some(task) = vcpu::current() else { return };
-    // SAFETY: a running task is alive.
-    let task = unsafe { &*task };
-    let here = core::ptr::from_ref(&task) as u64;
-    let on_its_stack = task.stack.borrow().as_ref().is_some_and(|stack| stack.contains(here));
+    let Some(task) = running() else { return };
+    let on_its_stack = task.has_on_stack(core::ptr::from_ref(&task) as u64);
     if task.on_death.borrow().is_none() || vcpu::locks_held() != 0 || !on_its_stack {
         return;
     }
@@ -396,8 +511,11 @@ pub fn current_cpu_cycles() -> u64 {
 /// Queues every task that does not sleep: after the arena came from another CVM, where they were queued.
 #[cfg(feature = "debug-image")]
 pub fn submit_all_runnable() {
-    let count = TASKS.lock().len() as u32;
-    for task in (0..count).filter_map(in_slot).filter(|task| !task.park.is_parked()) {
-        sched::submit(&task);
+    for task in table().iter().filter_map(Entered::get).filter(|task| !task.park.is_parked()) {
+        match task.errand.get() {
+            Errand::Run => sched::submit(&task),
+            // It was on its way to vCPU 0, never to run again.
+            _ => handover::push(task.slot),
+        }
     }
 }

@@ -21,8 +21,6 @@ pub struct Local {
     id: Cell<u64>,
     /// What this vCPU has flushed; see `memory::GENERATION`. Read by the others.
     pub flushed: AtomicU64,
-    /// A promised page could not be given a frame; the trap that follows is an out-of-memory error.
-    out_of_memory: Cell<bool>,
     /// wasmtime's thread-local words while no task runs.
     idle_tls: Cell<[u64; 2]>,
     /// Where the last exception was that nothing confirmed, and how many there were in a row.
@@ -31,7 +29,7 @@ pub struct Local {
     doubted: Cell<Doubted>,
     /// What this vCPU adds to its clock, in nanoseconds: see `arch::clock`.
     pub clock_offset_ns: Cell<i64>,
-    /// Spin locks that the code running here holds.
+    /// Locks that the code running here holds.
     locks: Cell<i32>,
     /// What this vCPU's scheduler owns.
     own: Cell<Option<&'static Own>>,
@@ -65,7 +63,6 @@ pub unsafe fn init(vcpu: VcpuId) {
             scheduler_sp: Cell::new(0),
             id: Cell::new(vcpu.index() as u64),
             flushed: AtomicU64::new(0),
-            out_of_memory: Cell::new(false),
             idle_tls: Cell::new([0; 2]),
             spurious: Cell::new((0, 0)),
             doubted: Cell::new(Doubted::default()),
@@ -175,26 +172,16 @@ pub fn current() -> Option<*mut Task> {
     (task != local.idle_tls.as_ptr().cast()).then_some(task)
 }
 
-/// Notes that a spin lock was taken (1) or released (-1) here. Nothing is switched out while it holds one, so taking and
-/// releasing happen on the same vCPU.
+/// Notes that one of wasmtime's locks was taken (1) or released (-1) here. Nothing is switched out while it holds one, so
+/// taking and releasing happen on the same vCPU.
 pub fn count_lock(change: i32) {
     let locks = &local().locks;
     locks.set(locks.get() + change);
 }
 
-/// Spin locks held here.
+/// Locks held here.
 pub fn locks_held() -> i32 {
     local().locks.get()
-}
-
-/// Notes that the trap which follows is for want of memory.
-pub fn set_out_of_memory() {
-    local().out_of_memory.set(true);
-}
-
-/// Whether the last trap was for want of memory; forgets it.
-pub fn take_out_of_memory() -> bool {
-    local().out_of_memory.replace(false)
 }
 
 /// An exception that may have been invented: vector, instruction and address, how often it came, and when last.

@@ -5,7 +5,7 @@
 //! * [`entry`]: the format of a page-table entry, present or not.
 //! * [`address_space`]: the one interface through which the guest changes its mappings.
 //! * [`page_tables`]: its implementation for x86-64 page tables edited from ring 3.
-//! * [`heap`]: the tenant heap's allocator. [`slots`]: ranges of addresses by size, and bags of what is kept.
+//! * [`heap`]: the tenant heap's allocator. [`place`]: places of a table. [`slots`]: ranges of addresses by size, and bags of what is kept.
 //!
 //! Nothing here takes a lock: a vCPU may be stopped by the host between any two instructions for any time, and the
 //! others must go on. Nothing here allocates either: the agent arena must work when the tenant has used everything.
@@ -17,6 +17,7 @@ pub mod entry;
 pub mod frames;
 pub mod heap;
 pub mod page_tables;
+pub mod place;
 pub mod slots;
 #[cfg(test)]
 mod stepping;

@@ -7,11 +7,11 @@
 //! runs again, and what is real comes again at once.
 
 use crate::memory;
-use crate::vcpu;
 use crate::wasm::hooks;
+use crate::{task, vcpu};
 use nacre_abi::PAGE_BYTES;
 use nacre_abi::hypercall::ExitReason;
-use nacre_abi::layout::{AGENT_IDT, AGENT_VA};
+use nacre_abi::layout::{AGENT_IDT, AGENT_VA, AREAS_VA, TENANT_VA_END};
 use nacre_engine::operand;
 use nacre_mm::GuestVirt;
 use nacre_mm::address_space::Fault;
@@ -30,6 +30,7 @@ const ERROR_WRITE: u64 = 1 << 1;
 const ERROR_FETCH: u64 = 1 << 4;
 
 /// An interrupted context, as the stub copied it.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Frame {
     cr2: u64,
@@ -97,7 +98,7 @@ const KERNEL_CODE: u16 = 0x08;
 
 /// Called by the stub on the upcall stack.
 #[unsafe(no_mangle)]
-extern "C" fn exception_upcall(frame: &mut Frame, registers: &Registers) {
+extern "C" fn exception_upcall(frame: &mut Frame, registers: &mut Registers) {
     match frame.vector {
         PAGE_FAULT => page_fault(frame, registers),
         INVALID_OPCODE if Code::at(frame.rip).bytes().starts_with(&UD2) => wasm_trap(frame, registers, None),
@@ -113,7 +114,7 @@ extern "C" fn exception_upcall(frame: &mut Frame, registers: &Registers) {
     }
 }
 
-fn page_fault(frame: &mut Frame, registers: &Registers) {
+fn page_fault(frame: &mut Frame, registers: &mut Registers) {
     let access = match frame.error {
         error if error & ERROR_FETCH != 0 => Access::Execute,
         error if error & ERROR_WRITE != 0 => Access::Write,
@@ -129,7 +130,9 @@ fn page_fault(frame: &mut Frame, registers: &Registers) {
                 return crate::arch::flush_tlb();
             }
             if fault == Fault::OutOfMemory {
-                vcpu::set_out_of_memory();
+                if let Some(task) = task::running() {
+                    task.frame_missing.set(true);
+                }
             }
             wasm_trap(frame, registers, Some(address));
         }
@@ -194,10 +197,43 @@ fn registers_in_order(frame: &Frame, registers: &Registers) -> operand::Register
     core::array::from_fn(|n| if n < 8 { low[n] } else { high[n - 8] })
 }
 
-/// Offers the exception to wasmtime, which does not come back if it is a Wasm trap.
-fn wasm_trap(frame: &Frame, registers: &Registers, address: Option<u64>) {
+/// What [`trap_on_fiber`] finds on the stack of the task.
+struct Trapped {
+    frame: Frame,
+    rbp: u64,
+    address: Option<u64>,
+}
+
+/// Bytes below an interrupted stack pointer that its function may use.
+const RED_ZONE_BYTES: u64 = 128;
+
+/// Lets the task go on in [`trap_on_fiber`], on its own stack: wasmtime looks the instruction up under a lock, which is
+/// taken on vCPU 0 only, and from here nothing can be switched.
+fn wasm_trap(frame: &mut Frame, registers: &mut Registers, address: Option<u64>) {
+    let record = (frame.rsp - RED_ZONE_BYTES - size_of::<Trapped>() as u64) & !63;
+    let is_of_task =
+        task::running().is_some_and(|task| task.has_on_stack(frame.rsp) && task.has_on_stack(record));
+    // Compiled code lies in areas. What is elsewhere is no Wasm, and its stack may be another's.
+    if !(AREAS_VA..TENANT_VA_END).contains(&frame.rip) || !is_of_task {
+        unhandled(frame);
+    }
+    let trapped = Trapped { frame: *frame, rbp: registers.rbp, address };
+    // SAFETY: below what the interrupted function uses of the task's stack, which has room for host functions there. A
+    // return address of 0 makes the stack look as behind a call.
+    unsafe {
+        (record as *mut Trapped).write(trapped);
+        ((record - 8) as *mut u64).write(0);
+    }
+    registers.rdi = record;
+    frame.rsp = record - 8;
+    frame.rip = trap_on_fiber as *const () as u64;
+}
+
+/// Offers an exception to wasmtime, which does not come back if it is a Wasm trap.
+extern "C" fn trap_on_fiber(trapped: &Trapped) -> ! {
+    let Trapped { frame, rbp, address } = trapped;
     if let Some(handler) = hooks::trap_handler() {
-        handler(frame.rip as usize, registers.rbp as usize, address.is_some(), address.unwrap_or(0) as usize);
+        handler(frame.rip as usize, *rbp as usize, address.is_some(), address.unwrap_or(0) as usize);
     }
     unhandled(frame)
 }

@@ -22,6 +22,7 @@ pub fn start(header: Header, body: &[u8]) {
         Some(SelfTest::WakeFloor) => answer(header.program, wakes::floor(body)),
         Some(SelfTest::Wakes) => answer(header.program, wakes::tasks(body)),
         Some(SelfTest::Audit) => crate::audit::start(header),
+        Some(SelfTest::TakeLock) => take_a_lock(header),
         None => answer(header.program, None::<core::iter::Empty<u64>>),
     }
 }
@@ -44,6 +45,17 @@ fn instances(number: u32) {
         }
     };
     if let Ok(task) = task::create(Spec::helper(number), Box::new(entry)) {
+        task::start(&task);
+    }
+}
+
+/// Makes a worker take a lock, and says so.
+fn take_a_lock(header: Header) {
+    let entry = move |_| {
+        wasm::hooks::lock_here();
+        link::send(header, b"taken");
+    };
+    if let Ok(task) = task::create(Spec::helper(header.program), Box::new(entry)) {
         task::start(&task);
     }
 }

@@ -1,9 +1,10 @@
 //! The C functions through which wasmtime reaches this "operating system" (wasmtime's `sys/custom/capi.rs`).
 
-use crate::areas;
-use crate::vcpu;
+use crate::agent::agent_static;
+use crate::{areas, task, vcpu};
 use core::arch::asm;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use nacre_abi::VcpuId;
 use nacre_mm::entry::Perms;
 
 const PROT_READ: u32 = 1;
@@ -112,15 +113,48 @@ extern "C" fn wasmtime_tls_set(slot: usize, value: *mut u8) {
 /// Bit of a read-write lock's word that says: one writer.
 const WRITER: usize = 1 << 62;
 
+agent_static! {
+    /// Locks that were taken on a Worker vCPU: none, ever.
+    static WORKER_LOCKS: AtomicU64 = AtomicU64::new(0);
+}
+
+/// Locks of wasmtime's that were taken on Worker vCPUs so far.
+pub fn worker_locks() -> u64 {
+    WORKER_LOCKS.load(Ordering::Relaxed)
+}
+
 fn word(lock: *mut usize) -> &'static AtomicUsize {
     // SAFETY: wasmtime passes the address of a lock's word, which it uses only through these functions.
     unsafe { AtomicUsize::from_ptr(lock) }
 }
 
-fn spin_until(mut done: impl FnMut() -> bool) {
-    while !done() {
+/// Takes a lock, on vCPU 0: there nobody holds one already, because nothing is switched out while it does. So nobody
+/// waits here; the loop is for what [`WORKER_LOCKS`] counts, which must not happen.
+fn acquire(mut attempt: impl FnMut() -> bool) {
+    task::enter_normal();
+    while !attempt() {
         core::hint::spin_loop();
     }
+    taken();
+}
+
+fn taken() {
+    vcpu::count_lock(1);
+    if vcpu::id() != VcpuId::NORMAL {
+        WORKER_LOCKS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn released() {
+    vcpu::count_lock(-1);
+    task::leave_normal();
+}
+
+/// Shows that the count of locks on workers works: takes one that nobody else knows.
+#[cfg(feature = "debug-image")]
+pub fn lock_here() {
+    taken();
+    vcpu::count_lock(-1);
 }
 
 #[unsafe(no_mangle)]
@@ -128,44 +162,39 @@ extern "C" fn wasmtime_sync_lock_free(_: *mut usize) {}
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_lock_acquire(lock: *mut usize) {
-    spin_until(|| word(lock).compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok());
-    vcpu::count_lock(1);
+    acquire(|| word(lock).compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok());
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_lock_release(lock: *mut usize) {
     word(lock).store(0, Ordering::Release);
-    vcpu::count_lock(-1);
+    released();
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_rwlock_read(lock: *mut usize) {
-    spin_until(|| {
+    acquire(|| {
         let readers = word(lock).load(Ordering::Relaxed);
         readers & WRITER == 0
-            && word(lock)
-                .compare_exchange_weak(readers, readers + 1, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
+            && word(lock).compare_exchange(readers, readers + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
     });
-    vcpu::count_lock(1);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_rwlock_read_release(lock: *mut usize) {
     word(lock).fetch_sub(1, Ordering::Release);
-    vcpu::count_lock(-1);
+    released();
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_rwlock_write(lock: *mut usize) {
-    spin_until(|| word(lock).compare_exchange_weak(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok());
-    vcpu::count_lock(1);
+    acquire(|| word(lock).compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok());
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_sync_rwlock_write_release(lock: *mut usize) {
     word(lock).store(0, Ordering::Release);
-    vcpu::count_lock(-1);
+    released();
 }
 
 #[unsafe(no_mangle)]

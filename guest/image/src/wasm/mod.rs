@@ -12,7 +12,7 @@ use crate::children::{Child, Family, Kids, Loaded};
 use crate::once::Once;
 use crate::program::{Code, GuestSystem, Loading, Options, Program};
 use crate::task::Begin;
-use crate::{areas, phases, task, vcpu};
+use crate::{areas, phases, task};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -28,7 +28,7 @@ use nacre_wasi::{Builder, Fs, Stop, Stream, WasiCtx};
 use nacre_wval::StopReason;
 use wasmtime::{
     Config, CustomCodeMemory, Engine, Extern, Instance, InstancePre, Linker, Memory, Module, Store, Trap,
-    UpdateDeadline, WasmBacktrace,
+    UpdateDeadline, ValRaw, WasmBacktrace,
 };
 
 /// What a program's host functions find in its store.
@@ -148,8 +148,8 @@ pub fn bump_epoch() {
 }
 
 /// Runs a program to its end and reports it. The body of a task.
-pub fn run_program(program: &Arc<Program>, options: Options, begin: Begin) {
-    let Some(loading) = program.loading.lock().take() else { return };
+pub fn run_program(program: &Arc<Program>, loading: Loading, begin: Begin) {
+    let options = loading.options;
     let outcome = match begin {
         Begin::Now => {
             phases::mark(&phases::TASK);
@@ -168,19 +168,20 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
     if let Some((kind, text)) = error {
         return Err(Outcome { kind, code: 0, text });
     }
-    let runtime =
-        runtime().map_err(|error| Outcome::error(format!("the engine can't be made: {error:#}")))?;
-    phases::mark(&phases::ENGINE);
-    let module = load(runtime, &code)?;
-    let pre = resolve(runtime, &module)?;
+    // Takes a lock for each type: all on one trip to vCPU 0, which for a module of 26 MB takes a millisecond.
+    let (runtime, loaded) = task::on_normal(|| {
+        let runtime =
+            runtime().map_err(|error| Outcome::error(format!("the engine can't be made: {error:#}")))?;
+        phases::mark(&phases::ENGINE);
+        Ok((runtime, prepare(runtime, code)?))
+    })?;
     phases::mark(&phases::LOADED);
-    let loaded = Loaded::new(pre, module, code);
     let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let preopens =
         preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
     let wasi = new_wasi(&family, preopens, fs)?;
     let mut store = new_store(runtime, wasi, Kids::new(family.clone(), None));
-    let ended = call_start(&family.loaded.pre, &mut store);
+    let ended = call_start(&family.loaded, &mut store);
     let outcome = outcome(ended, options);
     let Context { wasi, kids, .. } = store.into_data();
     drop(kids);
@@ -237,8 +238,13 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
     let wasi = new_wasi(family, Vec::new(), fs)?;
     let mut store = new_store(runtime, wasi, Kids::new(family.clone(), Some(child.clone())));
     let called = instantiate(&family.loaded.pre, &mut store).and_then(|instance| {
-        let function = instance.get_typed_func::<u32, u32>(&mut store, &child.name)?;
-        function.call(&mut store, child.message.len() as u32)
+        if !family.loaded.is_task(&child.name) {
+            return Err(wasmtime::Error::msg("it exports no such function"));
+        }
+        let mut values = [ValRaw::u32(child.message.len() as u32)];
+        // SAFETY: the function takes and returns one i32, as its module says.
+        unsafe { call_checked(instance, &mut store, &child.name, &mut values)? };
+        Ok(values[0].get_u32())
     });
     let ended = match called {
         Ok(code) => Ok(code),
@@ -251,11 +257,21 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
 }
 
 fn keep_fs(program: &Program, fs: Fs) {
-    *program.fs_after.lock() = Some(fs);
+    program.fs_after.put(Box::new(fs));
+}
+
+/// Loads code, and does once all that would take a lock of wasmtime's later, on the way to an instance.
+fn prepare(runtime: &Runtime, code: Code) -> Result<Loaded, Outcome> {
+    task::on_normal(|| {
+        let module = load(runtime, &code)?;
+        let pre = resolve(runtime, &module)?;
+        module.initialize_copy_on_write_image().map_err(Outcome::error)?;
+        Ok(Loaded::new(pre, module, code))
+    })
 }
 
 /// Checks and loads precompiled code.
-pub fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
+fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
     let bytes = code.bytes();
     let header = Header::parse(bytes).map_err(Outcome::error)?;
     header.check_compatible(cpu::features()).map_err(Outcome::error)?;
@@ -277,7 +293,7 @@ pub fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
 }
 
 /// Finds everything the module imports.
-pub fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context>, Outcome> {
+fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context>, Outcome> {
     runtime.linker.instantiate_pre(module).map_err(|error| {
         let provided = "Nacre provides wasi_snapshot_preview1 and nacre";
         let known = [wasi::MODULE, nacre_abi::spawn::MODULE];
@@ -313,20 +329,37 @@ fn instantiate(pre: &InstancePre<Context>, store: &mut Store<Context>) -> wasmti
 }
 
 /// Instantiates and calls `_start`.
-fn call_start(pre: &InstancePre<Context>, store: &mut Store<Context>) -> wasmtime::Result<()> {
+fn call_start(loaded: &Loaded, store: &mut Store<Context>) -> wasmtime::Result<()> {
     phases::mark(&phases::FIRST_WASM);
-    let instance = instantiate(pre, store)?;
-    let start = instance.get_typed_func::<(), ()>(&mut *store, "_start").map_err(|_| {
-        wasmtime::Error::msg(
+    let instance = instantiate(&loaded.pre, store)?;
+    if !loaded.has_start {
+        return Err(wasmtime::Error::msg(
             "it exports no function _start: build it as a command (a WASI program), not as a library",
-        )
-    })?;
-    start.call(&mut *store, ())
+        ));
+    }
+    // SAFETY: the function takes and returns nothing, as its module says.
+    unsafe { call_checked(instance, store, "_start", &mut []) }
+}
+
+/// Calls an exported function whose type was looked at when the module was loaded: to look at it here would take a lock.
+///
+/// # Safety
+/// The function takes the values, and returns what has room in them.
+unsafe fn call_checked(
+    instance: Instance,
+    store: &mut Store<Context>,
+    name: &str,
+    values: &mut [ValRaw],
+) -> wasmtime::Result<()> {
+    let function = instance.get_func(&mut *store, name);
+    let function = function.ok_or_else(|| wasmtime::Error::msg("it exports no such function"))?;
+    // SAFETY: the caller's promise.
+    unsafe { function.call_unchecked(&mut *store, values) }
 }
 
 /// What the end of a run means; `options` are what the task was started with.
 fn outcome(ended: wasmtime::Result<()>, options: Options) -> Outcome {
-    let out_of_memory = vcpu::take_out_of_memory();
+    let out_of_memory = task::current().frame_missing.replace(false);
     let Err(error) = ended else { return Outcome { kind: ExitKind::Code, code: 0, text: String::new() } };
     if let Some(wasi::Stopped(stop)) = error.downcast_ref() {
         if let (Stop::Killed, Some(reason)) = (stop, task::current().stopped()) {
@@ -379,14 +412,12 @@ fn backtrace(trace: &WasmBacktrace) -> String {
 /// Time that creating an instance of a loaded program and calling its empty `_start` takes, in cycles, `count` times.
 #[cfg(feature = "debug-image")]
 pub fn measure_instances(program: &Arc<Program>, count: usize) -> Result<Vec<u64>, Outcome> {
-    let Some(loading) = program.loading.lock().take() else {
+    let Some(loading) = program.loading.take() else {
         return Err(Outcome::error("no program is loaded"));
     };
     let runtime = runtime().map_err(Outcome::error)?;
-    let Loading { code, args, env, terminals, .. } = loading;
-    let module = load(runtime, &code)?;
-    let pre = resolve(runtime, &module)?;
-    let loaded = Loaded::new(pre, module, code);
+    let Loading { code, args, env, terminals, .. } = *loading;
+    let loaded = prepare(runtime, code)?;
     let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
@@ -395,7 +426,7 @@ pub fn measure_instances(program: &Arc<Program>, count: usize) -> Result<Vec<u64
         let kids = Kids::new(family.clone(), None);
         let start = arch::rdtsc();
         let mut store = new_store(runtime, wasi, kids);
-        call_start(&family.loaded.pre, &mut store).map_err(Outcome::error)?;
+        call_start(&family.loaded, &mut store).map_err(Outcome::error)?;
         drop(store);
         samples.push(arch::rdtsc() - start);
     }

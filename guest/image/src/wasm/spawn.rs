@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use nacre_abi::spawn::{FOREVER, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MODULE, Options, Report};
 use nacre_wasi::{Errno, Stop};
 use nacre_wval::{Limits, Priority};
-use wasmtime::{Caller, ExternType, Linker, ValType};
+use wasmtime::{Caller, Linker};
 
 /// How a host call goes on: with an error number for the program, or with its end.
 enum Fail {
@@ -100,13 +100,11 @@ fn options(memory: &[u8], at: u32) -> Result<(Priority, Limits), Errno> {
 
 /// Whether the module exports a function `name` that takes and returns an i32.
 fn check_export(kids: &Kids, name: &str) -> Result<(), Errno> {
-    let is_i32 = |types: &mut dyn Iterator<Item = ValType>| {
-        matches!((types.next(), types.next()), (Some(ValType::I32), None))
-    };
-    match kids.family.loaded.module.get_export(name) {
-        None => Err(Errno::Noent),
-        Some(ExternType::Func(ty)) if is_i32(&mut ty.params()) && is_i32(&mut ty.results()) => Ok(()),
-        Some(_) => Err(Errno::Noexec),
+    let loaded = &kids.family.loaded;
+    match loaded.is_task(name) {
+        true => Ok(()),
+        false if loaded.exports(name) => Err(Errno::Noexec),
+        false => Err(Errno::Noent),
     }
 }
 
