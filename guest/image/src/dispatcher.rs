@@ -48,7 +48,13 @@ impl Dispatcher {
     /// The dispatcher of this CVM. Once, by vCPU 0.
     pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
         let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
-        Dispatcher { ring: Consumer::new(link::window().to_guest()), body, timers, next_tick: 0, next_bump: 0 }
+        Dispatcher {
+            ring: Consumer::new(link::window().to_guest()),
+            body,
+            timers,
+            next_tick: 0,
+            next_bump: 0,
+        }
     }
 
     /// The loop of vCPU 0.
