@@ -298,36 +298,6 @@ fn idle_survives_wakers_that_were_stopped() {
     });
 }
 
-/// The host has dropped the wake of a worker. While that comes back for no reason, or parks again, vCPU 0 takes the wake for
-/// lost: a worker that ends parked with a task queued has been woken once more.
-#[test]
-fn a_dropped_wake_is_repeated() {
-    model(Some(4), || {
-        let (q, idle) = (leak(RunQueue::new(words(2)).unwrap()), leak(IdleSet::new()));
-        let latch = Arc::new(AtomicBool::new(false));
-        let owner = q.owner().unwrap();
-        idle.announce(v(1));
-        owner.push(task(1)).unwrap();
-        // Claimed and told to be sent, and never seen again.
-        idle.wake_sent(idle.claim_one(VcpuMask::first(2)).unwrap());
-        let l = latch.clone();
-        let worker = thread::spawn(move || {
-            if l.swap(false, Ordering::AcqRel) {
-                idle.retract(v(1));
-                return false;
-            }
-            true
-        });
-        idle.doubt_wakes();
-        if let Some(ticket) = idle.claim_one(VcpuMask::first(2)) {
-            latch.store(true, Ordering::Release);
-            idle.wake_sent(ticket);
-        }
-        let parked = worker.join().unwrap();
-        assert!(!parked || latch.load(Ordering::Acquire), "asleep for ever");
-    });
-}
-
 /// The worker comes back and parks anew while vCPU 0 doubts the wake of its first park: that must not undo the second.
 #[test]
 fn a_doubt_that_comes_late_changes_nothing() {
