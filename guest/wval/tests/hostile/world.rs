@@ -222,6 +222,11 @@ fn name(task: usize) -> TaskRef {
     TaskRef::new(task as u64 + 1).unwrap()
 }
 
+/// Each class has its tasks.
+fn class(task: usize) -> Priority {
+    [Priority::Normal, Priority::High, Priority::Low][task % 3]
+}
+
 fn step() {
     shuttle::thread::yield_now();
 }
@@ -231,7 +236,7 @@ fn step() {
 /// # Panics
 /// If anything that must hold does not.
 pub fn run(plan: &Plan) -> Seen {
-    let (queues, requests) = (memory(VCPUS, 16), memory(VCPUS, TIMER_REQUESTS * WORDS_PER_MESSAGE));
+    let (queues, requests) = (memory(VCPUS, 16 * LANES), memory(VCPUS, TIMER_REQUESTS * WORDS_PER_MESSAGE));
     let (indices, data) = (memory(VCPUS + 1, 17), memory(VCPUS + 1, RING_WORDS));
     let slots: Vec<_> = queues[..plan.vcpus].iter().map(|ring| VcpuSlot::new(ring).unwrap()).collect();
     let sched = Scheduler::new(&slots).unwrap();
@@ -330,7 +335,7 @@ impl World<'_> {
     }
 
     fn submit(&self, own: &Own<'_>, task: usize) {
-        self.ring(own.vcpu.submit(name(task)).unwrap());
+        self.ring(own.vcpu.submit(name(task), class(task)).unwrap());
     }
 
     fn unpark(&self, own: &Own<'_>, task: usize) {
@@ -392,7 +397,7 @@ impl World<'_> {
             save();
         }
         match commit {
-            Commit::Requeue => self.ring(own.vcpu.requeue(reference).unwrap()),
+            Commit::Requeue => self.ring(own.vcpu.requeue(reference, class(number)).unwrap()),
             Commit::Parked => {}
             Commit::Exited => {
                 assert!(!task.ended.swap(true, Ordering::Relaxed));
