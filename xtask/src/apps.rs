@@ -66,7 +66,11 @@ fn c_apps(cache: &Cache) -> Result<Vec<Built>> {
     for (name, sources) in C_APPS {
         let output = work.path().join(name);
         let mut command = zig.command();
-        command.args(["-Wall", "-Wextra", "-Werror", "-I", "../include"]).args(sources).arg("-o").arg(&output);
+        command
+            .args(["-Wall", "-Wextra", "-Werror", "-I", "../include"])
+            .args(sources)
+            .arg("-o")
+            .arg(&output);
         tool(command.current_dir(repository().join("apps").join(name)))?;
         built.push((format!("{name}/{name}.wasm").into(), without_debug_sections(&fs::read(output)?)?));
     }
