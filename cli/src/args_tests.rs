@@ -36,6 +36,7 @@ fn run_has_defaults() {
             && run.command_line == ["app.wasm"]
     );
     assert!(!run.stats && !run.json && run.cpu.is_none() && run.stats_json.is_none());
+    assert_eq!(run.time_limit, None);
 }
 
 #[test]
@@ -63,6 +64,8 @@ fn repeatable_options_repeat() {
         "--memory=2G",
         "--cpu",
         "native",
+        "--time-limit",
+        "1h30m",
         "--stats",
         "--stats-json",
         "s.json",
@@ -74,6 +77,7 @@ fn repeatable_options_repeat() {
     assert_eq!(run.env.len(), 2);
     assert_eq!(run.exports[0].host, PathBuf::from("y"));
     assert_eq!(run.cpu, Some(CpuArg::Native));
+    assert_eq!(run.time_limit, Some(Duration::from_secs(5400)));
     assert!(run.stats && run.json);
 }
 
@@ -88,6 +92,8 @@ fn bad_values_are_refused_with_the_reason() {
         (&["--export", "/", "a"], "GUEST::HOST"),
         (&["--env", "=1", "a"], "no name"),
         (&["--cpu", "pentium", "a"], "x86-64-v3"),
+        (&["--time-limit", "5", "a"], "500ms"),
+        (&["--time-limit", "0s", "a"], "between 1ms and a year"),
         (&["--bad", "a"], "--bad"),
         (&[], "PROGRAM"),
     ] {

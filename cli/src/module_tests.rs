@@ -108,11 +108,29 @@ fn unknown_imports_are_named_with_a_hint() {
         (r#""wasi_unstable" "fd_write" (func)"#, "wasi_unstable.fd_write", "preview 0"),
         (r#""wbg" "f" (func)"#, "wbg.f", "browser"),
         (r#""env" "memory" (memory 1)"#, "env.memory", ""),
-        (r#""mine" "t" (table 1 funcref)"#, "mine.t", "wasi_snapshot_preview1 only"),
+        (r#""mine" "t" (table 1 funcref)"#, "mine.t", "wasi_snapshot_preview1 and nacre only"),
+        (r#""nacre" "fork" (func)"#, "nacre.fork", "docs/spawn.md"),
+        (r#""nacre" "join" (memory 1)"#, "nacre.join", ""),
     ] {
         let text = message(&with_import(import));
         assert!(text.starts_with(&format!("imports {what}, which nobody provides; ")), "{text}");
         assert!(text.contains(hint), "{text}");
+    }
+}
+
+#[test]
+fn the_functions_of_nacre_are_provided_with_their_types_only() {
+    for (name, params, result) in spawn::FUNCTIONS {
+        let params: String = params.iter().map(|ty| format!(" {}", ty.replace('u', "i"))).collect();
+        let module = |params: &str, result: &str| {
+            let import = format!("(import \"nacre\" \"{name}\" (func (param{params}) (result {result})))");
+            wasm(&format!("(module {import} (func (export \"_start\")))"))
+        };
+        assert!(result == "errno" || result == "count");
+        assert!(Module::parse(&module(&params, "i32"), Entry::Command).is_ok(), "{name}");
+        for wrong in [module(&(params.clone() + " i32"), "i32"), module(&params, "i64")] {
+            assert_eq!(error(&wrong), ModuleError::SpawnType(name));
+        }
     }
 }
 

@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Programs in C: the folder, and its sources.
-const C_APPS: [(&str, &[&str]); 4] = [
+const C_APPS: [(&str, &[&str]); 6] = [
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
     ("traps", &["traps.c"]),
     ("checks", &["main.c", "files.c", "dirs.c", "waits.c"]),
+    ("parallel", &["parallel.c"]),
+    ("spawns", &["spawns.c"]),
 ];
 
 /// Debian's Rust for WASI with what its compiler and linker load; used without installing them.
@@ -64,7 +66,11 @@ fn c_apps(cache: &Cache) -> Result<Vec<Built>> {
     for (name, sources) in C_APPS {
         let output = work.path().join(name);
         let mut command = zig.command();
-        command.args(["-Wall", "-Wextra", "-Werror"]).args(sources).arg("-o").arg(&output);
+        command
+            .args(["-Wall", "-Wextra", "-Werror", "-I", "../include"])
+            .args(sources)
+            .arg("-o")
+            .arg(&output);
         tool(command.current_dir(repository().join("apps").join(name)))?;
         built.push((format!("{name}/{name}.wasm").into(), without_debug_sections(&fs::read(output)?)?));
     }

@@ -4,6 +4,7 @@ mod exports;
 mod output;
 pub mod stats;
 mod tree;
+mod watchdog;
 
 use crate::failure::{EXIT_FAILED, Failure};
 use crate::run::RunPlan;
@@ -14,6 +15,7 @@ use output::Output;
 use std::io::{IsTerminal, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use watchdog::Watchdog;
 
 /// Exit code after a trap, as a shell shows a program that aborted.
 pub const EXIT_TRAP: u8 = 134;
@@ -63,7 +65,12 @@ fn run(plan: &RunPlan) -> Result<i32, Failure> {
     }
     program.start().map_err(|error| cvm_failure(&error))?;
     let listed = Publisher::start(&plan.name, cvm.clone());
-    let exit = follow(&program)?;
+    let watchdog = plan.time_limit.map(|limit| Watchdog::start(&cvm, limit));
+    let exit = follow(&program);
+    let exit = match watchdog.and_then(|watchdog| watchdog.bitten()) {
+        Some(text) if exit.is_err() => return exit_code(Exit::TimeLimit(text), name, plan.json),
+        _ => exit?,
+    };
     // What failed here is told, but the program's own end decides the exit code if it was not a clean one.
     let exported = exports.iter().try_for_each(|export| exports::take_out(&program, export));
     if plan.stats != Default::default() {

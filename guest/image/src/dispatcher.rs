@@ -41,6 +41,8 @@ pub struct Dispatcher {
     reclaimer: elastic::Reclaimer,
     /// When running tasks are to be looked at, in cycles.
     next_tick: u64,
+    /// When they may be brought to a safe point again, in cycles.
+    next_bump: u64,
 }
 
 impl Dispatcher {
@@ -48,7 +50,7 @@ impl Dispatcher {
     pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
         let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
         let (ring, reclaimer) = (Consumer::new(link::window().to_guest()), elastic::Reclaimer::default());
-        Dispatcher { ring, body, timers, reclaimer, next_tick: 0 }
+        Dispatcher { ring, body, timers, reclaimer, next_tick: 0, next_bump: 0 }
     }
 
     /// The loop of vCPU 0.
@@ -91,8 +93,9 @@ impl Dispatcher {
         let (now, retry) = (arch::rdtsc(), clock::ns_to_cycles(RETRY_NS));
         let tick = scheduler.tick(now, clock::ns_to_cycles(sched::SLICE_NS), retry);
         let stopping = task::any_stopping();
-        if (tick.bump || stopping) && now >= self.next_tick {
+        if (tick.bump || stopping) && now >= self.next_bump {
             wasm::bump_epoch();
+            self.next_bump = now.saturating_add(retry);
         }
         let mut wait = tick.look_again_at.map(|at| at.saturating_sub(now));
         if stopping {

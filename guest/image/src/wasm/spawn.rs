@@ -215,10 +215,10 @@ fn message_read(
 }
 
 fn result_write(memory: &mut [u8], kids: &mut Kids, start: u32, len: u32) -> Result<(), Fail> {
-    let new = bytes(memory, start, len)?;
     if len > MAX_MESSAGE_BYTES {
         return Err(Errno::Msgsize.into());
     }
+    let new = bytes(memory, start, len)?;
     kids.family.hold(u64::from(len))?;
     let new = copied(new).inspect_err(|_| kids.family.release(u64::from(len)))?;
     let old = core::mem::replace(&mut kids.result, new);
