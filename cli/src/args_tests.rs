@@ -21,6 +21,7 @@ fn clap_finds_no_contradictions() {
     Only::<RunArgs>::command().debug_assert();
     Only::<DemoArgs>::command().debug_assert();
     Only::<BenchArgs>::command().debug_assert();
+    Only::<TopArgs>::command().debug_assert();
 }
 
 #[test]

@@ -21,6 +21,10 @@ fn compiled(text: &str) -> Vec<u8> {
 fn args(program: &Path) -> RunArgs {
     RunArgs {
         cvm: CvmArgs { workers: 2, memory: parse_memory("1GiB").unwrap() },
+        cpus: None,
+        spin_limit: std::time::Duration::ZERO,
+        name: None,
+        time_limit: None,
         dirs: Vec::new(),
         exports: Vec::new(),
         env: Vec::new(),
