@@ -60,10 +60,12 @@ NACRE_TASK(read_input) {
 
 // Touches memory until there is no more.
 NACRE_TASK(greedy) {
-    for (;;) {
-        char *block = malloc(1 << 20);
+    for (char *volatile *last = NULL;;) {
+        char *volatile *block = malloc(1 << 20);
         if (!block) return 12;
-        memset(block, 1, 1 << 20);
+        memset((void *)block, 1, 1 << 20);
+        *block = (char *)last;
+        last = block;
     }
 }
 

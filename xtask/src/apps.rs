@@ -11,14 +11,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Programs in C: the folder, and its sources.
+/// Stack of the programs that spawn tasks, each of which has one of its own: the compiler's default is 16 MiB.
+const SMALL_STACK: &str = "-Wl,-z,stack-size=65536";
+
+/// Programs in C: the folder, and its sources and options.
 const C_APPS: [(&str, &[&str]); 6] = [
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
     ("traps", &["traps.c"]),
     ("checks", &["main.c", "files.c", "dirs.c", "waits.c"]),
-    ("parallel", &["parallel.c"]),
-    ("spawns", &["spawns.c"]),
+    ("parallel", &["parallel.c", SMALL_STACK]),
+    ("spawns", &["spawns.c", SMALL_STACK]),
 ];
 
 /// Debian's Rust for WASI with what its compiler and linker load; used without installing them.

@@ -39,15 +39,28 @@ impl Lane {
         1 << self.index()
     }
 
-    /// All lanes in the order in which tasks are taken. A class has its new tasks after those that have begun; if new ones
-    /// are not to be begun, those of all classes come last.
-    pub fn order(lead: Priority, admit_new: bool) -> impl Iterator<Item = Lane> {
+    /// All lanes in the order in which tasks are taken, by class; `new` says when new tasks are.
+    pub fn order(lead: Priority, new: New) -> impl Iterator<Item = Lane> {
         (0..LANES).map(move |step| {
-            let (place, new) =
-                if admit_new { (step / 2, step % 2 == 1) } else { (step % CLASSES, step >= CLASSES) };
+            let (place, new) = match new {
+                New::First => (step / 2, step % 2 == 0),
+                New::Second => (step / 2, step % 2 == 1),
+                New::Last => (step % CLASSES, step >= CLASSES),
+            };
             Lane { class: Priority::led_by(lead)[place], new }
         })
     }
+}
+
+/// When new tasks are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum New {
+    /// Before the others of their class.
+    First,
+    /// After the others of their class.
+    Second,
+    /// After all others of all classes.
+    Last,
 }
 
 impl Priority {
@@ -102,14 +115,15 @@ mod tests {
     }
 
     #[test]
-    fn new_tasks_come_last_or_with_their_class() {
-        let order = |lead, admit| {
-            let lanes = Lane::order(lead, admit).map(|lane| (lane.class.index(), lane.new));
+    fn new_tasks_come_with_their_class_or_last() {
+        let order = |lead, new| {
+            let lanes = Lane::order(lead, new).map(|lane| (lane.class.index(), lane.new));
             lanes.collect::<std::vec::Vec<_>>()
         };
         let (f, t) = (false, true);
-        assert_eq!(order(Priority::High, true), [(0, f), (0, t), (1, f), (1, t), (2, f), (2, t)]);
-        assert_eq!(order(Priority::High, false), [(0, f), (1, f), (2, f), (0, t), (1, t), (2, t)]);
-        assert_eq!(order(Priority::Low, true), [(2, f), (2, t), (0, f), (0, t), (1, f), (1, t)]);
+        assert_eq!(order(Priority::High, New::Second), [(0, f), (0, t), (1, f), (1, t), (2, f), (2, t)]);
+        assert_eq!(order(Priority::High, New::First), [(0, t), (0, f), (1, t), (1, f), (2, t), (2, f)]);
+        assert_eq!(order(Priority::High, New::Last), [(0, f), (1, f), (2, f), (0, t), (1, t), (2, t)]);
+        assert_eq!(order(Priority::Low, New::Second), [(2, f), (2, t), (0, f), (0, t), (1, f), (1, t)]);
     }
 }

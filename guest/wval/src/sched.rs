@@ -13,8 +13,9 @@
 //! when it comes. Which queues (*lanes*) were ever used is a set that only grows, written before the push it is for, so that
 //! who sees the task sees its lane too; lanes that are not in it cost nothing.
 //!
-//! **New tasks**: a task that has not begun needs no stack and no memory of its own. While memory is short
-//! ([`Vcpu::next_with`]) a vCPU begins one only if nothing else is ready. So any number of tasks may be queued, and as many
+//! **New tasks**: within a class a vCPU takes new tasks and those that have begun in turns. A task that has not begun needs
+//! no stack and no memory of its own: while memory is short ([`Vcpu::next_with`]) a vCPU begins one only if nothing
+//! else is ready. So any number of tasks may be queued, and as many
 //! are under way as there is memory for; if those all wait, for new ones perhaps, more are begun.
 //!
 //! **Fairness** (nothing starves): every [`FAIRNESS_INTERVAL`]th time a vCPU lets the three classes take turns at
@@ -33,7 +34,7 @@
 use core::cell::Cell;
 
 use crate::idle::WORDS;
-use crate::priority::{CLASSES, Lane};
+use crate::priority::{CLASSES, Lane, New};
 use crate::sync::{AtomicU64, CachePadded, Ordering, fence};
 use crate::{
     Epoch, Full, IdleSet, LANES, Owner, Priority, Rendezvous, Retract, RingError, RunQueue, TaskRef, VcpuId,
@@ -214,9 +215,9 @@ impl<'a> Scheduler<'a> {
     }
 
     /// The lanes ever used, in this order.
-    fn lanes(&self, lead: Priority, admit_new: bool) -> impl Iterator<Item = Lane> {
+    fn lanes(&self, lead: Priority, new: New) -> impl Iterator<Item = Lane> {
         let used = self.lanes.load(Ordering::Acquire);
-        Lane::order(lead, admit_new).filter(move |lane| used & lane.bit() != 0)
+        Lane::order(lead, new).filter(move |lane| used & lane.bit() != 0)
     }
 
     /// Called before a push, so that whoever may see the task looks into its lane.
@@ -228,7 +229,7 @@ impl<'a> Scheduler<'a> {
 
     /// The classes that have something queued, the highest first.
     fn queued(&self) -> impl Iterator<Item = Priority> {
-        self.lanes(Priority::High, true)
+        self.lanes(Priority::High, New::Second)
             .filter(|lane| self.slots.iter().any(|s| !s.queues[lane.index()].is_empty()))
             .map(|lane| lane.class)
     }
@@ -420,7 +421,7 @@ impl<'s> Vcpu<'s> {
 
     /// Whether something is in this vCPU's own queues.
     fn leaves_work(&self) -> bool {
-        let mut lanes = self.sched.lanes(Priority::High, true);
+        let mut lanes = self.sched.lanes(Priority::High, New::Second);
         lanes.any(|lane| !self.owners[lane.index()].queue().is_empty())
     }
 
@@ -432,7 +433,12 @@ impl<'s> Vcpu<'s> {
         let lead = if fair { Priority::ALL[turn as usize % CLASSES] } else { Priority::High };
         // Three and four have no common divisor: every class leads in both ways.
         let others_first = fair && !turn.is_multiple_of(4);
-        self.sched.lanes(lead, admit_new).find_map(|lane| {
+        let new = match (admit_new, tick % 2) {
+            (false, _) => New::Last,
+            (true, 0) => New::First,
+            (true, _) => New::Second,
+        };
+        self.sched.lanes(lead, new).find_map(|lane| {
             if others_first {
                 self.steal(lane).or_else(|| self.pop(lane))
             } else {
