@@ -104,13 +104,21 @@ fn bad_values_are_refused_with_the_reason() {
 
 #[test]
 fn benchmark_results_go_to_a_file_or_stdout() {
-    let json = |line: &[&str]| {
-        let BenchCommand::Invoke(args) = parse::<BenchArgs>(line).unwrap().bench;
-        args.json
+    let json = |line: &[&str]| match parse::<BenchArgs>(line).unwrap().bench {
+        BenchCommand::Invoke(args) => args.json,
+        BenchCommand::Elastic(args) => args.json,
     };
-    assert_eq!(json(&["invoke"]), None);
-    assert_eq!(json(&["invoke", "--json"]), Some(None));
-    assert_eq!(json(&["invoke", "--json", "r.json"]), Some(Some("r.json".into())));
+    for bench in ["invoke", "elastic"] {
+        assert_eq!(json(&[bench]), None);
+        assert_eq!(json(&[bench, "--json"]), Some(None));
+        assert_eq!(json(&[bench, "--json", "r.json"]), Some(Some("r.json".into())));
+    }
+}
+
+#[test]
+fn what_is_simulated_needs_simulate() {
+    assert!(parse::<BenchArgs>(&["elastic", "--cores", "8"]).unwrap_err().contains("--simulate"));
+    assert!(parse::<BenchArgs>(&["elastic", "--simulate", "--cores", "8"]).is_ok());
 }
 
 #[test]

@@ -22,10 +22,13 @@ fn compiled(text: &str) -> Compiled {
     compile(&Module::parse(&wasm, Entry::Command).unwrap(), Default::default()).unwrap()
 }
 
+/// Whether a program ended as it must.
+type Expected = fn(&Exit) -> bool;
+
 /// Programs with, among them, every way into the engine: (text, how it must end).
-fn programs() -> Vec<(&'static str, fn(&Exit) -> bool)> {
-    let ends: fn(&Exit) -> bool = |exit| *exit == Exit::Code(0);
-    let traps: fn(&Exit) -> bool = |exit| matches!(exit, Exit::Trap(_));
+fn programs() -> Vec<(&'static str, Expected)> {
+    let ends: Expected = |exit| *exit == Exit::Code(0);
+    let traps: Expected = |exit| matches!(exit, Exit::Trap(_));
     vec![
         (r#"(module (memory (export "memory") 1) (func (export "_start")))"#, ends),
         (r#"(module (memory (export "memory") 1) (func (export "_start") unreachable))"#, traps),

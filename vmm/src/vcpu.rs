@@ -289,8 +289,11 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
     });
     if let Some(worker) = &mut worker {
         // Dormant until the guest wakes it: an interrupted sleep is no wake.
-        while !(handle.wake.read().is_ok() && shared.may_see_wake(id)) && !shared.stop.load(Ordering::SeqCst)
-        {
+        let woken = || handle.wake.read().is_ok() && shared.may_see_wake(id);
+        loop {
+            if woken() || shared.stop.load(Ordering::SeqCst) {
+                break;
+            }
         }
         if !worker.come(&shared.stop) {
             return VcpuEnd::Stopped;

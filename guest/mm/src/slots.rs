@@ -229,7 +229,7 @@ impl<const N: usize> Bag<N> {
         Bag { places: [const { AtomicU64::new(0) }; N], hint: AtomicU64::new(0) }
     }
 
-    fn from_hint(&self) -> impl Iterator<Item = usize> {
+    fn indices_by_hint(&self) -> impl Iterator<Item = usize> {
         let hint = self.hint.load(Ordering::Relaxed) as usize % N;
         (hint..N).chain(0..hint)
     }
@@ -240,7 +240,7 @@ impl<const N: usize> Bag<N> {
     /// The value, if the bag is full.
     pub fn put(&self, value: u64) -> Result<(), u64> {
         debug_assert_ne!(value, 0);
-        for index in self.from_hint() {
+        for index in self.indices_by_hint() {
             let place = &self.places[index];
             if place.load(Ordering::Relaxed) == 0
                 && place.compare_exchange(0, value, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -254,7 +254,7 @@ impl<const N: usize> Bag<N> {
 
     /// Takes a value out that `fits`.
     pub fn take(&self, fits: impl Fn(u64) -> bool) -> Option<u64> {
-        for index in self.from_hint() {
+        for index in self.indices_by_hint() {
             let place = &self.places[index];
             let value = place.load(Ordering::Relaxed);
             if value != 0

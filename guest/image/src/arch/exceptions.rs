@@ -129,10 +129,10 @@ fn page_fault(frame: &mut Frame, registers: &mut Registers) {
             if !is_believed(doubt, frame) {
                 return crate::arch::flush_tlb();
             }
-            if fault == Fault::OutOfMemory {
-                if let Some(task) = task::running() {
-                    task.frame_missing.set(true);
-                }
+            if fault == Fault::OutOfMemory
+                && let Some(task) = task::running()
+            {
+                task.frame_missing.set(true);
             }
             wasm_trap(frame, registers, Some(address));
         }

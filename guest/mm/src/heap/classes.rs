@@ -101,7 +101,7 @@ mod tests {
             let size = SIZES[class];
             assert!(class == 0 || SIZES[class - 1] < size);
             assert_eq!(size % 16, 0);
-            assert!(size <= 1024 || size % 256 == 0, "{size} is not in the coarse table exactly");
+            assert!(size <= 1024 || size.is_multiple_of(256), "{size} is not in the coarse table exactly");
             assert!(
                 SLAB_BYTES - blocks(class) * u64::from(size) <= SLAB_BYTES / 16,
                 "{size} wastes much of a slab"
@@ -133,9 +133,9 @@ mod tests {
 
     #[test]
     fn block_numbers_are_exact() {
-        for class in 0..CLASSES {
+        for (class, size) in SIZES.iter().enumerate() {
             for block in 0..blocks(class) {
-                assert_eq!(block_at(class, block * u64::from(SIZES[class])), block);
+                assert_eq!(block_at(class, block * u64::from(*size)), block);
             }
         }
     }
