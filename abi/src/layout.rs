@@ -70,9 +70,9 @@ pub const VCPU_PARTS: [VcpuPart; 4] = [VCPU_LOCAL, VCPU_RING0_STACK, VCPU_UPCALL
 pub const TSS_OFFSET: u64 = PAGE_BYTES;
 /// Offset of the I/O permission bitmap inside the task state segment (it follows the 104 architectural bytes).
 pub const TSS_IO_BITMAP: u64 = 0x68;
-/// Limit of the task state segment: bitmap for ports up to [`LAST_PORT`](crate::hypercall::LAST_PORT), then the
-/// terminating byte of ones.
-pub const TSS_LIMIT: u64 = TSS_IO_BITMAP + (crate::hypercall::LAST_PORT as u64 + 1) / 8;
+/// Limit of the task state segment: bitmap for ports up to [`LAST_PORT`](crate::hypercall::LAST_PORT), one byte more because
+/// a hypercall writes four bytes and the processor checks the bits of all four ports, then the terminating byte of ones.
+pub const TSS_LIMIT: u64 = TSS_IO_BITMAP + (crate::hypercall::LAST_PORT as u64 + 1) / 8 + 1;
 
 /// Bytes of frames that one vCPU's block takes.
 pub const VCPU_BLOCK_BYTES: u64 =

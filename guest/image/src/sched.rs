@@ -149,7 +149,9 @@ pub fn wake_again() {
 
 /// Wakes workers for tasks that are queued, after something that lets more of them run.
 pub fn wake_for_backlog() {
-    while let Some(ticket) = scheduler().claim_for_backlog() {
+    // Not more than tasks: until the first one takes its task, all workers that are parked look as if they were needed.
+    for _ in 0..scheduler().load().queued {
+        let Some(ticket) = scheduler().claim_for_backlog() else { break };
         ring(Some(ticket));
     }
 }
