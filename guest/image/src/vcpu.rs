@@ -140,7 +140,7 @@ pub fn flushed(vcpu: usize) -> &'static AtomicU64 {
     assert!(vcpu < crate::memory::layout().params.vcpus as usize);
     let local = Layout::vcpu_part_va(vcpu, VCPU_LOCAL) as *const Local;
     // SAFETY: the launcher mapped the block of each vCPU, zeroed; of its words only this atomic one is referred to.
-    unsafe { &*(&raw const (*local).flushed) }
+    unsafe { &(*local).flushed }
 }
 
 /// The words of the vCPU that runs this. Code on a fiber must ask anew after every switch.

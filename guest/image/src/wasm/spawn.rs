@@ -108,6 +108,7 @@ fn check_export(kids: &Kids, name: &str) -> Result<(), Errno> {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "these are the parameters of the call, see docs/spawn.md")]
 fn spawn(
     memory: &mut [u8],
     kids: &mut Kids,
