@@ -31,7 +31,6 @@ fn args(program: &Path) -> RunArgs {
         cpu: None,
         stats: false,
         stats_json: None,
-        time_limit: None,
         json: false,
         command_line: vec![program.into(), "--flag".into()],
     }
