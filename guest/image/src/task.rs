@@ -178,9 +178,8 @@ impl Task {
     /// # Errors
     /// How its body is to be called instead.
     pub fn begin(&self) -> Result<(), Begin> {
-        if let Limits { wall_deadline_ns: deadline @ 0..u64::MAX, .. } = self.spec.limits
-            && clock::monotonic_ns() >= deadline
-        {
+        let deadline = self.spec.limits.wall_deadline_ns;
+        if deadline != u64::MAX && clock::monotonic_ns() >= deadline {
             self.request_stop(StopReason::WallLimit);
         }
         if let Some(reason) = self.stop.get() {

@@ -110,6 +110,7 @@ fn check_export(kids: &Kids, name: &str) -> Result<(), Errno> {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the host call's own")]
 fn spawn(
     memory: &mut [u8],
     kids: &mut Kids,
