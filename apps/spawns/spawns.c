@@ -224,7 +224,7 @@ static void fair(uint32_t count, uint32_t priority_of_last) {
     uint32_t tasks[26];
     nacre_options last = {priority_of_last, 0, 0, 0};
     for (uint32_t k = 0; k < count && k < 26; k++) {
-        char message[2] = {'a' + k, 60};
+        char message[2] = {'a' + k, 250};
         tasks[k] = start("chunks", message, 2, k + 1 == count ? &last : NULL);
     }
     for (uint32_t k = 0; k < count && k < 26; k++) {

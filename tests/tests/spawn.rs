@@ -193,8 +193,9 @@ fn progress(text: &str, last: char) -> BTreeMap<char, usize> {
     counts
 }
 
-/// Five tasks compute the same on one worker and say a letter after each of 60 pieces. When the first has ended the others
-/// must not be far behind: run one after the other, they would not have begun.
+/// Five tasks compute the same on one worker and say a letter after each of 250 pieces, about two to a slice. When the first
+/// has ended the others must not be far behind (how far depends on what else the machine does: a vCPU that the host
+/// stops loses its slice); run one after the other, they would not have begun.
 #[test]
 fn tasks_on_one_worker_progress_evenly() {
     let Some(text) = output(&["fair", "5"], &["--workers", "1"]) else { return };
@@ -203,7 +204,7 @@ fn tasks_on_one_worker_progress_evenly() {
     let progress = progress(&text, first);
     for letter in letters {
         let pieces = progress.get(&letter).copied().unwrap_or(0);
-        assert!(pieces >= 30, "{letter} did {pieces} of 60 when {first} ended: {text}");
+        assert!(pieces >= 100, "{letter} did {pieces} of 250 when {first} ended: {text}");
     }
 }
 
@@ -213,8 +214,8 @@ fn a_higher_class_goes_first() {
     let Some(text) = output(&["high", "5"], &["--workers", "1"]) else { return };
     let progress = progress(&text, 'e');
     let others: usize = ('a'..='d').map(|letter| progress.get(&letter).copied().unwrap_or(0)).sum();
-    assert!(others <= 40, "the others did {others} of 240 pieces meanwhile: {text}");
-    assert_eq!(text.trim_end().len(), 300);
+    assert!(others <= 150, "the others did {others} of 1000 pieces meanwhile: {text}");
+    assert_eq!(text.trim_end().len(), 1250);
 }
 
 #[test]

@@ -248,7 +248,7 @@ impl Child {
         match begin {
             Begin::Now => {
                 let ((status, code), result) = wasm::run_child(&self);
-                task::current().survive();
+                task::current().conclude();
                 self.end(status, code, clock::cycles_to_ns(task::current_cpu_cycles()), result);
             }
             Begin::Stopped(StopReason::Cancelled) => self.end(Status::Cancelled, 0, 0, Vec::new()),

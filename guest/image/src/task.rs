@@ -90,6 +90,8 @@ pub struct Task {
     pub watches_streams: AtomicBool,
     /// It ended because an allocation failed.
     out_of_memory: Cell<bool>,
+    /// It is in the statistics of ended tasks.
+    counted: Cell<bool>,
     /// Time it has had on any vCPU.
     pub cpu_cycles: AtomicU64,
     /// The vCPU it last ran on; a counter's input, never an address.
@@ -198,6 +200,7 @@ pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
         stop: StopRequest::new(),
         watches_streams: AtomicBool::new(false),
         out_of_memory: Cell::new(false),
+        counted: Cell::new(false),
         cpu_cycles: AtomicU64::new(0),
         last_vcpu: Cell::new(u32::MAX),
     });
@@ -242,9 +245,18 @@ impl Task {
         self.stop.get()
     }
 
-    /// From here on a failed allocation no longer ends it in place of its own report.
-    pub fn survive(&self) {
+    /// The running task is about to report its end: it counts as ended, and a failed allocation no longer ends it in place of
+    /// that report.
+    pub fn conclude(&self) {
         drop(self.on_death.borrow_mut().take());
+        self.count(clock::cycles_to_ns(current_cpu_cycles()));
+    }
+
+    /// Counts it as ended, once.
+    fn count(&self, cpu_ns: u64) {
+        if !self.counted.replace(true) {
+            sched::count_ended(cpu_ns);
+        }
     }
 
     /// Makes it ready to be switched to for the first time. Called by the scheduler.
@@ -252,7 +264,7 @@ impl Task {
     /// # Errors
     /// How its body is to be called instead.
     pub fn begin(&self) -> Result<(), Begin> {
-        let Limits { wall_deadline_ns: deadline, .. } = self.spec.limits;
+        let deadline = self.spec.limits.wall_deadline_ns;
         if deadline != u64::MAX && clock::monotonic_ns() >= deadline {
             self.request_stop(StopReason::WallLimit);
         }
@@ -482,7 +494,7 @@ pub unsafe fn finish(task: *const Task) {
         STOPPING.fetch_sub(1, Ordering::SeqCst);
     }
     drop(task.stack.borrow_mut().take());
-    sched::count_ended(clock::cycles_to_ns(task.cpu_cycles.load(Ordering::Relaxed)));
+    task.count(clock::cycles_to_ns(task.cpu_cycles.load(Ordering::Relaxed)));
     let entered = &table()[task.slot as usize];
     if entered.place.close() {
         entered.take_out();

@@ -154,7 +154,7 @@ pub fn run_program(program: &Arc<Program>, loading: Loading, begin: Begin) {
         Begin::Now => {
             phases::mark(&phases::TASK);
             let outcome = run(program, loading, options).unwrap_or_else(|outcome| outcome);
-            task::current().survive();
+            task::current().conclude();
             outcome
         }
         Begin::Stopped(reason) => Outcome::stopped(reason, options),
