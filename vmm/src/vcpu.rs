@@ -236,11 +236,13 @@ const NORMAL_SLICE: Duration = Duration::from_micros(100);
 /// waits for it (EEVDF, sched(7): a shorter slice has an earlier deadline; Linux 6.12). Older kernels refuse or ignore it,
 /// which costs latency only.
 fn ask_for_short_slices() {
+    // SAFETY: a system call with two numbers: the niceness of this thread, which is to stay.
+    let sched_nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     let attributes = libc::sched_attr {
         size: size_of::<libc::sched_attr>() as u32,
         sched_policy: libc::SCHED_OTHER as u32,
         sched_flags: 0,
-        sched_nice: 0,
+        sched_nice,
         sched_priority: 0,
         sched_runtime: NORMAL_SLICE.as_nanos() as u64,
         sched_deadline: 0,
