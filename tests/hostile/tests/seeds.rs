@@ -7,7 +7,7 @@ use nacre_hostile::sweep::sweep;
 use nacre_tests::skip::skipped;
 
 /// Seeds in CI and in the long run.
-const SEEDS: (u64, u64) = (300, 2_000);
+const SEEDS: (u64, u64) = (300, 5_000);
 
 #[test]
 fn what_must_hold_holds_on_every_seed() {
