@@ -10,7 +10,8 @@ use crate::VcpuId;
 /// End of this CVM: the 32-bit value is a code for the operator (see [`ExitReason`]).
 pub const EXIT: u16 = 0x10;
 /// Put this vCPU to sleep until it is woken. Mailbox word 0: deadline in nanoseconds of guest monotonic time from now
-/// ([`PARK_FOREVER`] for none).
+/// ([`PARK_FOREVER`] for none). Word 1: the number of a vCPU to wake then, plus one; 0 for none. A worker that must park
+/// lets its task go on elsewhere that way: a wake before the park would compete with it for the CPU it is to give back.
 pub const PARK: u16 = 0x11;
 /// Give memory back: mailbox word 0 is a guest-physical address, word 1 a length, both multiples of a large page.
 /// The content is lost; the next touch gets a fresh page.

@@ -345,10 +345,13 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
         match exit {
             Ok(VcpuExit::IoOut(hypercall::PARK, _)) => {
                 count(&counters.park);
-                let deadline = window.mailbox(id)[0].load(Ordering::Relaxed);
+                let mailbox = window.mailbox(id);
+                let (deadline, wake) =
+                    (mailbox[0].load(Ordering::Relaxed), mailbox[1].load(Ordering::Relaxed));
                 match &mut worker {
                     Some(worker) => {
                         worker.membership.manager.parked(worker.membership.cvm, id);
+                        wake_after_park(wake, shared);
                         sleep(id, shared, deadline);
                         if !worker.come(&shared.stop) {
                             return VcpuEnd::Stopped;
@@ -387,6 +390,14 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
             }
             Err(error) => return VcpuEnd::Failed(io::Error::from_raw_os_error(error.errno()).to_string()),
         }
+    }
+}
+
+/// Rings the doorbell that a parking worker names, as its number plus one.
+fn wake_after_park(wake: u64, shared: &Shared) {
+    let named = wake.checked_sub(1).and_then(|index| shared.vcpus.get(usize::try_from(index).ok()?));
+    if let Some(vcpu) = named {
+        let _ = vcpu.wake.write(1);
     }
 }
 

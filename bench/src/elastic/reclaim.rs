@@ -16,6 +16,8 @@ const MEMORY_BYTES: u64 = 512 << 20;
 const WORKERS: u32 = 2;
 /// Work for as long as the reclaims take.
 const WORK: Duration = Duration::from_secs(3);
+/// How long the task computes between one reclaim and the next.
+const PAUSE: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(2);
 const TARGET: Target = Target::P99(100e3);
 
@@ -42,10 +44,12 @@ pub(super) fn measure(
                 end
             });
             while !over.load(Ordering::Relaxed) && samples.len() < options.reclaims {
+                // It computes meanwhile: a reclaim is of a worker that is at work, not of one that is just being woken.
+                std::thread::sleep(PAUSE);
                 match one(&cvm)? {
                     Some((after, Ended::Parked)) => samples.push(after.as_nanos() as f64),
                     Some((_, Ended::Forced)) => forced += 1,
-                    _ => std::thread::yield_now(),
+                    _ => {}
                 }
             }
             running.join().map_err(|_| BenchError::program("work", "panicked"))?.map_err(BenchError::from)

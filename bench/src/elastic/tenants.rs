@@ -19,7 +19,7 @@ const BURST: usize = 16;
 const PIECE: Duration = Duration::from_millis(20);
 /// The work of a short task, and the time from one's end to the next.
 const SHORT: Duration = Duration::from_micros(500);
-const SHORT_PAUSE: Duration = Duration::from_millis(20);
+const SHORT_PAUSE: Duration = Duration::from_millis(50);
 /// Bursts of each tenant in a round.
 const BURSTS: usize = 4;
 

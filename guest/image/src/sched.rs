@@ -53,6 +53,8 @@ pub struct Own {
     pub transmit: RefCell<Producer<'static>>,
     spin: RefCell<SpinPolicy>,
     resumed_at: Cell<u64>,
+    /// Who is woken by the next park of this vCPU.
+    wake_at_park: Cell<Option<VcpuId>>,
 }
 
 /// What all schedulers own, by vCPU.
@@ -106,6 +108,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             transmit: RefCell::new(Producer::new(ring)),
             spin: RefCell::new(SpinPolicy::new()),
             resumed_at: Cell::new(0),
+            wake_at_park: Cell::new(None),
         }
     });
     // Workers begin dormant: the first task that is queued wakes one.
@@ -137,6 +140,15 @@ pub fn ring(ticket: Option<WakeTicket>) {
     if let Some(ticket) = ticket {
         WAKES.fetch_add(1, Ordering::Relaxed);
         arch::wake(ticket.vcpu());
+        scheduler().wake_sent(ticket);
+    }
+}
+
+/// The same by the park that this vCPU comes to next. If the host stops it before that, the next tick repeats the wake.
+fn ring_at_park(ticket: Option<WakeTicket>) {
+    if let Some(ticket) = ticket {
+        WAKES.fetch_add(1, Ordering::Relaxed);
+        own().wake_at_park.set(Some(ticket.vcpu()));
         scheduler().wake_sent(ticket);
     }
 }
@@ -227,7 +239,7 @@ pub fn run_one() -> Ran {
         }
         Next::Reclaimed { wake } => {
             elastic::count_reclaim();
-            ring(wake);
+            ring_at_park(wake);
             Ran::MustPark
         }
         Next::Empty | Next::Stopped => Ran::Nothing,
@@ -445,10 +457,15 @@ pub fn park_unless(busy: impl FnOnce() -> bool, deadline_ns: Option<u64>) {
             deadline_ns.map_or(hypercall::PARK_FOREVER, |at| at.saturating_sub(clock::monotonic_ns()));
         if wait_ns != 0 {
             PARKS.fetch_add(1, Ordering::Relaxed);
-            link::window().mailbox(vcpu::id())[0].store(wait_ns, Ordering::Relaxed);
+            let mailbox = link::window().mailbox(vcpu::id());
+            let wake = own().wake_at_park.take().map_or(0, |vcpu| vcpu.index() as u64 + 1);
+            mailbox[0].store(wait_ns, Ordering::Relaxed);
+            mailbox[1].store(wake, Ordering::Relaxed);
             memory::while_asleep(|| arch::hypercall(hypercall::PARK, 0));
         }
     }
+    // It did not park after all.
+    own().wake_at_park.take().into_iter().for_each(arch::wake);
     // A wake that came meanwhile is only a hint: the loop looks at the queues in any case.
     let _ = vcpu.retract();
 }

@@ -94,7 +94,9 @@ pub fn floor(body: &[u8]) -> Option<impl Iterator<Item = u64>> {
         parks.fetch_add(1, Ordering::AcqRel);
         // A wake that somebody else sent ends a park early.
         while !wake.is_decided() {
-            link::window().mailbox(vcpu::id())[0].store(PATIENCE_NS, Ordering::Relaxed);
+            let mailbox = link::window().mailbox(vcpu::id());
+            mailbox[0].store(PATIENCE_NS, Ordering::Relaxed);
+            mailbox[1].store(0, Ordering::Relaxed);
             arch::hypercall(hypercall::PARK, 0);
             wake.arrive(arch::rdtsc());
             if clock::monotonic_ns() >= until {
