@@ -144,12 +144,12 @@ pub fn ring(ticket: Option<WakeTicket>) {
     }
 }
 
-/// The same by the park that this vCPU comes to next. If the host stops it before that, the next tick repeats the wake.
+/// The same by the park that this vCPU comes to next. The ticket is given up, not reported as sent: if the host stops this
+/// vCPU before it parks, whoever queues a task or ticks claims that wake again (see `nacre_wval::IdleSet`).
 fn ring_at_park(ticket: Option<WakeTicket>) {
     if let Some(ticket) = ticket {
         WAKES.fetch_add(1, Ordering::Relaxed);
         own().wake_at_park.set(Some(ticket.vcpu()));
-        scheduler().wake_sent(ticket);
     }
 }
 
