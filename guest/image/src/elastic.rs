@@ -51,9 +51,11 @@ fn unmet() -> usize {
     load.queued.saturating_sub(load.allowed.count().saturating_sub(load.running))
 }
 
-/// A task was queued and nobody could be woken for it: tells the host if it could help and does not know.
+/// A task was queued and nobody could be woken for it: tells the host if it could help and does not know. With all workers
+/// allowed it can't, and adding up what is queued would only be in the way of the worker that is about to take it; a worker
+/// that loses its permission tells the demand then ([`note_demand`]).
 pub fn demand_rose() {
-    if workers().is_empty() {
+    if sched::scheduler().allowed() == workers() {
         return;
     }
     let page = link::window().elastic();
@@ -61,7 +63,7 @@ pub fn demand_rose() {
     page.set(ElasticWord::Demand, demand);
     // The host says what it knows, then looks once more (see nacre_abi::elastic).
     fence(Ordering::SeqCst);
-    if demand > page.get(ElasticWord::DemandSeen) && sched::scheduler().allowed() != workers() {
+    if demand > page.get(ElasticWord::DemandSeen) {
         arch::hypercall(hypercall::DEMAND, 0);
     }
 }

@@ -12,7 +12,7 @@ use crate::{elastic, link, vcpu, wasm};
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicU64, Ordering};
-use nacre_abi::hypercall;
+use nacre_abi::{MAX_VCPUS, hypercall};
 use nacre_abi::layout::Layout;
 use nacre_abi::ring::Producer;
 use nacre_wval::{
@@ -32,8 +32,7 @@ const FREE_SHARE: u64 = 4;
 agent_static! {
     static SCHEDULER: AgentCell<Scheduler<'static>> = AgentCell::new();
     static INBOX: AgentCell<TimerInbox<'static>> = AgentCell::new();
-    static RESUMES: AtomicU64 = AtomicU64::new(0);
-    static MOVES: AtomicU64 = AtomicU64::new(0);
+    static RUNS: [Runs; MAX_VCPUS as usize] = [const { Runs { resumes: AtomicU64::new(0), moves: AtomicU64::new(0) } }; MAX_VCPUS as usize];
     static PARKS: AtomicU64 = AtomicU64::new(0);
     static WAKES: AtomicU64 = AtomicU64::new(0);
     static SPAWNED: AtomicU64 = AtomicU64::new(0);
@@ -43,6 +42,19 @@ agent_static! {
     static CPU_NS: AtomicU64 = AtomicU64::new(0);
     static CPU_MIN_NS: AtomicU64 = AtomicU64::new(u64::MAX);
     static CPU_MAX_NS: AtomicU64 = AtomicU64::new(0);
+}
+
+/// How often a vCPU ran a task. Written by itself only, in a cache line of its own: tasks that come and go on several vCPUs do
+/// not meet here.
+#[repr(align(64))]
+struct Runs {
+    resumes: AtomicU64,
+    moves: AtomicU64,
+}
+
+/// Adds one to a counter that only this vCPU writes.
+fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 /// What a vCPU's scheduler owns. Lives in the agent arena; only its vCPU touches it.
@@ -297,6 +309,7 @@ pub enum Ran {
 
 fn run(reference: TaskRef) {
     let pointer = reference.get() as *mut Task;
+    arch::prefetch(pointer);
     // SAFETY: what comes out of the run queue is a live task that nobody else has (see nacre-wval).
     let task = unsafe { &*pointer };
     memory::catch_up();
@@ -311,11 +324,12 @@ fn run(reference: TaskRef) {
         };
     }
     let own = own();
-    RESUMES.fetch_add(1, Ordering::Relaxed);
+    let runs = &RUNS[own.vcpu.id().index()];
+    count(&runs.resumes);
     let here = own.vcpu.id().index() as u32;
     let before = task.last_vcpu.replace(here);
     if before != here && before != u32::MAX {
-        MOVES.fetch_add(1, Ordering::Relaxed);
+        count(&runs.moves);
     }
     vcpu::set_current(pointer);
     let now = arch::rdtsc();
@@ -397,13 +411,18 @@ pub fn worker_loop() -> ! {
     // Whoever woke it for the first time found it announced at boot.
     let _ = own().vcpu.retract();
     let mut dry_since = arch::rdtsc();
-    let work_came = |since| {
-        own().spin.borrow_mut().work_came(clock::cycles_to_ns(arch::rdtsc().saturating_sub(since)));
-    };
+    // How long it waited for the task that it takes next: noted when that has run, not while it waits in its turn.
+    let mut waited = None;
+    let since = |then| arch::rdtsc().saturating_sub(then);
     loop {
         match run_one() {
-            Ran::Task => dry_since = arch::rdtsc(),
-            Ran::Nothing if spin_for_work() => work_came(dry_since),
+            Ran::Task => {
+                if let Some(cycles) = waited.take() {
+                    own().spin.borrow_mut().work_came(clock::cycles_to_ns(cycles));
+                }
+                dry_since = arch::rdtsc();
+            }
+            Ran::Nothing if spin_for_work() => waited = Some(since(dry_since)),
             ran @ (Ran::Nothing | Ran::MustPark) => {
                 if ran == Ran::MustPark {
                     elastic::note_demand()
@@ -421,7 +440,7 @@ pub fn worker_loop() -> ! {
                 if ran == Ran::MustPark {
                     dry_since = arch::rdtsc();
                 } else if own().vcpu.has_work() {
-                    work_came(dry_since);
+                    waited = Some(since(dry_since));
                 }
             }
         }
@@ -477,7 +496,10 @@ pub fn has_work() -> bool {
 
 /// Counters: resumes, moves, parks, wakes, preemptions, tasks spawned.
 pub fn counters() -> [u64; 6] {
-    [&RESUMES, &MOVES, &PARKS, &WAKES, &PREEMPTIONS, &SPAWNED].map(|counter| counter.load(Ordering::Relaxed))
+    let sum = |of: fn(&Runs) -> &AtomicU64| RUNS.iter().map(|runs| of(runs).load(Ordering::Relaxed)).sum();
+    let [parks, wakes, preemptions, spawned] =
+        [&PARKS, &WAKES, &PREEMPTIONS, &SPAWNED].map(|counter| counter.load(Ordering::Relaxed));
+    [sum(|runs| &runs.resumes), sum(|runs| &runs.moves), parks, wakes, preemptions, spawned]
 }
 
 /// Tasks that ended, and the sum, the least and the most of their CPU times in nanoseconds.

@@ -39,6 +39,11 @@ impl Lane {
         1 << self.index()
     }
 
+    /// The bits of a class's two lanes.
+    pub const fn both(class: Priority) -> u64 {
+        Lane { class, new: false }.bit() | Lane { class, new: true }.bit()
+    }
+
     /// All lanes in the order in which tasks are taken, by class; `new` says when new tasks are.
     pub fn order(lead: Priority, new: New) -> impl Iterator<Item = Lane> {
         (0..LANES).map(move |step| {

@@ -64,7 +64,7 @@ impl<'a> RunQueue<'a> {
     /// The right to push. Given out once.
     pub fn owner(&self) -> Option<Owner<'_>> {
         let taken = self.owned.swap(true, Ordering::AcqRel);
-        (!taken).then_some(Owner { queue: self, not_sync: PhantomData })
+        (!taken).then_some(Owner { queue: self, head_seen: Cell::new(0), not_sync: PhantomData })
     }
 
     /// How many tasks fit.
@@ -119,6 +119,8 @@ impl<'a> RunQueue<'a> {
 #[derive(Debug)]
 pub struct Owner<'q> {
     queue: &'q RunQueue<'q>,
+    /// `head` as it was last looked at: as long as that says there is room, its line stays with those who take tasks.
+    head_seen: Cell<u64>,
     not_sync: PhantomData<Cell<()>>,
 }
 
@@ -127,9 +129,12 @@ impl<'q> Owner<'q> {
     pub fn push(&self, task: TaskRef) -> Result<(), Full> {
         let q = self.queue;
         let tail = q.tail.load(Ordering::Relaxed);
-        let head = q.head.load(Ordering::Acquire);
-        if tail.saturating_sub(head) >= q.slots.len() as u64 {
-            return Err(Full(task));
+        let is_full = |head| tail.saturating_sub(head) >= q.slots.len() as u64;
+        if is_full(self.head_seen.get()) {
+            self.head_seen.set(q.head.load(Ordering::Acquire));
+            if is_full(self.head_seen.get()) {
+                return Err(Full(task));
+            }
         }
         q.slot(tail).store(task.get(), Ordering::Relaxed);
         q.tail.store(tail + 1, Ordering::Release);

@@ -261,7 +261,11 @@ impl<'a> Scheduler<'a> {
     /// Whether some vCPU runs a task that one of `class` goes before: with no worker free, bring it to a safe point. A
     /// hint: a vCPU that is just about to run such a task may be missed, and is found by the next [`Scheduler::tick`].
     pub fn runs_below(&self, class: Priority) -> bool {
-        self.slots.iter().filter_map(|s| s.running.class()).any(|running| class.outranks(running))
+        // Usually there never was one, and the lines that say what runs stay with those who write them.
+        let below = Priority::ALL.into_iter().filter(|other| class.outranks(*other));
+        let lanes = below.fold(0, |lanes, class| lanes | Lane::both(class));
+        self.lanes.load(Ordering::Acquire) & lanes != 0
+            && self.slots.iter().filter_map(|s| s.running.class()).any(|running| class.outranks(running))
     }
 
     /// For whoever ticks: whether running tasks must come to a safe point at `now`, and when to look again. A task must if it

@@ -7,7 +7,7 @@
 //! runs again, and what is real comes again at once.
 
 use crate::memory;
-use crate::wasm::hooks;
+use crate::wasm::{self, hooks};
 use crate::{task, vcpu};
 use nacre_abi::PAGE_BYTES;
 use nacre_abi::hypercall::ExitReason;
@@ -18,6 +18,8 @@ use nacre_mm::address_space::Fault;
 use nacre_mm::entry::Access;
 
 const DIVIDE_ERROR: u64 = 0;
+/// The host's hint that a worker has to park (decision 0011).
+const NON_MASKABLE_INTERRUPT: u64 = 2;
 const BREAKPOINT: usize = 3;
 const INVALID_OPCODE: u64 = 6;
 const PAGE_FAULT: u64 = 14;
@@ -101,6 +103,8 @@ const KERNEL_CODE: u16 = 0x08;
 extern "C" fn exception_upcall(frame: &mut Frame, registers: &mut Registers) {
     match frame.vector {
         PAGE_FAULT => page_fault(frame, registers),
+        // Whether anybody has to park is on the shared page, where each safe point looks.
+        NON_MASKABLE_INTERRUPT => wasm::bump_epoch(),
         INVALID_OPCODE if Code::at(frame.rip).bytes().starts_with(&UD2) => wasm_trap(frame, registers, None),
         DIVIDE_ERROR if is_division(Code::at(frame.rip).bytes()) => {
             if is_believed(doubt_division(frame, registers), frame) {
