@@ -12,9 +12,9 @@ use crate::{elastic, link, vcpu, wasm};
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicU64, Ordering};
-use nacre_abi::{MAX_VCPUS, hypercall};
 use nacre_abi::layout::Layout;
 use nacre_abi::ring::Producer;
+use nacre_abi::{MAX_VCPUS, hypercall};
 use nacre_wval::{
     Commit, LANES, Next, Priority, Scheduler, SpinPolicy, TaskRef, TimerInbox, TimerQueue, TimerReceiver,
     TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
