@@ -1,7 +1,8 @@
 //! The host: event counters of vCPUs and of its own threads, simulated time, and what goes wrong with wakes.
 
+use crate::plan::Plan;
 use crate::schedule::Rng;
-use crate::world::{Plan, Seen};
+use crate::world::Seen;
 use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
 /// vCPUs there can be.

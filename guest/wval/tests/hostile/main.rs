@@ -14,14 +14,16 @@
 #![cfg(stepped)]
 
 mod host;
+mod plan;
 mod schedule;
 mod world;
 
+use plan::{Broken, Plan};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-use world::{Broken, Plan, Seen};
+use world::Seen;
 
 /// Steps after which a run counts as one that makes no progress; the longest need a twentieth.
 const MAX_STEPS: usize = 4_000_000;
