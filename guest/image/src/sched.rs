@@ -199,14 +199,14 @@ pub fn submit(task: &Task) {
     }
 }
 
-/// Asks vCPU 0 for a timer; false if its inbox is full.
+/// Asks vCPU 0 for a timer; false if its inbox is full. Then it is woken once more: the host may have lost the wakes for what
+/// fills the inbox, and the caller comes again until there is room.
 pub fn arm_timer(token: TimerToken, deadline_ns: u64, task: TaskRef) -> bool {
-    match own().timers.arm(token, deadline_ns, task) {
-        Ok(true) if vcpu::id() != VcpuId::NORMAL => arch::wake(VcpuId::NORMAL),
-        Ok(_) => {}
-        Err(_) => return false,
+    let armed = own().timers.arm(token, deadline_ns, task);
+    if matches!(armed, Ok(true) | Err(_)) && vcpu::id() != VcpuId::NORMAL {
+        arch::wake(VcpuId::NORMAL);
     }
-    true
+    armed.is_ok()
 }
 
 /// Gives a timer up. A full inbox only means that it will wake its task in vain.

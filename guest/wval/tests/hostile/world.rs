@@ -367,7 +367,12 @@ impl World<'_> {
                     self.host.signal(0);
                 }
                 Ok(_) => {}
-                Err(_) => return Err(Switch::Yield),
+                Err(_) => {
+                    if own.vcpu.id() != VcpuId::NORMAL {
+                        self.host.signal(0);
+                    }
+                    return Err(Switch::Yield);
+                }
             }
             self.park(number)?;
         }
