@@ -14,6 +14,7 @@ use nacre_engine::CpuTarget;
 
 use crate::{
     host_cpu,
+    node::args::{NodeArgs, NodeCommand, TenantArgs, WorkerArgs},
     top::SortBy,
     values::{
         DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_duration, parse_env,
@@ -43,6 +44,13 @@ pub enum Command {
     Bench(BenchArgs),
     /// Show your running CVMs on this machine: workers, demand, CPU, memory
     Top(TopArgs),
+    /// Run a node: functions and services behind one daemon
+    Node(NodeArgs),
+    /// Add, list and remove tenants of a node
+    Tenant(TenantArgs),
+    /// Compile one module as a child of a node
+    #[command(hide = true)]
+    CompileWorker(WorkerArgs),
 }
 
 impl Command {
@@ -55,6 +63,11 @@ impl Command {
             Self::Demo(args) => args.json,
             Self::Bench(args) => args.json(),
             Self::Top(args) => args.json,
+            Self::Node(args) => match &args.command {
+                NodeCommand::Start(args) => args.json,
+            },
+            Self::Tenant(args) => args.json(),
+            Self::CompileWorker(_) => false,
         }
     }
 }
