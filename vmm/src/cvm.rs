@@ -4,12 +4,13 @@ use crate::elastic::manager::Membership;
 use crate::elastic::{
     self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
 };
-use crate::events::{Events, Mailboxes, ProgramEvent, ProgramId};
+use crate::calls::Calls;
+use crate::events::{Events, Exit, Mailboxes, ProgramEvent, ProgramId};
 use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
-use crate::link::{self, SendError, Sender};
+use crate::link::{self, LinkStats, SendError, Sender};
 use crate::memory::{LaunchMemory, SharedMemory};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
@@ -79,6 +80,9 @@ pub enum CvmError {
     /// Something of the program does not fit a message.
     #[error(transparent)]
     TooLong(SendError),
+    /// The guest does not take a module's code.
+    #[error("the module can't be loaded: {0:?}")]
+    Module(Exit),
     /// It ended before it answered.
     #[error("the CVM ended: {0}")]
     Ended(String),
@@ -104,6 +108,7 @@ pub struct Cvm {
     shared: Arc<Shared>,
     sender: Arc<Sender>,
     mailboxes: Arc<Mailboxes>,
+    calls: Arc<Calls>,
     doorbell: Arc<EventFd>,
     threads: Mutex<Threads>,
     ended: Arc<Mutex<Option<VcpuEnd>>>,
@@ -177,6 +182,7 @@ impl Cvm {
         let cvm = Cvm {
             sender: Arc::new(Sender::new(shared.clone())),
             mailboxes: Arc::new(Mailboxes::default()),
+            calls: Arc::new(Calls::new(launch.layout.max_tasks)),
             doorbell,
             threads: Mutex::default(),
             ended: Arc::default(),
@@ -231,9 +237,13 @@ impl Cvm {
     fn spawn_reader(&self) -> Result<JoinHandle<()>, CvmError> {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
+        let calls = self.calls.clone();
         let body = move || {
-            let read =
-                link::read_rings(&shared, &doorbell, &sender, |header, body| mailboxes.deliver(header, body));
+            let read = link::read_rings(&shared, &doorbell, &sender, |header, body| {
+                if !calls.deliver(header, body) {
+                    mailboxes.deliver(header, body);
+                }
+            });
             if read.is_err() {
                 let broken = VcpuEnd::Failed("the guest broke its ring".into());
                 ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(broken);
@@ -241,6 +251,7 @@ impl Cvm {
             }
             sender.notify();
             mailboxes.close();
+            calls.close();
         };
         system("a thread", std::thread::Builder::new().name("rings".into()).spawn(body))
     }
@@ -279,13 +290,23 @@ impl Cvm {
     pub fn send(&self, header: Header, body: &[u8]) -> Result<(), CvmError> {
         self.sender.send(header, body).map_err(|error| match error {
             SendError::Ended => self.end_error(),
-            too_long @ SendError::TooLong(_) => CvmError::TooLong(too_long),
+            too_long @ (SendError::TooLong(_) | SendError::Full) => CvmError::TooLong(too_long),
         })
     }
 
     /// Sends from other threads.
     pub fn sender(&self) -> Arc<Sender> {
         self.sender.clone()
+    }
+
+    /// The calls of this CVM.
+    pub(crate) fn calls(&self) -> &Arc<Calls> {
+        &self.calls
+    }
+
+    /// What has gone between host and guest.
+    pub fn link_stats(&self) -> LinkStats {
+        self.sender.stats()
     }
 
     /// Why the CVM ended, as an error.

@@ -10,7 +10,8 @@ use nacre_abi::message::Header;
 use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
 use nacre_abi::{VcpuId, window};
-use std::sync::atomic::{Ordering, fence};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use vmm_sys_util::eventfd::EventFd;
@@ -43,6 +44,9 @@ pub struct Sender {
     /// Where the ring ends; the producer is made anew from it at each use, because it borrows the shared memory.
     producer: Mutex<SenderState>,
     room: Condvar,
+    /// Messages that wait in [`SenderState::posted`].
+    posted: AtomicUsize,
+    counters: Counters,
 }
 
 #[derive(Default)]
@@ -51,6 +55,35 @@ struct SenderState {
     producer: ProducerState,
     /// Threads that wait for room.
     waiting: usize,
+    /// Messages for which nobody waits: the thread that reads the rings sends them when there is room.
+    posted: VecDeque<(Header, Vec<u8>)>,
+    /// Bytes of them.
+    posted_bytes: usize,
+}
+
+/// Messages for which nobody waits may take so many bytes in all, beyond the ring; more are refused.
+pub const MAX_POSTED_BYTES: usize = 8 << 20;
+
+/// What has gone between host and guest, for the costs of a call.
+#[derive(Default)]
+struct Counters {
+    sent: AtomicU64,
+    received: AtomicU64,
+    wakes: AtomicU64,
+    sleeps: AtomicU64,
+}
+
+/// What has gone between host and guest since the launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// Messages to the guest.
+    pub sent: u64,
+    /// Messages from it.
+    pub received: u64,
+    /// Times vCPU 0 was woken for a message: writes of an event descriptor.
+    pub wakes: u64,
+    /// Times the thread that reads the rings slept until the guest rang.
+    pub sleeps: u64,
 }
 
 /// Why nothing was sent.
@@ -62,12 +95,21 @@ pub enum SendError {
     /// A body is longer than a message can have: an argument, a variable or a path of the program.
     #[error("{0} bytes are too long for one argument, variable or path; 256 KiB is the limit")]
     TooLong(usize),
+    /// So much waits to be sent already that no more is taken.
+    #[error("the guest is behind: {MAX_POSTED_BYTES} bytes wait for it already; try again when a call has ended")]
+    Full,
 }
 
 impl Sender {
     /// The sender of a new CVM.
     pub fn new(shared: Arc<Shared>) -> Sender {
-        Sender { shared, producer: Mutex::default(), room: Condvar::new() }
+        Sender {
+            shared,
+            producer: Mutex::default(),
+            room: Condvar::new(),
+            posted: AtomicUsize::new(0),
+            counters: Counters::default(),
+        }
     }
 
     /// Longest body of one message.
@@ -94,7 +136,7 @@ impl Sender {
                 state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             state.waiting -= 1;
-            if state.waiting == 0 {
+            if state.waiting == 0 && state.posted.is_empty() {
                 window.set_control(ControlWord::HostWantsRoom, 0);
             }
             if sent {
@@ -120,13 +162,95 @@ impl Sender {
         let mut producer = Producer::resume(window.to_guest(), state.producer);
         let sent = producer.send(header, body);
         state.producer = producer.state();
+        self.counters.sent.fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
         Ok(sent.is_ok())
+    }
+
+    /// Sends messages in their order without ever waiting for the guest: what the ring has no room for is kept, and sent by
+    /// the thread that reads the rings. All of them or none.
+    ///
+    /// # Errors
+    /// [`SendError::Full`] if more than [`MAX_POSTED_BYTES`] wait already, unless `must`: for the few whose number something
+    /// else bounds.
+    pub fn post<'b>(
+        &self,
+        messages: impl IntoIterator<Item = (Header, &'b [u8])>,
+        must: bool,
+    ) -> Result<(), SendError> {
+        let window = window_of(&self.shared);
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.posted_bytes > MAX_POSTED_BYTES && !must {
+            return Err(SendError::Full);
+        }
+        for (header, body) in messages {
+            if body.len() > Self::MAX_BODY {
+                return Err(SendError::TooLong(body.len()));
+            }
+            if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+                continue;
+            }
+            state.posted_bytes += body.len();
+            state.posted.push_back((header, body.to_vec()));
+            self.posted.fetch_add(1, Ordering::Relaxed);
+        }
+        self.send_posted(&window, &mut state)?;
+        drop(state);
+        self.wake_if_parked(&window);
+        Ok(())
+    }
+
+    /// Sends what was posted, as far as there is room now. Called by the thread that reads the rings.
+    pub fn flush(&self) {
+        if self.posted.load(Ordering::Relaxed) != 0 {
+            let window = window_of(&self.shared);
+            let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+            // Else the CVM has ended, and nobody waits for them.
+            let _ = self.send_posted(&window, &mut state);
+            drop(state);
+            self.wake_if_parked(&window);
+        }
+    }
+
+    fn send_posted(&self, window: &Window<'_>, state: &mut SenderState) -> Result<(), SendError> {
+        if state.posted.is_empty() {
+            return Ok(());
+        }
+        // Said before the last look: the guest looks in the other order, and rings when it has made room.
+        window.set_control(ControlWord::HostWantsRoom, 1);
+        fence(Ordering::SeqCst);
+        while let Some((header, body)) = state.posted.pop_front() {
+            if !self.try_send(window, state, header, &body)? {
+                state.posted.push_front((header, body));
+                return Ok(());
+            }
+            state.posted_bytes -= body.len();
+            self.posted.fetch_sub(1, Ordering::Relaxed);
+        }
+        if state.waiting == 0 {
+            window.set_control(ControlWord::HostWantsRoom, 0);
+        }
+        Ok(())
+    }
+
+    /// What has gone between host and guest so far.
+    pub fn stats(&self) -> LinkStats {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LinkStats {
+            sent: count(&self.counters.sent),
+            received: count(&self.counters.received),
+            wakes: count(&self.counters.wakes),
+            sleeps: count(&self.counters.sleeps),
+        }
     }
 
     fn wake_if_parked(&self, window: &Window<'_>) {
         // The guest says that it parks before it looks at the ring for the last time.
         fence(Ordering::SeqCst);
-        if window.control(ControlWord::NormalParked) != 0 {
+        // Whoever takes the word back rings: one of many that send meanwhile.
+        if window.control(ControlWord::NormalParked) != 0
+            && window.swap_control(ControlWord::NormalParked, 0) != 0
+        {
+            self.counters.wakes.fetch_add(1, Ordering::Relaxed);
             let _ = self.shared.vcpus[VcpuId::NORMAL.index()].wake.write(1);
         }
     }
@@ -170,8 +294,10 @@ pub fn read_rings(
                 incoming.finish();
                 handle(header, &body[..len]);
                 any = true;
+                sender.counters.received.fetch_add(1, Ordering::Relaxed);
             }
         }
+        sender.flush();
         if any && !shared.stop.load(Ordering::SeqCst) {
             continue;
         }
@@ -182,6 +308,7 @@ pub fn read_rings(
         }
         if !rings.iter().any(Consumer::has_message) {
             // Blocks until the guest rings or the CVM is stopped.
+            sender.counters.sleeps.fetch_add(1, Ordering::Relaxed);
             let _ = doorbell.read();
             sender.notify();
         }

@@ -223,6 +223,7 @@ impl Child {
             priority,
             limits,
             program: family.program.id,
+            call: None,
             patient: true,
             on_death: Some(Box::new(move || dead.end(Status::OutOfMemory, 0, 0, Vec::new()))),
         };

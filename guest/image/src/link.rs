@@ -12,6 +12,19 @@ use nacre_abi::window::{self, ControlWord, Window};
 
 agent_static! {
     static WINDOW: AgentCell<Window<'static>> = AgentCell::new();
+    static RECEIVED: AtomicU64 = AtomicU64::new(0);
+    static SENT: AtomicU64 = AtomicU64::new(0);
+    static DOORBELLS: AtomicU64 = AtomicU64::new(0);
+}
+
+/// Counts a message that came from the host.
+pub fn count_received() {
+    RECEIVED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Messages received, messages sent, doorbells rung for them.
+pub fn counters() -> [u64; 3] {
+    [&RECEIVED, &SENT, &DOORBELLS].map(|counter| counter.load(Ordering::Relaxed))
 }
 
 /// Finds the window; `None` if the host did not put it there. Once, by vCPU 0.
@@ -43,9 +56,12 @@ pub fn try_window() -> Option<&'static Window<'static>> {
 /// [`Full`] if there is no room now.
 pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
     vcpu::local().own().transmit.borrow_mut().send(header, body)?;
-    // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote.
+    SENT.fetch_add(1, Ordering::Relaxed);
+    // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote. Who rings says
+    // so in the same word: it counts until the host is awake, so the others need not ring again.
     fence(Ordering::SeqCst);
-    if window().control(ControlWord::HostAwake) == 0 {
+    if window().control(ControlWord::HostAwake) == 0 && window().swap_control(ControlWord::HostAwake, 1) == 0 {
+        DOORBELLS.fetch_add(1, Ordering::Relaxed);
         arch::hypercall(DOORBELL, 0);
     }
     Ok(())

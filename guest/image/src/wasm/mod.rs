@@ -1,9 +1,12 @@
 //! Runs precompiled Wasm: the engine, loading, one run of a program, and what its end means.
 
+mod call;
 pub mod hooks;
 pub mod memory;
 mod spawn;
 mod wasi;
+
+pub use call::{load_module, run_call};
 
 #[cfg(feature = "debug-image")]
 use crate::arch;
@@ -11,6 +14,7 @@ use crate::arch::cpu;
 use crate::children::{Child, Family, Kids, Loaded};
 use crate::once::Once;
 use crate::program::{Code, GuestSystem, Loading, Options, Program};
+use crate::system::TaskSystem;
 use crate::task::Begin;
 use crate::{areas, phases, task};
 use alloc::boxed::Box;
@@ -33,9 +37,12 @@ use wasmtime::{
 
 /// What a program's host functions find in its store.
 pub struct Context {
-    wasi: WasiCtx<GuestSystem>,
+    wasi: WasiCtx<TaskSystem>,
     memory: Option<Memory>,
-    kids: Kids,
+    /// What it has spawned; a call can't spawn.
+    kids: Option<Kids>,
+    /// How much memory it may still have. For calls.
+    limit: call::MemoryLimit,
 }
 
 /// The engine and the functions it provides, shared by all programs of this CVM.
@@ -59,6 +66,16 @@ impl Outcome {
         // The one thing that wasmtime says in words only: there is no memory for an instance.
         let kind = if text.contains("out of memory") { ExitKind::OutOfMemory } else { ExitKind::Error };
         Outcome { kind, code: 0, text }
+    }
+
+    /// Kind, code and text.
+    pub fn parts(&self) -> (ExitKind, u32, &str) {
+        (self.kind, self.code as u32, &self.text)
+    }
+
+    /// Kind and text of what is an error.
+    pub fn into_error(self) -> (ExitKind, String) {
+        (self.kind, self.text)
     }
 
     /// There was no memory for the task's stack.
@@ -180,7 +197,7 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
     let preopens =
         preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
     let wasi = new_wasi(&family, preopens, fs)?;
-    let mut store = new_store(runtime, wasi, Kids::new(family.clone(), None));
+    let mut store = new_store(runtime, wasi, Some(Kids::new(family.clone(), None)));
     let ended = call_start(&family.loaded, &mut store);
     let outcome = outcome(ended, options);
     let Context { wasi, kids, .. } = store.into_data();
@@ -196,14 +213,14 @@ fn new_wasi(
     family: &Family,
     preopens: Vec<(String, String)>,
     fs: Fs,
-) -> Result<WasiCtx<GuestSystem>, Outcome> {
+) -> Result<WasiCtx<TaskSystem>, Outcome> {
     let [stdin, stdout, stderr] = family.terminals;
     Builder::new()
         .args(family.args.clone())
         .env(family.env.clone())
         .preopens(preopens)
         .tty(stdin, stdout, stderr)
-        .build(GuestSystem(family.program.clone()), fs)
+        .build(TaskSystem::Program(GuestSystem(family.program.clone())), fs)
         .map_err(Outcome::error)
 }
 
@@ -236,7 +253,7 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
     let runtime = runtime().map_err(Outcome::error)?;
     let fs = Fs::new(0).map_err(Outcome::error)?;
     let wasi = new_wasi(family, Vec::new(), fs)?;
-    let mut store = new_store(runtime, wasi, Kids::new(family.clone(), Some(child.clone())));
+    let mut store = new_store(runtime, wasi, Some(Kids::new(family.clone(), Some(child.clone()))));
     let called = instantiate(&family.loaded.pre, &mut store).and_then(|instance| {
         if !family.loaded.is_task(&child.name) {
             return Err(wasmtime::Error::msg("it exports no such function"));
@@ -251,7 +268,7 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
         Err(error) => Err(outcome(Err(error), Options::default())),
     };
     if matches!(&ended, Ok(_) | Err(Outcome { kind: ExitKind::Code, .. })) {
-        *result = core::mem::take(&mut store.data_mut().kids.result);
+        *result = store.data_mut().kids.as_mut().map(|kids| core::mem::take(&mut kids.result)).unwrap_or_default();
     }
     ended
 }
@@ -310,8 +327,8 @@ fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context>, O
 }
 
 /// A store whose Wasm comes to a safe point when the epoch is bumped.
-fn new_store(runtime: &Runtime, wasi: WasiCtx<GuestSystem>, kids: Kids) -> Store<Context> {
-    let mut store = Store::new(&runtime.engine, Context { wasi, memory: None, kids });
+fn new_store(runtime: &Runtime, wasi: WasiCtx<TaskSystem>, kids: Option<Kids>) -> Store<Context> {
+    let mut store = Store::new(&runtime.engine, Context { wasi, memory: None, kids, limit: call::MemoryLimit::new(u64::MAX) });
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|_| match task::safe_point() {
         Ok(()) => Ok(UpdateDeadline::Continue(1)),
@@ -422,8 +439,8 @@ pub fn measure_instances(program: &Arc<Program>, count: usize) -> Result<Vec<u64
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
         let fs = Fs::new(0).map_err(Outcome::error)?;
-        let wasi = Builder::new().build(GuestSystem(program.clone()), fs).map_err(Outcome::error)?;
-        let kids = Kids::new(family.clone(), None);
+        let wasi = Builder::new().build(TaskSystem::Program(GuestSystem(program.clone())), fs).map_err(Outcome::error)?;
+        let kids = Some(Kids::new(family.clone(), None));
         let start = arch::rdtsc();
         let mut store = new_store(runtime, wasi, kids);
         call_start(&family.loaded, &mut store).map_err(Outcome::error)?;
