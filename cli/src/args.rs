@@ -15,6 +15,7 @@ use nacre_engine::CpuTarget;
 use crate::{
     host_cpu,
     node::args::{NodeArgs, NodeCommand, TenantArgs, WorkerArgs},
+    node::drive_args::{DeployArgs, DescribeArgs, InvokeArgs, LogsArgs, PsArgs, RmArgs},
     top::SortBy,
     values::{
         DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_duration, parse_env,
@@ -48,6 +49,18 @@ pub enum Command {
     Node(NodeArgs),
     /// Add, list and remove tenants of a node
     Tenant(TenantArgs),
+    /// Deploy a function to a node
+    Deploy(DeployArgs),
+    /// Call a function and print its result
+    Invoke(InvokeArgs),
+    /// Show what a tenant has running
+    Ps(PsArgs),
+    /// Show the logs of a deployment's last calls, or of one call
+    Logs(LogsArgs),
+    /// Describe what is deployed
+    Describe(DescribeArgs),
+    /// Remove what is deployed
+    Rm(RmArgs),
     /// Compile one module as a child of a node
     #[command(hide = true)]
     CompileWorker(WorkerArgs),
@@ -67,6 +80,12 @@ impl Command {
                 NodeCommand::Start(args) => args.json,
             },
             Self::Tenant(args) => args.json(),
+            Self::Deploy(args) => args.json,
+            Self::Invoke(args) => args.json,
+            Self::Ps(args) => args.json,
+            Self::Logs(args) => args.json,
+            Self::Describe(args) => args.json,
+            Self::Rm(args) => args.json,
             Self::CompileWorker(_) => false,
         }
     }

@@ -12,7 +12,7 @@ use nacre_cli::{
 };
 
 fn main() -> ExitCode {
-    log::since_start();
+    let _ = log::since_start();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),
@@ -30,6 +30,12 @@ fn main() -> ExitCode {
         Command::Top(args) => top::command(&args),
         Command::Node(args) => node::command(args),
         Command::Tenant(args) => node::tenant(&args),
+        Command::Deploy(args) => node::drive::deploy(&args),
+        Command::Invoke(args) => node::drive::invoke(&args),
+        Command::Ps(args) => node::drive::ps(&args),
+        Command::Logs(args) => node::drive::logs(&args),
+        Command::Describe(args) => node::drive::describe(&args),
+        Command::Rm(args) => node::drive::rm(&args),
         Command::CompileWorker(args) => node::worker(&args),
         Command::Run(args) => run::plan(args).and_then(|plan| execute::execute(&plan)).map(exit),
     };

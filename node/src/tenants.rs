@@ -183,9 +183,8 @@ impl Tenant {
     /// # Errors
     /// How many there are.
     pub fn begin_activation(self: &Arc<Self>) -> Result<Share, u64> {
-        let what = |tenant: &Tenant| &tenant.running;
-        take(what(self), 1, self.limits().concurrency.into())?;
-        Ok(Share { tenant: self.clone(), what, amount: 1 })
+        take(&self.running, 1, self.limits().concurrency.into())?;
+        Ok(Share { tenant: self.clone(), what: |tenant| &tenant.running, amount: 1 })
     }
 
     /// Room for the bodies of requests; it starts with none.

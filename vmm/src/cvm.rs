@@ -309,6 +309,11 @@ impl Cvm {
         self.sender.stats()
     }
 
+    /// Whether it has ended, or is about to.
+    pub fn has_ended(&self) -> bool {
+        self.shared.stop.load(Ordering::SeqCst)
+    }
+
     /// Why the CVM ended, as an error.
     pub fn end_error(&self) -> CvmError {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);

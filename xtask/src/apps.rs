@@ -15,7 +15,8 @@ use std::process::Command;
 const SMALL_STACK: &str = "-Wl,-z,stack-size=65536";
 
 /// Programs in C: the folder, and its sources and options.
-const C_APPS: [(&str, &[&str]); 6] = [
+const C_APPS: [(&str, &[&str]); 7] = [
+    ("action", &["action.c"]),
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
     ("traps", &["traps.c"]),

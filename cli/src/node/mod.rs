@@ -3,6 +3,8 @@
 pub mod args;
 pub mod client;
 pub mod context;
+pub mod drive;
+pub mod drive_args;
 mod start;
 mod tenant;
 

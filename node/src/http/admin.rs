@@ -2,6 +2,7 @@
 
 use super::error::ApiError;
 use super::extract;
+use super::native::ErrorBody;
 use crate::daemon::Node;
 use crate::limits::TenantLimits;
 use crate::names::{TenantName, rfc3339};
@@ -12,7 +13,6 @@ use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
 use axum::{Json, Router};
 use http_body_util::{BodyExt, Limited};
 use serde::{Deserialize, Serialize};
@@ -20,16 +20,19 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// Largest body of an administrative request in bytes.
 const MAX_BODY: usize = 64 << 10;
 const BODY_PATIENCE: Duration = Duration::from_secs(15);
 
+pub(super) fn documented() -> OpenApiRouter<Arc<Node>> {
+    OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(remove))
+}
+
 pub(super) fn router(node: &Arc<Node>) -> Router {
-    Router::new()
-        .route("/v1/tenants", get(list).post(add))
-        .route("/v1/tenants/{name}", delete(remove))
-        .with_state(node.clone())
+    documented().split_for_parts().0.with_state(node.clone())
 }
 
 /// Lets only the administrator's token through. Without one there is nothing here.
@@ -80,10 +83,18 @@ impl TenantView {
     }
 }
 
+/// List the tenants.
+#[utoipa::path(get, path = "/v1/tenants", tag = "administration", security(("administrator" = [])),
+    responses((status = 200, body = Vec<TenantView>), (status = 401, body = ErrorBody)))]
 async fn list(State(node): State<Arc<Node>>) -> Json<Vec<TenantView>> {
     Json(node.store.directory().tenants().iter().map(|record| TenantView::new(record)).collect())
 }
 
+/// Add a tenant. Its credentials are in the answer and can't be had again.
+#[utoipa::path(post, path = "/v1/tenants", tag = "administration", security(("administrator" = [])),
+    request_body = NewTenant,
+    responses((status = 201, body = TenantView), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
+        (status = 409, body = ErrorBody)))]
 async fn add(State(node): State<Arc<Node>>, body: Body) -> Result<(StatusCode, Json<TenantView>), ApiError> {
     let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, MAX_BODY).collect()).await;
     let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body came too slowly.");
@@ -101,6 +112,10 @@ async fn add(State(node): State<Arc<Node>>, body: Body) -> Result<(StatusCode, J
     })))
 }
 
+/// Remove a tenant and everything it has.
+#[utoipa::path(delete, path = "/v1/tenants/{name}", tag = "administration", security(("administrator" = [])),
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn remove(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let name = TenantName::new(&name).map_err(|_| ApiError::missing())?;
     let tenant = node.tenants.all().into_iter().find(|tenant| *tenant.name() == name);

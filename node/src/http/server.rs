@@ -79,7 +79,7 @@ pub(super) async fn serve<L: Listen>(
         };
         let (accepted, place) = tokio::select! {
             next = next => next,
-            _ = stopping.wait_for(|stopping| *stopping) => break,
+            () = stopped(&mut stopping) => break,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
@@ -105,6 +105,12 @@ pub(super) async fn serve<L: Listen>(
     while connections.join_next().await.is_some() {}
 }
 
+/// The node is to end.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // Without a sender the node is gone.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
@@ -121,7 +127,7 @@ async fn connection(
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        _ = stopping.wait_for(|stopping| *stopping) => {
+        () = stopped(&mut stopping) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

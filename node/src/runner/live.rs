@@ -1,7 +1,8 @@
 //! A CVM that runs, and the code in it: brought in at the first call of a module, shared by all later ones, taken out when
 //! others need the room.
 
-use super::machine::{Code, Ended, Machine};
+use super::machine::{Code, Ended, LoadFailed, Machine};
+use crate::outcome::End;
 use crate::compile::{CompileError, Compiler};
 use crate::names::Digest;
 use crate::records::ModuleRef;
@@ -18,6 +19,17 @@ use tokio::sync::OnceCell;
 pub(super) enum NoCode {
     Compile(CompileError),
     Ended(Ended),
+    /// The guest does not take it: how a call of it ends.
+    Refused(End),
+}
+
+impl From<LoadFailed> for NoCode {
+    fn from(failed: LoadFailed) -> Self {
+        match failed {
+            LoadFailed::Ended(ended) => Self::Ended(ended),
+            LoadFailed::Refused(end) => Self::Refused(end),
+        }
+    }
 }
 
 struct Loaded {
@@ -87,10 +99,10 @@ impl Live {
             let program = compiler.code(tenant.name(), digest, read).await.map_err(NoCode::Compile)?;
             let bytes = program.file().len() as u64;
             let machine = self.machine.clone();
-            let load = tokio::task::spawn_blocking(move || machine.load(program)).await;
-            let code = load.map_err(|error| NoCode::Ended(Ended(error.to_string())))?.map_err(NoCode::Ended)?;
             self.make_room(digest, bytes);
-            Ok(code)
+            let load = tokio::task::spawn_blocking(move || machine.load(&program)).await;
+            let code = load.map_err(|error| NoCode::Ended(Ended(error.to_string())))??;
+            Ok::<_, NoCode>(code)
         };
         let code = cell.get_or_try_init(bring_in).await?.clone();
         Ok((code, Some(begin.elapsed())))

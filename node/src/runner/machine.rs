@@ -4,17 +4,21 @@ use crate::limits::MAX_RESULT_BYTES;
 use crate::outcome::{End, Left};
 use nacre_compile::program::Program as Compiled;
 use nacre_vmm::elastic::CpuStats;
-use nacre_vmm::program::{Exit, Program, ProgramEvent, ProgramSpec, RunOptions};
-use nacre_vmm::{CpuLimits, CpuManager, Cvm, CvmConfig, CvmError, ElasticConfig};
+use nacre_vmm::program::{Exit, RunOptions};
+use nacre_vmm::{
+    Call, CallError, CallHandle, CallResult, CpuLimits, CpuManager, Cvm, CvmConfig, CvmError, ElasticConfig, Module,
+};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
-/// How long after its limit a call has to have ended; then its CVM is taken for broken.
-const GRACE: Duration = Duration::from_secs(2);
-/// The stream of errors.
-const STDERR: u32 = 2;
+/// How long after its limit a call may take to end by itself; then it is cancelled.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long after that; then its CVM is taken for broken.
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// Waits between two attempts of a call for which the CVM has no room now: shortest and longest.
+const BUSY_PAUSES: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(20));
 
 /// What a CVM is launched with.
 pub struct MachineSpec {
@@ -46,6 +50,8 @@ pub enum CallFailed {
     NotBegun(Ended),
     /// The CVM ended in the middle.
     Lost(Ended),
+    /// It can't be made: what is wrong with it.
+    Refused(String),
 }
 
 /// A call.
@@ -76,14 +82,22 @@ pub struct Reply {
     pub queued: Duration,
 }
 
-/// Code in a CVM.
+/// Code in a CVM, shared by all its calls; taken out when the last of these is dropped and the last call has ended.
 #[derive(Clone)]
-pub struct Code(Arc<Compiled>);
+pub struct Code(Module);
+
+/// Why code is not in a CVM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoadFailed {
+    /// The CVM has ended.
+    Ended(Ended),
+    /// The guest does not take it: how a call of it would end.
+    Refused(End),
+}
 
 /// A running CVM.
 pub struct Machine {
     cvm: Arc<Cvm>,
-    ended: Arc<AtomicBool>,
 }
 
 impl Machine {
@@ -104,7 +118,7 @@ impl Machine {
             on_print: Box::new(|text| tracing::error!(text, "guest")),
             ..CvmConfig::default()
         })?;
-        Ok(Self { cvm: Arc::new(cvm), ended: Arc::default() })
+        Ok(Self { cvm: Arc::new(cvm) })
     }
 
     /// The CVM, for whoever shows it.
@@ -116,27 +130,80 @@ impl Machine {
     /// Brings code in. Blocks for as long as copying takes.
     ///
     /// # Errors
-    /// [`Ended`].
-    pub fn load(&self, program: Arc<Compiled>) -> Result<Code, Ended> {
-        Ok(Code(program))
+    /// [`LoadFailed`].
+    pub fn load(&self, program: &Compiled) -> Result<Code, LoadFailed> {
+        match self.cvm.load_module(program.file()) {
+            Ok(module) => Ok(Code(module)),
+            Err(CvmError::Module(exit)) => Err(LoadFailed::Refused(end_of(exit))),
+            Err(error) => Err(LoadFailed::Ended(error.into())),
+        }
     }
 
-    /// Runs code to its end.
+    /// Runs code to its end. No thread waits for it; the CVM's own thread that reads its rings wakes the caller.
     ///
     /// # Errors
     /// [`CallFailed`]: the CVM is of no use any more.
-    pub async fn call(&self, code: &Code, request: Request) -> Result<Reply, CallFailed> {
-        let (cvm, code, limit) = (self.cvm.clone(), code.clone(), request.wall_limit + GRACE);
-        let mut call = spawn_blocking(move || run(&cvm, &code, request));
-        let ended = match tokio::time::timeout(limit, &mut call).await {
-            Ok(ended) => ended,
+    pub async fn call(&self, code: &Code, request: &Request) -> Result<Reply, CallFailed> {
+        let begin = Instant::now();
+        let (mut result, handle) = self.begin(code, request).await?;
+        let deadline = tokio::time::Instant::now() + request.wall_limit + GRACE;
+        let in_time = match tokio::time::timeout_at(deadline, &mut result).await {
+            Ok(result) => result,
             Err(_) => {
-                tracing::error!("a call did not end at its limit: its CVM is ended");
-                self.stop().await;
-                call.await
+                handle.cancel();
+                match tokio::time::timeout(CANCEL_GRACE, &mut result).await {
+                    Ok(result) => result,
+                    Err(_) => {
+                        tracing::error!("a call can't be ended: its CVM is ended");
+                        self.stop().await;
+                        result.await
+                    }
+                }
             }
         };
-        ended.unwrap_or_else(|error| Err(CallFailed::Lost(Ended(error.to_string()))))
+        let gone = || CallFailed::Lost(Ended(self.cvm.end_error().to_string()));
+        let result = in_time.map_err(|_| gone())?;
+        if matches!(result.exit, Exit::Error(_)) && self.cvm.has_ended() {
+            return Err(gone());
+        }
+        let CallResult { exit, stdout, stderr, stdout_cut, stderr_cut, cpu, ran, .. } = result;
+        let queued = begin.elapsed().saturating_sub(ran);
+        Ok(Reply { left: Left { end: end_of(exit), stdout, stderr, stdout_cut, stderr_cut }, cpu, queued })
+    }
+
+    /// Queues a call; waits while the CVM has no room for it.
+    async fn begin(
+        &self,
+        code: &Code,
+        request: &Request,
+    ) -> Result<(oneshot::Receiver<CallResult>, CallHandle), CallFailed> {
+        let call = Call {
+            args: &request.args,
+            env: &request.env,
+            stdin: &request.stdin,
+            options: RunOptions { wall_limit: Some(request.wall_limit), ..RunOptions::default() },
+            memory_limit: Some(request.memory_limit),
+            max_output: request.max_logs + MAX_RESULT_BYTES,
+        };
+        let mut pause = BUSY_PAUSES.0;
+        loop {
+            let (sender, receiver) = oneshot::channel();
+            // Who waited may have given up.
+            let done = move |result| drop(sender.send(result));
+            match self.cvm.call(&code.0, call.clone(), done) {
+                Ok(handle) => return Ok((receiver, handle)),
+                Err(CallError::Busy) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BUSY_PAUSES.1);
+                }
+                Err(CallError::Ended) => {
+                    return Err(CallFailed::NotBegun(Ended(self.cvm.end_error().to_string())));
+                }
+                Err(error @ (CallError::TooLong { .. } | CallError::TooMany { .. })) => {
+                    return Err(CallFailed::Refused(error.to_string()));
+                }
+            }
+        }
     }
 
     /// What its CPUs have done; `None` after its end.
@@ -153,83 +220,19 @@ impl Machine {
 
     /// Ends it, and what runs in it.
     pub async fn stop(&self) {
-        self.ended.store(true, Ordering::SeqCst);
         let cvm = self.cvm.clone();
         // Fails only when stopping panicked, and then nothing is left to do.
         let _ = spawn_blocking(move || cvm.stop()).await;
     }
 }
 
-fn run(cvm: &Arc<Cvm>, code: &Code, request: Request) -> Result<Reply, CallFailed> {
-    let begin = Instant::now();
-    let spec = ProgramSpec {
-        code: code.0.file(),
-        args: request.args,
-        env: request.env,
-        options: RunOptions { wall_limit: Some(request.wall_limit), ..RunOptions::default() },
-        ..ProgramSpec::default()
-    };
-    let program = cvm.load(&spec).map_err(|error| CallFailed::NotBegun(error.into()))?;
-    program.start().map_err(|error| CallFailed::NotBegun(error.into()))?;
-    let queued = begin.elapsed();
-    let mut stdin = program.stdin();
-    let credit = stdin.credit();
-    let input = request.stdin;
-    let left = std::thread::scope(|scope| {
-        scope.spawn(move || {
-            if stdin.write_all(&input) {
-                // Fails only when the CVM has ended.
-                let _ = stdin.end();
-            }
-        });
-        let left = follow(&program, &credit, request.max_logs);
-        credit.finish();
-        left
-    });
-    let left = left.map_err(|error| CallFailed::Lost(error.into()))?;
-    Ok(Reply { left, cpu: begin.elapsed().saturating_sub(queued), queued })
-}
-
-fn follow(program: &Program<'_>, credit: &nacre_vmm::program::Credit, max_logs: usize) -> Result<Left, CvmError> {
-    let (mut stdout, mut stderr) = (Kept::new(max_logs + MAX_RESULT_BYTES), Kept::new(max_logs));
-    let exit = loop {
-        match program.next_event()? {
-            ProgramEvent::Output { stream, bytes, end } => {
-                let kept = if stream == STDERR { &mut stderr } else { &mut stdout };
-                kept.add(&bytes);
-                program.consumed(stream, end)?;
-            }
-            ProgramEvent::InputCredit(offset) => credit.advance(offset),
-            ProgramEvent::Exited(exit) => break exit,
-            ProgramEvent::Message(..) => {}
-        }
-    };
-    let end = match exit {
+fn end_of(exit: Exit) -> End {
+    match exit {
         Exit::Code(code) => End::Exit(code),
         Exit::Trap(text) => End::Trap(text),
         Exit::Error(text) => End::Error(text),
         Exit::BrokenPipe => End::Trap("it wrote to a closed stream".into()),
         Exit::OutOfMemory(text) => End::OutOfMemory(text),
         Exit::TimeLimit(_) => End::TimeLimit,
-    };
-    Ok(Left { end, stdout: stdout.bytes, stderr: stderr.bytes, stdout_cut: stdout.cut, stderr_cut: stderr.cut })
-}
-
-/// The beginning of a stream; the rest is read and thrown away.
-struct Kept {
-    bytes: Vec<u8>,
-    max: usize,
-    cut: bool,
-}
-
-impl Kept {
-    fn new(max: usize) -> Self {
-        Self { bytes: Vec::new(), max, cut: false }
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        let room = self.max - self.bytes.len();
-        self.cut |= bytes.len() > room;
-        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 }

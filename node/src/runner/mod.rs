@@ -64,6 +64,17 @@ impl Seat {
         self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn view(&self) -> Option<View> {
+        let live = self.get()?;
+        Some(View {
+            tenant: self.tenant.clone(),
+            cpu: live.machine.cpu()?,
+            resident_bytes: live.machine.resident_bytes(),
+            age: live.since.elapsed(),
+            modules: live.module_count(),
+        })
+    }
+
     /// Takes the CVM away, if it is still this one.
     fn take(&self, which: Option<&Arc<Live>>) -> Option<Arc<Live>> {
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
@@ -165,6 +176,7 @@ impl Runner {
             let (code, init) = match live.code(&self.store, &self.compiler, tenant, module).await {
                 Ok(code) => code,
                 Err(NoCode::Compile(error)) => return Ran::failed(End::Error(error.to_string()), begin),
+                Err(NoCode::Refused(end)) => return Ran::failed(end, begin),
                 Err(NoCode::Ended(error)) => {
                     lost = error;
                     self.retire(seat, &live).await;
@@ -172,9 +184,10 @@ impl Runner {
                 }
             };
             let before = begin.elapsed();
-            match live.machine.call(&code, request.clone()).await {
+            match live.machine.call(&code, &request).await {
                 Ok(Reply { left, cpu, queued }) => return Ran { left, cpu, wait: before + queued, init },
                 Err(CallFailed::NotBegun(error)) => lost = error,
+                Err(CallFailed::Refused(text)) => return Ran::failed(End::Error(text), begin),
                 Err(CallFailed::Lost(error)) => {
                     self.retire(seat, &live).await;
                     let text = format!("The CVM ended while the action ran: {error}");
@@ -297,16 +310,13 @@ impl Runner {
     #[must_use]
     pub fn views(&self) -> Vec<View> {
         let seats: Vec<Arc<Seat>> = self.seats().values().cloned().collect();
-        let view = |seat: Arc<Seat>| {
-            let live = seat.get()?;
-            Some(View {
-                tenant: seat.tenant.clone(),
-                cpu: live.machine.cpu()?,
-                resident_bytes: live.machine.resident_bytes(),
-                age: live.since.elapsed(),
-                modules: live.module_count(),
-            })
-        };
-        seats.into_iter().filter_map(view).collect()
+        seats.iter().filter_map(|seat| seat.view()).collect()
+    }
+
+    /// A tenant's CVM as it is now.
+    #[must_use]
+    pub fn view(&self, tenant: &Tenant) -> Option<View> {
+        let seat = self.seats().get(&tenant.record.uuid).cloned()?;
+        seat.view()
     }
 }

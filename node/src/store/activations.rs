@@ -163,13 +163,14 @@ impl Store {
         Ok(Some(Arc::new(serde_json::from_slice(value.value())?)))
     }
 
-    /// Whether a call was acknowledged and is not over.
+    /// A call that was acknowledged and is not over.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn is_pending(&self, tenant: &TenantName, id: ActivationId) -> Result<bool, StoreError> {
+    pub fn pending(&self, tenant: &TenantName, id: ActivationId) -> Result<Option<Pending>, StoreError> {
         let table = self.database.begin_read()?.open_table(tables::PENDING)?;
-        Ok(table.get((tenant.as_str(), &id.bytes()))?.is_some())
+        let value = table.get((tenant.as_str(), &id.bytes()))?;
+        Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
     }
 
     /// The activations that a filter asks for, newest first.

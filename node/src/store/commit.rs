@@ -5,7 +5,7 @@ use super::modules::{Draft, Modules};
 use super::{Directory, StoreError, tables};
 use crate::names::{Digest, TenantName};
 use crate::records::{Activation, TenantRecord};
-use redb::{Database, WriteTransaction};
+use redb::{Database, ReadableTable, WriteTransaction};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;

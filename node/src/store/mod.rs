@@ -125,7 +125,7 @@ impl Store {
         let file = file.map_err(io_error(&path))?;
         let mut builder = redb::Builder::new();
         builder.set_cache_size(CACHE_BYTES);
-        let database = Arc::new(builder.create_file(file)?);
+        let database = Arc::new(builder.create_with_backend(redb::backends::FileBackend::new(file)?)?);
         prepare(&database)?;
         let (tenants, actions, references) = load(&database)?;
         let modules = Arc::new(Modules::open(&dir.join("modules"), &references)?);

@@ -4,6 +4,8 @@ mod actions;
 mod activations;
 pub mod wire;
 
+pub(super) use actions::deploy;
+
 use super::error::ApiError;
 use super::extract::{Caller, Place};
 use crate::daemon::Node;

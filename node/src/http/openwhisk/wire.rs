@@ -124,6 +124,24 @@ fn short(text: &str) -> String {
 }
 
 impl ActionPut {
+    /// What the native API's options say; all else stays as it is.
+    ///
+    /// # Errors
+    /// 400 if one is no number.
+    pub fn of_options(options: &extract::Options) -> Result<Self, ApiError> {
+        let number = |name: &str| options.number(name, 0, u64::MAX);
+        let (timeout, memory, logs) = (number("timeout_ms")?, number("memory_mb")?, number("logs_mb")?);
+        let limits = LimitsBody { timeout, memory, logs, concurrency: None };
+        let (parameters, annotations, publish, version) = (None, None, None, None);
+        Ok(Self { code: None, binary: None, parameters, annotations, limits, publish, version })
+    }
+
+    /// The same with a module.
+    #[must_use]
+    pub fn with_code(self, module: Vec<u8>) -> Self {
+        Self { code: Some(module), ..self }
+    }
+
     /// The limits of the action, with those it has where nothing was said.
     ///
     /// # Errors
