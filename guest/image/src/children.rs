@@ -8,6 +8,7 @@ use crate::arch::clock;
 use crate::once::Once;
 use crate::program::{Code, Program};
 use crate::task::{self, Begin, Spec, Task};
+use crate::wasm::slots::ModuleSlots;
 use crate::wasm::{self, Context};
 use crate::{memory, sched};
 use alloc::boxed::Box;
@@ -33,6 +34,8 @@ pub struct Loaded {
     pub has_start: bool,
     /// The exported functions that take and return an i32.
     tasks: BTreeSet<String>,
+    /// The memories of its calls, which are kept between them.
+    pub slots: ModuleSlots,
     /// Where it lies.
     _code: Code,
     _leave: LeaveNormal,
@@ -67,7 +70,8 @@ impl Loaded {
                 tasks.insert(String::from(export.name()));
             }
         }
-        Loaded { pre, module, has_start, tasks, _code: code, _leave: LeaveNormal }
+        let slots = ModuleSlots::new();
+        Loaded { pre, module, has_start, tasks, slots, _code: code, _leave: LeaveNormal }
     }
 
     /// Whether it exports something of that name.

@@ -12,6 +12,7 @@ use crate::areas::Stack;
 use crate::handover;
 use crate::handover::Errand;
 use crate::once::Once;
+use crate::wasm::slots::Making;
 use crate::{arch, sched, vcpu, wasm};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -101,6 +102,8 @@ pub struct Task {
     out_of_memory: Cell<bool>,
     /// It is in the statistics of ended tasks.
     counted: Cell<bool>,
+    /// Whose linear memories it is making, and how far it is.
+    pub making: Cell<Making>,
     /// Its wall-clock limit has its timer already (see [`arm_limit`]).
     limit_armed: Cell<bool>,
     /// Time it has had on any vCPU.
@@ -212,6 +215,7 @@ pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
         watches_streams: AtomicBool::new(false),
         out_of_memory: Cell::new(false),
         counted: Cell::new(false),
+        making: Cell::default(),
         limit_armed: Cell::new(false),
         cpu_cycles: AtomicU64::new(0),
         last_vcpu: Cell::new(u32::MAX),

@@ -12,6 +12,7 @@
 //! A and D are set in advance on mappings that nobody tracks: hardware and hypervisors otherwise pay for setting them.
 
 use crate::GuestPhys;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
@@ -139,6 +140,14 @@ pub const fn decode(bits: u64) -> Leaf {
         Leaf::Lazy(perms)
     } else {
         Leaf::Absent
+    }
+}
+
+/// Makes a leaf entry that is present count as not written. The processor sets the bit again at the next write, once stale
+/// translations are gone.
+pub fn clean(entry: &AtomicU64) {
+    if entry.load(Ordering::Acquire) & PRESENT != 0 {
+        entry.fetch_and(!DIRTY, Ordering::AcqRel);
     }
 }
 

@@ -181,6 +181,30 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         }
     }
 
+    /// Begins to track what is written in the range: what is mapped there becomes small pages (large ones for which there is no
+    /// table stay as they are) and counts as clean. The caller owns the range and flushes; what is given a frame
+    /// later counts as written.
+    pub fn track(&self, range: PageRange) -> Flush {
+        let mut flush = Flush::NotNeeded;
+        for (start, end) in chunks(range) {
+            let Some(slot) = self.find_directory_entry(start) else { continue };
+            let bits = slot.load(Ordering::Acquire);
+            if entry::table(bits).is_none() && !matches!(entry::decode(bits), Leaf::Present { .. }) {
+                continue;
+            }
+            let chunk = Chunk { directory_entry: slot, start, end };
+            match self.split(slot) {
+                Ok(table) => {
+                    self.small_entries(table, &chunk).iter().for_each(entry::clean);
+                }
+                Err(_) if chunk.is_whole() => entry::clean(slot),
+                Err(_) => continue,
+            }
+            flush = Flush::Needed;
+        }
+        flush
+    }
+
     /// Calls `step` for each page-directory entry under `range`.
     fn for_each_chunk(
         &self,
