@@ -228,6 +228,15 @@ pub fn for_each_written(range: PageRange, restore: &mut dyn FnMut(u64, u64)) {
     });
 }
 
+/// Makes the range inaccessible but keeps its frames and their content for the next [`map`]; false if a part could not be
+/// hidden. The caller owns the range.
+#[must_use = "what is still mapped must not be handed out"]
+pub fn hide(range: PageRange) -> bool {
+    let hidden = SPACE.get().hide(range);
+    flush(hidden.flush);
+    hidden.complete
+}
+
 /// From here on [`for_each_written`] shows what is written in `range` after this call. The caller owns the range.
 pub fn track(range: PageRange) {
     flush(SPACE.get().track(range));

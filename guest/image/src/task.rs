@@ -50,6 +50,8 @@ pub struct Spec {
     pub program: u32,
     /// The call it runs, by the host's number.
     pub call: Option<u32>,
+    /// It is expected to end within microseconds.
+    pub brief: bool,
     /// It may wait for memory before it begins (see [`nacre_wval::Vcpu::submit_new`]).
     pub patient: bool,
     /// Reports its end when an allocation failed that has no way to say so; `None` if such a failure must not end it.
@@ -64,6 +66,7 @@ impl Spec {
             limits: Limits::NONE,
             program,
             call: None,
+            brief: false,
             patient: false,
             on_death: None,
         }
@@ -259,6 +262,11 @@ impl Task {
     /// How long it may run.
     pub fn limits(&self) -> Limits {
         self.spec.limits
+    }
+
+    /// It is expected to end within microseconds, and has not shown otherwise.
+    pub fn is_brief(&self) -> bool {
+        self.spec.brief && self.cpu_cycles.load(Ordering::Relaxed) == 0
     }
 
     /// It may wait for memory, and has not begun.

@@ -5,8 +5,8 @@
 //! mmap_new   takes addresses                 takes a kept slot of this module (and of this memory of it)
 //! mprotect   maps the initial size           nothing to do
 //! map_at     copies the image                nothing to do
-//! (grow)     maps more                       maps more
-//! munmap     puts back what was written, unmaps what grew, keeps the slot
+//! (grow)     maps more                       brings back what is hidden, maps more
+//! munmap     puts back what was written, hides what grew, keeps the slot
 //! ```
 //!
 //! wasmtime calls these hooks (`hooks.rs`) for the memories of the engine for calls, which has no memory creator. What was
@@ -29,6 +29,8 @@ use nacre_mm::slots::Bag;
 const KEPT_SLOTS: usize = 256;
 /// Kept slots may have this part of the CVM's memory mapped.
 const KEPT_SHARE: u64 = 4;
+/// What grew by no more than this is hidden between two uses, frames and all, instead of unmapped.
+const HIDDEN_BYTES: u64 = 4 << 20;
 /// After so many uses what is written to a slot is tracked.
 const USES_UNTRACKED: u32 = 2;
 
@@ -54,6 +56,8 @@ struct Slot {
     start: u64,
     /// What is mapped, from the start on.
     mapped: u64,
+    /// Up to where there is something hidden behind that; all of it zero.
+    hidden: u64,
     /// Size of the memory at its start.
     initial: u64,
     /// The image that lies in it, and where.
@@ -165,7 +169,7 @@ pub fn reserve(bytes: u64) -> Option<Result<u64, MapError>> {
     task.making.set(making);
     if let Some(kept) = kept {
         let slot = taken(kept);
-        KEPT_BYTES.fetch_sub(slot.mapped, Ordering::Relaxed);
+        KEPT_BYTES.fetch_sub(slot.extent(), Ordering::Relaxed);
         // Another vCPU may have changed its mappings since this one last flushed.
         memory::catch_up();
         return Some(Ok(slot.start));
@@ -174,6 +178,7 @@ pub fn reserve(bytes: u64) -> Option<Result<u64, MapError>> {
         let slot = Slot {
             start: *start,
             mapped: 0,
+            hidden: 0,
             initial: 0,
             image: null_mut(),
             image_at: 0,
@@ -237,12 +242,12 @@ pub fn give_back(start: u64) -> bool {
     let Some(slot) = (unsafe { slot_at(start) }) else { return false };
     let Some((number, _)) = areas::memory32_slot(start) else { return false };
     let limit = memory::layout().params.memory_bytes / KEPT_SHARE;
-    if slot.module == 0 || slot.mapped == 0 || slot.initial > limit || !slot.restore() {
+    if slot.module == 0 || slot.extent() == 0 || slot.initial > limit || !slot.restore() {
         discard_slot(number);
         return true;
     }
     let kept = key(slot.module, slot.which) | (number as u64 + 1);
-    let bytes = slot.mapped;
+    let bytes = slot.extent();
     let mut all = KEPT_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes;
     while all > limit
         && let Some(other) = KEPT.take(|_| true)
@@ -259,7 +264,7 @@ pub fn give_back(start: u64) -> bool {
 
 /// Unmaps a slot that was taken out of the bag.
 fn discard(kept: u64) {
-    KEPT_BYTES.fetch_sub(taken(kept).mapped, Ordering::Relaxed);
+    KEPT_BYTES.fetch_sub(taken(kept).extent(), Ordering::Relaxed);
     discard_slot((kept & 0xff_ffff) as usize - 1);
 }
 
@@ -295,31 +300,36 @@ impl Slot {
             areas::protect(self.start + from, end - from, Some(Perms::ReadWrite)).inspect_err(|_| {
                 if memory::unmap(self.range(from, end)) {
                     self.mapped = from;
+                    self.hidden = if self.hidden > end { self.hidden } else { 0 };
                 }
             })?;
         }
         Ok(())
     }
 
+    /// Up to where something is mapped or hidden.
+    fn extent(&self) -> u64 {
+        self.mapped.max(self.hidden)
+    }
+
     /// Unmaps everything.
     fn clear(&mut self) {
-        let end = self.mapped.next_multiple_of(nacre_abi::LARGE_PAGE_BYTES);
+        let end = self.extent().next_multiple_of(nacre_abi::LARGE_PAGE_BYTES);
         if end != 0 {
             // Whole large pages: never incomplete.
             let all = memory::unmap(self.range(0, end));
             debug_assert!(all);
         }
-        (self.mapped, self.image, self.uses) = (0, null_mut(), 0);
+        (self.mapped, self.hidden, self.image, self.uses) = (0, 0, null_mut(), 0);
     }
 
     /// Makes everything as it was at the start; false if what grew cannot be taken away alone.
     fn restore(&mut self) -> bool {
         self.begun = false;
-        if self.mapped > self.initial {
-            if !memory::unmap(self.range(self.initial, self.mapped)) {
-                return false;
-            }
-            self.mapped = self.initial;
+        self.uses = self.uses.saturating_add(1);
+        let tracks = self.uses == USES_UNTRACKED;
+        if self.mapped > self.initial && !self.shrink(tracks) {
+            return false;
         }
         let range = self.range(0, self.initial);
         let mut restored = 0;
@@ -328,11 +338,29 @@ impl Slot {
             self.put_back(at - self.start, bytes);
         });
         calls::count_restored(restored);
-        self.uses = self.uses.saturating_add(1);
-        if self.uses == USES_UNTRACKED {
+        if tracks {
             memory::track(range);
         }
         true
+    }
+
+    /// Takes what grew away: hides it, or, beyond [`HIDDEN_BYTES`], unmaps it. False if some of it is still there.
+    fn shrink(&mut self, tracks: bool) -> bool {
+        let end = self.mapped.min(self.initial + HIDDEN_BYTES);
+        if self.mapped > end && !memory::unmap(self.range(end, self.mapped)) {
+            return false;
+        }
+        let grown = self.range(self.initial, end);
+        memory::for_each_written(grown, &mut |at, bytes| {
+            // SAFETY: mapped and writable, and nobody uses the slot meanwhile.
+            unsafe { core::ptr::write_bytes(at as *mut u8, 0, bytes as usize) }
+        });
+        if tracks {
+            memory::track(grown);
+        }
+        let hidden = memory::hide(grown);
+        (self.hidden, self.mapped) = (self.hidden.max(end).min(self.initial + HIDDEN_BYTES), self.initial);
+        hidden
     }
 
     /// Puts the initial content of `bytes` from `at` on back.
