@@ -1,7 +1,9 @@
 //! `nacre bench invoke`: what running a program in a CVM costs, beside the same engine as a host process.
 
 mod boot;
+mod cold;
 mod compute;
+mod http;
 mod instances;
 mod lifecycle;
 mod touch;
@@ -21,6 +23,30 @@ pub(crate) mod arm {
     pub const HOST_HUGE: &str = "host, huge pages";
     pub const PROCESS: &str = "nacre run";
     pub const GUEST: &str = "guest";
+    pub const NODE: &str = "node";
+    pub const REFERENCE: &str = "reference server";
+    pub const PING: &str = "node, HTTP alone";
+}
+
+/// What can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Compute-bound programs.
+    Compute,
+    /// Start of a process.
+    Boot,
+    /// Fresh instances.
+    Instances,
+    /// First touch of memory.
+    Touch,
+    /// Launch and end of CVMs.
+    Life,
+    /// Warm functions of a node over HTTP.
+    Http,
+    /// First calls of functions.
+    Cold,
+    /// The key-value service.
+    Kv,
 }
 
 /// How much is measured.
@@ -40,6 +66,12 @@ pub struct Options {
     pub large_touch_rounds: usize,
     /// CVMs launched and dropped after a few to warm up.
     pub lives: usize,
+    /// Rounds of load on the HTTP servers, each with all of them at each number of connections.
+    pub http_rounds: usize,
+    /// Actions called for the first time.
+    pub cold_actions: usize,
+    /// Tenants that call for the first time.
+    pub cold_tenants: usize,
 }
 
 impl Options {
@@ -54,7 +86,30 @@ impl Options {
             touch_rounds: 7,
             large_touch_rounds: 3,
             lives: 50,
+            http_rounds: 8,
+            cold_actions: 60,
+            cold_tenants: 20,
         }
+    }
+
+    /// The same with these parts alone.
+    #[must_use]
+    pub fn only(mut self, parts: &[Part]) -> Self {
+        let keep = |count: &mut usize, part| {
+            if !parts.contains(&part) {
+                *count = 0;
+            }
+        };
+        keep(&mut self.compute_rounds, Part::Compute);
+        keep(&mut self.boots, Part::Boot);
+        keep(&mut self.instance_batches, Part::Instances);
+        keep(&mut self.touch_rounds, Part::Touch);
+        keep(&mut self.large_touch_rounds, Part::Touch);
+        keep(&mut self.lives, Part::Life);
+        keep(&mut self.http_rounds, Part::Http);
+        keep(&mut self.cold_actions, Part::Cold);
+        keep(&mut self.cold_tenants, Part::Cold);
+        self
     }
 
     /// Steps that [`run`] tells its progress about.
@@ -66,6 +121,9 @@ impl Options {
             + self.touch_rounds
             + self.large_touch_rounds
             + self.lives
+            + self.http_rounds * http::STEPS
+            + self.cold_actions
+            + self.cold_tenants
     }
 }
 
@@ -77,12 +135,31 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
     let begin = Instant::now();
     let machine = Machine::this();
     let mut skipped = Vec::new();
-    let mut rows = compute::measure(options.compute_rounds, progress)?;
-    rows.extend(boot::measure(&options.nacre, options.boots, progress)?);
-    rows.extend(instances::measure(options.instance_batches, progress)?);
-    rows.extend(touch::measure(options.touch_rounds, progress)?);
-    rows.extend(touch::measure_large(options.large_touch_rounds, progress, &mut skipped)?);
-    rows.extend(lifecycle::measure(options.lives, progress)?);
+    let (mut rows, mut tables) = (Vec::new(), Vec::new());
+    if options.compute_rounds > 0 {
+        rows.extend(compute::measure(options.compute_rounds, progress)?);
+    }
+    if options.boots > 0 {
+        rows.extend(boot::measure(&options.nacre, options.boots, progress)?);
+    }
+    if options.instance_batches > 0 {
+        rows.extend(instances::measure(options.instance_batches, progress)?);
+    }
+    if options.touch_rounds > 0 {
+        rows.extend(touch::measure(options.touch_rounds, progress)?);
+    }
+    if options.large_touch_rounds > 0 {
+        rows.extend(touch::measure_large(options.large_touch_rounds, progress, &mut skipped)?);
+    }
+    if options.lives > 0 {
+        rows.extend(lifecycle::measure(options.lives, progress)?);
+    }
+    if options.http_rounds > 0 {
+        rows.extend(http::measure(&options.nacre, options.http_rounds, progress, &mut tables)?);
+    }
+    if options.cold_actions + options.cold_tenants > 0 {
+        rows.extend(cold::measure(options, progress)?);
+    }
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         wasmtime: WASMTIME_VERSION,
@@ -90,5 +167,6 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
         elapsed_seconds: begin.elapsed().as_secs_f64(),
         rows,
         skipped,
+        tables,
     })
 }
