@@ -264,7 +264,7 @@ impl Used {
 fn parse(comm: &str, schedstat: &str, status: &str) -> (String, Thread) {
     let name = comm.trim().trim_end_matches(|c: char| c.is_ascii_digit() || "-_ .".contains(c)).to_owned();
     let mut numbers = schedstat.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0.0));
-    let mut switches = |name| crate::machine::field(status, name).and_then(|word| word.parse().ok()).unwrap_or(0.0);
+    let switches = |name| crate::machine::field(status, name).and_then(|word| word.parse().ok()).unwrap_or(0.0);
     let thread = Thread {
         cpu_ns: numbers.next().unwrap_or(0.0),
         wait_ns: numbers.next().unwrap_or(0.0),
