@@ -22,6 +22,9 @@ use nacre_abi::message::{ExitKind, Header, Kind, NO_PROGRAM, stream};
 use nacre_abi::ring::Incoming;
 use nacre_wval::{Priority, StopReason};
 
+/// A call is expected to be brief if those before it took less, in nanoseconds.
+const BRIEF_NS: u64 = 20_000;
+
 /// Requests that may come in pieces at the same time.
 const MAX_PARTIAL: usize = 256;
 
@@ -173,6 +176,7 @@ fn begin(call: u32, module: u32, request: Bytes) {
         limits: options.limits(),
         program: NO_PROGRAM,
         call: Some(call),
+        brief: order.module.calls_take_less_than(BRIEF_NS),
         patient: true,
         on_death: Some(Box::new(on_death)),
     };
@@ -193,6 +197,7 @@ fn begin(call: u32, module: u32, request: Bytes) {
 /// The body of a call's task.
 fn run(order: Order, begin: Begin) {
     let (call, options, arrived_ns) = (order.call, order.options, order.arrived_ns);
+    let module = order.module.clone();
     let outcome = match begin {
         Begin::Now => {
             let started_ns = clock::monotonic_ns();
@@ -202,6 +207,7 @@ fn run(order: Order, begin: Begin) {
                     COLD.fetch_add(1, Ordering::Relaxed);
                 }
                 task::current().conclude();
+                module.note_time(clock::monotonic_ns().saturating_sub(started_ns));
                 answer(call, outcome, outputs, cold, times);
             });
         }
@@ -292,5 +298,5 @@ fn send_answer(call: u32, mut head: AnswerHead, text: &str, outputs: Option<&[Ca
         }
     }
     let body = if body.is_empty() { &bare[..] } else { &body };
-    link::send(Header::new(Kind::CallDone, call), body);
+    link::send_unrung(Header::new(Kind::CallDone, call), body);
 }

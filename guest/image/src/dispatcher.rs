@@ -388,6 +388,7 @@ fn start(id: u32) {
             limits: options.limits(),
             program: id,
             call: None,
+            brief: false,
             patient: false,
             on_death: Some(Box::new(on_death)),
         };

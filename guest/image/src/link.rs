@@ -1,8 +1,10 @@
 //! The guest's end of the shared window: each vCPU's ring to the host, and the doorbell.
 
 use crate::agent::{AgentCell, agent_static};
+use crate::arch::clock;
 use crate::{arch, task, vcpu};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
+use nacre_abi::VcpuId;
 use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
 use nacre_abi::hypercall::DOORBELL;
 use nacre_abi::layout::{Layout, SHARED_VA};
@@ -57,6 +59,13 @@ pub fn try_window() -> Option<&'static Window<'static>> {
 pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
     vcpu::local().own().transmit.borrow_mut().send(header, body)?;
     SENT.fetch_add(1, Ordering::Relaxed);
+    ring();
+    Ok(())
+}
+
+/// Lets the host know of what is on this vCPU's ring.
+fn ring() {
+    vcpu::local().own().unrung_since.set(0);
     // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote. Who rings says
     // so in the same word: it counts until the host is awake, so the others need not ring again.
     fence(Ordering::SeqCst);
@@ -64,7 +73,40 @@ pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
         DOORBELLS.fetch_add(1, Ordering::Relaxed);
         arch::hypercall(DOORBELL, 0);
     }
-    Ok(())
+}
+
+/// How long the end of a call may be left unrung while other short calls run, in nanoseconds.
+const UNRUNG_NS: u64 = 50_000;
+
+/// Puts a message on this vCPU's ring and leaves the doorbell to [`ring_before`] and [`ring_now`], which the scheduler calls
+/// before whatever it does next: a worker that ends many short calls rings once for several.
+pub fn send_unrung(header: Header, body: &[u8]) {
+    let own = vcpu::local().own();
+    let sent = own.transmit.borrow_mut().send(header, body);
+    if sent.is_err() {
+        return send(header, body);
+    }
+    SENT.fetch_add(1, Ordering::Relaxed);
+    if vcpu::id() == VcpuId::NORMAL {
+        ring();
+    } else if own.unrung_since.get() == 0 {
+        own.unrung_since.set(arch::rdtsc().max(1));
+    }
+}
+
+/// Rings for what was left unrung, unless the task that is to run now is `brief` and it is not for long.
+pub fn ring_before(brief: bool) {
+    let since = vcpu::local().own().unrung_since.get();
+    if since != 0 && !(brief && clock::cycles_to_ns(arch::rdtsc().wrapping_sub(since)) < UNRUNG_NS) {
+        ring();
+    }
+}
+
+/// Rings for what was left unrung: nothing else is to be done.
+pub fn ring_now() {
+    if vcpu::local().own().unrung_since.get() != 0 {
+        ring();
+    }
 }
 
 /// Longest body of one message to the host.

@@ -51,6 +51,8 @@ pub struct Own {
     timers: TimerSender<'static>,
     /// The ring to the host.
     pub transmit: RefCell<Producer<'static>>,
+    /// When the first message was sent for which the doorbell is still to be rung, in cycles; 0 for none.
+    pub unrung_since: Cell<u64>,
     spin: RefCell<SpinPolicy>,
     resumed_at: Cell<u64>,
     /// Who is woken by the next park of this vCPU.
@@ -106,6 +108,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             vcpu: scheduler.attach(id).expect("attached once"),
             timers: inbox.sender(id).expect("attached once"),
             transmit: RefCell::new(Producer::new(ring)),
+            unrung_since: Cell::new(0),
             spin: RefCell::new(SpinPolicy::new()),
             resumed_at: Cell::new(0),
             wake_at_park: Cell::new(None),
@@ -238,11 +241,15 @@ pub fn run_one() -> Ran {
             Ran::Task
         }
         Next::Reclaimed { wake } => {
+            link::ring_now();
             elastic::count_reclaim();
             ring_at_park(wake);
             Ran::MustPark
         }
-        Next::Empty | Next::Stopped => Ran::Nothing,
+        Next::Empty | Next::Stopped => {
+            link::ring_now();
+            Ran::Nothing
+        }
     }
 }
 
@@ -310,6 +317,7 @@ fn run(reference: TaskRef) {
             hand_over(task, Errand::Refuse(why))
         };
     }
+    link::ring_before(task.is_brief());
     let own = own();
     RESUMES.fetch_add(1, Ordering::Relaxed);
     let here = own.vcpu.id().index() as u32;

@@ -12,6 +12,7 @@ use crate::areas::Stack;
 use crate::handover;
 use crate::handover::Errand;
 use crate::once::Once;
+use crate::wasm::slots::Making;
 use crate::{arch, sched, vcpu, wasm};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -49,6 +50,8 @@ pub struct Spec {
     pub program: u32,
     /// The call it runs, by the host's number.
     pub call: Option<u32>,
+    /// It is expected to end within microseconds.
+    pub brief: bool,
     /// It may wait for memory before it begins (see [`nacre_wval::Vcpu::submit_new`]).
     pub patient: bool,
     /// Reports its end when an allocation failed that has no way to say so; `None` if such a failure must not end it.
@@ -63,6 +66,7 @@ impl Spec {
             limits: Limits::NONE,
             program,
             call: None,
+            brief: false,
             patient: false,
             on_death: None,
         }
@@ -101,6 +105,8 @@ pub struct Task {
     out_of_memory: Cell<bool>,
     /// It is in the statistics of ended tasks.
     counted: Cell<bool>,
+    /// Whose linear memories it is making, and how far it is.
+    pub making: Cell<Making>,
     /// Its wall-clock limit has its timer already (see [`arm_limit`]).
     limit_armed: Cell<bool>,
     /// Time it has had on any vCPU.
@@ -212,6 +218,7 @@ pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
         watches_streams: AtomicBool::new(false),
         out_of_memory: Cell::new(false),
         counted: Cell::new(false),
+        making: Cell::default(),
         limit_armed: Cell::new(false),
         cpu_cycles: AtomicU64::new(0),
         last_vcpu: Cell::new(u32::MAX),
@@ -255,6 +262,11 @@ impl Task {
     /// How long it may run.
     pub fn limits(&self) -> Limits {
         self.spec.limits
+    }
+
+    /// It is expected to end within microseconds, and has not shown otherwise.
+    pub fn is_brief(&self) -> bool {
+        self.spec.brief && self.cpu_cycles.load(Ordering::Relaxed) == 0
     }
 
     /// It may wait for memory, and has not begun.

@@ -1,6 +1,6 @@
 //! One call of a module: a fresh instance in a store of its own, whose `_start` runs with the call's input.
 
-use super::{Outcome, call_start, new_store, outcome, prepare, runtime};
+use super::{Outcome, calls_runtime, instantiate, new_store, outcome, prepare, slots, start};
 use crate::call_io::{CallSystem, Capture};
 use crate::calls::Order;
 use crate::children::Loaded;
@@ -74,8 +74,8 @@ impl ResourceLimiter for MemoryLimit {
 pub fn load_module(code: Code) -> Result<Loaded, Outcome> {
     task::on_normal(|| {
         let runtime =
-            runtime().map_err(|error| Outcome::error(alloc::format!("the engine can't be made: {error:#}")))?;
-        prepare(runtime, code)
+            calls_runtime().map_err(|error| Outcome::error(alloc::format!("the engine can't be made: {error:#}")))?;
+        slots::with_images(|| prepare(runtime, code))
     })
 }
 
@@ -86,7 +86,7 @@ pub fn run_call(order: Order, done: impl FnOnce(&Outcome, Option<&[Capture; 2]>,
     let texts = texts(&order);
     let Order { module, head, options, request, .. } = order;
     let system = CallSystem::new(request, stdin_at, head.max_output_bytes);
-    let made = texts.and_then(|texts| Ok((context(texts, system)?, runtime().map_err(Outcome::error)?)));
+    let made = texts.and_then(|texts| Ok((context(texts, system)?, calls_runtime().map_err(Outcome::error)?)));
     let (wasi, runtime) = match made {
         Ok(made) => made,
         Err(outcome) => return done(&outcome, None, false),
@@ -94,7 +94,8 @@ pub fn run_call(order: Order, done: impl FnOnce(&Outcome, Option<&[Capture; 2]>,
     let mut store = new_store(runtime, wasi, None);
     store.data_mut().limit = MemoryLimit::new(head.memory_limit_bytes);
     store.limiter(|context| &mut context.limit);
-    let ended = call_start(&module, &mut store);
+    let (instance, cold) = module.slots.making(|| instantiate(&module.pre, &mut store));
+    let ended = instance.and_then(|instance| start(&module, instance, &mut store));
     let mut outcome = outcome(ended, options);
     let context = store.data_mut();
     let failed = matches!(outcome.kind, ExitKind::Trap | ExitKind::Error) && task::current().stopped().is_none();
@@ -106,8 +107,10 @@ pub fn run_call(order: Order, done: impl FnOnce(&Outcome, Option<&[Capture; 2]>,
         TaskSystem::Call(system) => Some(&system.outputs),
         TaskSystem::Program(_) => None,
     };
-    done(&outcome, outputs, false);
+    done(&outcome, outputs, cold);
+    // Before the module, whose code and images it uses.
     drop(store);
+    drop(module);
 }
 
 fn out_of_memory(limit: u64, text: &str) -> String {

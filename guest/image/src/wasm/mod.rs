@@ -3,6 +3,7 @@
 mod call;
 pub mod hooks;
 pub mod memory;
+pub mod slots;
 mod spawn;
 mod wasi;
 
@@ -51,7 +52,10 @@ pub struct Runtime {
     linker: Linker<Context>,
 }
 
+/// For programs: linear memories come from [`memory::Creator`].
 static RUNTIME: Once<Runtime> = Once::new();
+/// For calls: linear memories come from [`slots`].
+static CALLS: Once<Runtime> = Once::new();
 
 /// How a run ended.
 pub struct Outcome {
@@ -138,15 +142,29 @@ fn protect(start: *const u8, bytes: usize, perms: Perms) -> wasmtime::Result<()>
         .map_err(|_| wasmtime::Error::msg("out of page tables"))
 }
 
-/// The runtime, made at its first use.
+/// The runtime of programs, made at its first use.
 pub fn runtime() -> wasmtime::Result<&'static Runtime> {
-    if let Some(runtime) = RUNTIME.get() {
+    made(&RUNTIME, |config| {
+        config.with_host_memory(Arc::new(memory::Creator));
+    })
+}
+
+/// The runtime of calls, made at its first use.
+pub fn calls_runtime() -> wasmtime::Result<&'static Runtime> {
+    made(&CALLS, |_| ())
+}
+
+fn made(
+    place: &'static Once<Runtime>,
+    configure: impl FnOnce(&mut Config),
+) -> wasmtime::Result<&'static Runtime> {
+    if let Some(runtime) = place.get() {
         return Ok(runtime);
     }
     let mut config = Config::new();
     nacre_engine::configure(&mut config);
     config.with_custom_code_memory(Some(Arc::new(InPlace)));
-    config.with_host_memory(Arc::new(memory::Creator));
+    configure(&mut config);
     // SAFETY: the features of each module are checked against CPUID before it is loaded (`load`).
     unsafe { config.detect_host_feature(|_| Some(true)) };
     let engine = Engine::new(&config)?;
@@ -154,12 +172,12 @@ pub fn runtime() -> wasmtime::Result<&'static Runtime> {
     wasi::link(&mut linker)?;
     spawn::link(&mut linker)?;
     // Two tasks may have made one each: the first to come here wins.
-    Ok(RUNTIME.get_or_set(Box::new(Runtime { engine, linker })))
+    Ok(place.get_or_set(Box::new(Runtime { engine, linker })))
 }
 
 /// Makes all running Wasm reach a safe point soon.
 pub fn bump_epoch() {
-    if let Some(runtime) = RUNTIME.get() {
+    for runtime in [&RUNTIME, &CALLS].into_iter().filter_map(Once::get) {
         runtime.engine.increment_epoch();
     }
 }
@@ -349,6 +367,11 @@ fn instantiate(pre: &InstancePre<Context>, store: &mut Store<Context>) -> wasmti
 fn call_start(loaded: &Loaded, store: &mut Store<Context>) -> wasmtime::Result<()> {
     phases::mark(&phases::FIRST_WASM);
     let instance = instantiate(&loaded.pre, store)?;
+    start(loaded, instance, store)
+}
+
+/// Calls `_start`.
+fn start(loaded: &Loaded, instance: Instance, store: &mut Store<Context>) -> wasmtime::Result<()> {
     if !loaded.has_start {
         return Err(wasmtime::Error::msg(
             "it exports no function _start: build it as a command (a WASI program), not as a library",
