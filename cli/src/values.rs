@@ -3,8 +3,8 @@
 
 use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
-pub use nacre_compile::size::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, format_size};
 use nacre_compile::size::UNITS;
+pub use nacre_compile::size::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, format_size};
 
 /// Longest `--spin-limit`.
 const MAX_SPIN_LIMIT: Duration = Duration::from_millis(10);

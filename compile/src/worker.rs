@@ -40,7 +40,8 @@ impl Answer {
     #[must_use]
     pub fn split(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (first, rest) = bytes.split_first()?;
-        let answer = [Self::Program, Self::Module, Self::Compiler].into_iter().find(|a| *a as u8 == *first)?;
+        let answer =
+            [Self::Program, Self::Module, Self::Compiler].into_iter().find(|a| *a as u8 == *first)?;
         Some((answer, rest))
     }
 }

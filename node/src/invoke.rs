@@ -163,7 +163,13 @@ impl Invoker {
         }
     }
 
-    fn environment(&self, tenant: &Tenant, action: &Action, id: ActivationId, start_ms: u64) -> Vec<(String, String)> {
+    fn environment(
+        &self,
+        tenant: &Tenant,
+        action: &Action,
+        id: ActivationId,
+        start_ms: u64,
+    ) -> Vec<(String, String)> {
         let pair = |name: &str, value: String| (name.to_owned(), value);
         vec![
             pair("__OW_ACTION_NAME", format!("/{}/{}", tenant.name(), action.name)),
@@ -206,6 +212,9 @@ mod tests {
         let defaults = [pair("a", "1"), pair("b", "[2]")];
         assert_eq!(with_defaults(&[], b"{ \"x\": 1.0 }"), b"{ \"x\": 1.0 }");
         assert_eq!(with_defaults(&defaults, b"{}"), br#"{"a":1,"b":[2]}"#);
-        assert_eq!(with_defaults(&defaults, br#"{"a":null,"c":"\u00e9"}"#), br#"{"a":null,"b":[2],"c":"\u00e9"}"#);
+        assert_eq!(
+            with_defaults(&defaults, br#"{"a":null,"c":"\u00e9"}"#),
+            br#"{"a":null,"b":[2],"c":"\u00e9"}"#
+        );
     }
 }

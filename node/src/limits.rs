@@ -150,7 +150,8 @@ impl ActionLimits {
 /// The size of what an action keeps in memory, in bytes.
 #[must_use]
 pub fn metadata_bytes(name: &EntityName, pairs: &[&[crate::records::KeyValue]]) -> usize {
-    let values: usize = pairs.iter().copied().flatten().map(|pair| pair.key.len() + pair.value.get().len() + 48).sum();
+    let values: usize =
+        pairs.iter().copied().flatten().map(|pair| pair.key.len() + pair.value.get().len() + 48).sum();
     name.as_str().len() + values + 512
 }
 

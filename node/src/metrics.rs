@@ -13,8 +13,8 @@ use std::time::Duration;
 
 /// Upper bounds of all histograms, in seconds.
 const BUCKETS: [f64; 18] = [
-    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-    60.0,
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0,
 ];
 
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
@@ -22,7 +22,8 @@ static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 /// Begins to count; a second call changes nothing.
 pub fn init() {
     HANDLE.get_or_init(|| {
-        let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS);
+        let builder =
+            PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS);
         let handle = builder.and_then(PrometheusBuilder::install_recorder).ok();
         describe();
         handle
@@ -34,9 +35,15 @@ fn describe() {
     describe_histogram!("nacre_http_request_duration_seconds", "Time from a request's head to its response.");
     describe_counter!("nacre_activations_total", "Activations that ended, by status.");
     describe_histogram!("nacre_activation_duration_seconds", "Time of activations from acceptance to end.");
-    describe_histogram!("nacre_activation_wait_seconds", "Time of activations before their first instruction.");
+    describe_histogram!(
+        "nacre_activation_wait_seconds",
+        "Time of activations before their first instruction."
+    );
     describe_counter!("nacre_cold_starts_total", "Activations whose code had to be brought into a CVM.");
-    describe_counter!("nacre_activations_refused_total", "Activations refused because a tenant ran as many as it may.");
+    describe_counter!(
+        "nacre_activations_refused_total",
+        "Activations refused because a tenant ran as many as it may."
+    );
     describe_histogram!("nacre_cvm_launch_duration_seconds", "Time to launch a CVM.");
     describe_counter!("nacre_cvms_lost_total", "CVMs that ended by themselves.");
     describe_histogram!("nacre_compile_duration_seconds", "Time to compile a module.");
@@ -149,8 +156,18 @@ fn state(text: &mut String, views: &[View], gauges: Gauges) {
     single("gauge", "nacre_cvms", "CVMs that run.", count(views.len()));
     single("gauge", "nacre_tenants", "Tenants.", count(gauges.tenants));
     single("gauge", "nacre_actions", "Deployed actions.", count(gauges.actions));
-    single("gauge", "nacre_compile_queue_depth", "Modules that wait to be compiled.", count(gauges.compile_queue));
-    single("gauge", "nacre_connections", "Client connections of the public interface.", count(gauges.connections));
+    single(
+        "gauge",
+        "nacre_compile_queue_depth",
+        "Modules that wait to be compiled.",
+        count(gauges.compile_queue),
+    );
+    single(
+        "gauge",
+        "nacre_connections",
+        "Client connections of the public interface.",
+        count(gauges.connections),
+    );
     single("gauge", "nacre_uptime_seconds", "Time since the node was started.", gauges.uptime);
     single(
         "gauge",
@@ -172,13 +189,18 @@ fn state(text: &mut String, views: &[View], gauges: Gauges) {
         ("counter", "nacre_tenant_cpu_seconds_total", "CPU time of a tenant's CVM.", |view| {
             view.cpu.cpu_time().as_secs_f64()
         }),
-        ("counter", "nacre_tenant_wakes_total", "Times that workers of a tenant's CVM were given a CPU.", |view| {
-            view.cpu.sum(|vcpu| vcpu.wakes) as f64
-        }),
+        (
+            "counter",
+            "nacre_tenant_wakes_total",
+            "Times that workers of a tenant's CVM were given a CPU.",
+            |view| view.cpu.sum(|vcpu| vcpu.wakes) as f64,
+        ),
         ("gauge", "nacre_tenant_memory_bytes", "Memory committed for a tenant's CVM.", |view| {
             view.resident_bytes as f64
         }),
-        ("gauge", "nacre_tenant_activations", "Activations of a tenant that run.", |view| view.tenant.running() as f64),
+        ("gauge", "nacre_tenant_activations", "Activations of a tenant that run.", |view| {
+            view.tenant.running() as f64
+        }),
         ("gauge", "nacre_tenant_modules", "Modules in a tenant's CVM.", |view| view.modules as f64),
     ];
     for (kind, name, help, value) in families {

@@ -26,7 +26,9 @@ pub enum NameError {
     )]
     Characters,
     /// A tenant's name is narrower.
-    #[error("a tenant's name is made of a-z, 0-9, - and _, starts with a letter or digit, and has at most 63 bytes")]
+    #[error(
+        "a tenant's name is made of a-z, 0-9, - and _, starts with a letter or digit, and has at most 63 bytes"
+    )]
     Tenant,
     /// No activation id.
     #[error("an activation id has 32 hexadecimal digits")]
@@ -78,7 +80,11 @@ impl TenantName {
     pub fn new(text: &str) -> Result<Self, NameError> {
         let first = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
         let all = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_');
-        if first && all && text.len() <= MAX_TENANT_BYTES { Ok(Self(text.into())) } else { Err(NameError::Tenant) }
+        if first && all && text.len() <= MAX_TENANT_BYTES {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Tenant)
+        }
     }
 
     /// The name.
@@ -258,9 +264,22 @@ mod tests {
         for name in ["a", "_", "hello world", "a.b@c&d-e_f", "9", &"x".repeat(256)] {
             assert!(EntityName::new(name).is_ok(), "{name}");
         }
-        for name in
-            ["", " a", "a ", "-a", ".", "..", "a/b", "a\nb", "a\0", "é", "a\u{202e}b", "a?b", "%41", &"x".repeat(257)]
-        {
+        for name in [
+            "",
+            " a",
+            "a ",
+            "-a",
+            ".",
+            "..",
+            "a/b",
+            "a\nb",
+            "a\0",
+            "é",
+            "a\u{202e}b",
+            "a?b",
+            "%41",
+            &"x".repeat(257),
+        ] {
             assert!(EntityName::new(name).is_err(), "{name:?}");
         }
     }

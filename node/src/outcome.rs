@@ -64,15 +64,18 @@ impl Left {
             End::Exit(0) => match found {
                 Found::Object(range) => {
                     let text = std::str::from_utf8(&self.stdout[range.clone()]).unwrap_or("{}").to_owned();
-                    let status =
-                        if has_error(&text) { Status::ApplicationError } else { Status::Success };
+                    let status = if has_error(&text) { Status::ApplicationError } else { Status::Success };
                     (status, RawValue::from_string(text).unwrap_or_else(|_| error_object("")), Some(range))
                 }
                 Found::TooLong(bytes) => (Status::DeveloperError, too_long(bytes), None),
                 Found::None if self.stdout_cut => (Status::DeveloperError, too_long(self.stdout.len()), None),
-                Found::None => {
-                    (Status::DeveloperError, error_object("The action did not produce a valid JSON response: its last output has to be a JSON object."), None)
-                }
+                Found::None => (
+                    Status::DeveloperError,
+                    error_object(
+                        "The action did not produce a valid JSON response: its last output has to be a JSON object.",
+                    ),
+                    None,
+                ),
             },
             End::Exit(code) => match found {
                 // A program that says what went wrong in its own words is heard.
@@ -93,12 +96,16 @@ impl Left {
                 );
                 (Status::DeveloperError, error_object(&text), None)
             }
-            End::Error(text) => {
-                (Status::DeveloperError, error_object(&format!("The action could not be started: {text}")), None)
-            }
-            End::OutOfMemory(_) => {
-                (Status::DeveloperError, error_object("The action exhausted its memory and was aborted."), None)
-            }
+            End::Error(text) => (
+                Status::DeveloperError,
+                error_object(&format!("The action could not be started: {text}")),
+                None,
+            ),
+            End::OutOfMemory(_) => (
+                Status::DeveloperError,
+                error_object("The action exhausted its memory and was aborted."),
+                None,
+            ),
             End::TimeLimit => {
                 let text = format!("The action exceeded its time limits of {} milliseconds.", limits.timeout);
                 (Status::DeveloperError, error_object(&text), None)
@@ -113,7 +120,8 @@ impl Left {
         let max_bytes = (limits.logs as usize) << 20;
         let time = rfc3339(end_ms);
         let mut logs = Lines { lines: Vec::new(), room: max_bytes, cut: false, time: &time };
-        let (before, after) = taken.map_or((self.stdout.len(), self.stdout.len()), |range| (range.start, range.end));
+        let (before, after) =
+            taken.map_or((self.stdout.len(), self.stdout.len()), |range| (range.start, range.end));
         logs.add("stdout", &self.stdout[..before]);
         logs.add("stdout", &self.stdout[after..]);
         logs.add("stderr", &self.stderr);
@@ -121,8 +129,9 @@ impl Left {
             logs.add("stderr", text.as_bytes());
         }
         if logs.cut || self.stdout_cut || self.stderr_cut {
-            let text =
-                format!("{time} stderr: Logs were truncated because the total bytes size exceeds the limit of {max_bytes} bytes.");
+            let text = format!(
+                "{time} stderr: Logs were truncated because the total bytes size exceeds the limit of {max_bytes} bytes."
+            );
             logs.lines.push(text);
         }
         logs.lines
@@ -164,7 +173,9 @@ pub fn error_object(text: &str) -> Box<RawValue> {
 }
 
 fn too_long(bytes: usize) -> Box<RawValue> {
-    let text = format!("The action produced a response that exceeded the allowed length: {bytes} > {MAX_RESULT_BYTES} bytes.");
+    let text = format!(
+        "The action produced a response that exceeded the allowed length: {bytes} > {MAX_RESULT_BYTES} bytes."
+    );
     error_object(&text)
 }
 
@@ -178,7 +189,8 @@ fn has_error(object: &str) -> bool {
     match serde_json::from_str::<Probe<'_>>(object) {
         Ok(probe) => probe.error.is_some(),
         // Such as `error` given twice.
-        Err(_) => serde_json::from_str::<HashMap<String, IgnoredAny>>(object).is_ok_and(|map| map.contains_key("error")),
+        Err(_) => serde_json::from_str::<HashMap<String, IgnoredAny>>(object)
+            .is_ok_and(|map| map.contains_key("error")),
     }
 }
 
@@ -209,7 +221,11 @@ fn find_result(stdout: &[u8]) -> Found {
             tries += 1;
             read += end - at;
             if serde_json::from_slice::<HashMap<String, IgnoredAny>>(&stdout[at..end]).is_ok() {
-                return if end - at > MAX_RESULT_BYTES { Found::TooLong(end - at) } else { Found::Object(at..end) };
+                return if end - at > MAX_RESULT_BYTES {
+                    Found::TooLong(end - at)
+                } else {
+                    Found::Object(at..end)
+                };
             }
             if tries >= MAX_TRIES || read >= MAX_READ_BYTES {
                 return Found::None;

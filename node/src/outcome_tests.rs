@@ -19,7 +19,9 @@ fn the_last_object_is_the_result_and_the_rest_are_logs() {
     assert_eq!(ok("{\"a\":1}\n{\"b\":2}\n"), (Status::Success, "{\"b\":2}".into(), 1));
     assert_eq!(ok("log\n{\n  \"a\": {\n    \"b\": 1\n  }\n}\n").1, "{\n  \"a\": {\n    \"b\": 1\n  }\n}");
     assert_eq!(ok("  {\"a\":\"}\"}").1, "{\"a\":\"}\"}");
-    for nothing in ["", "\n", "hello", "[1]", "1", "{\"a\":1} trailing", "x {\"a\":1}", "{broken}", "{\"a\":1"] {
+    for nothing in
+        ["", "\n", "hello", "[1]", "1", "{\"a\":1} trailing", "x {\"a\":1}", "{broken}", "{\"a\":1"]
+    {
         let (status, result, _) = ok(nothing);
         assert_eq!(status, Status::DeveloperError, "{nothing}");
         assert!(result.contains("valid JSON"), "{result}");
@@ -41,7 +43,10 @@ fn errors_of_the_application() {
 #[test]
 fn other_ends() {
     let (status, result, logs) = outcome(End::Trap("unreachable\n  at f\n  at g".into()), "x");
-    assert!(status == Status::DeveloperError && result.contains("unreachable") && logs == 4, "{result} {logs}");
+    assert!(
+        status == Status::DeveloperError && result.contains("unreachable") && logs == 4,
+        "{result} {logs}"
+    );
     let (status, result, _) = outcome(End::TimeLimit, "{}");
     assert_eq!(status, Status::DeveloperError);
     assert!(result.contains("exceeded its time limits of 60000 milliseconds"), "{result}");
@@ -77,7 +82,9 @@ fn logs_have_a_size_and_say_when_they_are_cut() {
 /// Output made to be slow to search is given up on, not searched for ever.
 #[test]
 fn hostile_output_is_bounded_work() {
-    for stdout in ["{\"a\":\n".repeat(200_000) + "}", "{\n".repeat(500_000) + "}", "{}\n".repeat(300_000) + "x}"] {
+    for stdout in
+        ["{\"a\":\n".repeat(200_000) + "}", "{\n".repeat(500_000) + "}", "{}\n".repeat(300_000) + "x}"]
+    {
         let begin = find_result(stdout.as_bytes());
         assert!(matches!(begin, Found::None));
     }

@@ -151,7 +151,14 @@ impl Tenant {
     fn new(record: TenantRecord) -> Option<Self> {
         let (salt, key_hash) = (parse_hex(&record.salt)?, parse_hex(&record.key_hash)?);
         let zero = AtomicU64::default;
-        Some(Self { record, salt, key_hash, running: zero(), body_bytes: zero(), removed: AtomicBool::new(false) })
+        Some(Self {
+            record,
+            salt,
+            key_hash,
+            running: zero(),
+            body_bytes: zero(),
+            removed: AtomicBool::new(false),
+        })
     }
 
     /// Its name.
@@ -222,7 +229,9 @@ impl Tenants {
             Some(tenant) => {
                 self.0.write().unwrap_or_else(PoisonError::into_inner).insert(uuid, Arc::new(tenant));
             }
-            None => tracing::warn!(%name, "the record of a tenant is damaged; remove the tenant and add it again"),
+            None => {
+                tracing::warn!(%name, "the record of a tenant is damaged; remove the tenant and add it again")
+            }
         }
     }
 
@@ -242,7 +251,8 @@ impl Tenants {
     #[must_use]
     pub fn authenticate(&self, credentials: &Credentials) -> Option<Arc<Tenant>> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&credentials.uuid).cloned();
-        let (salt, wanted) = known.as_ref().map_or(([0; 16], [0; 32]), |tenant| (tenant.salt, tenant.key_hash));
+        let (salt, wanted) =
+            known.as_ref().map_or(([0; 16], [0; 32]), |tenant| (tenant.salt, tenant.key_hash));
         let fits = bool::from(hash(&salt, &credentials.key).ct_eq(&wanted));
         known.filter(|_| fits)
     }
@@ -299,7 +309,9 @@ mod tests {
         let read = Credentials::from_header(&header("u:k:v")).unwrap();
         assert_eq!((read.uuid.as_str(), read.key.as_str()), ("u", "k:v"));
         assert!(Credentials::from_header(&header("no colon")).is_none());
-        for bad in [b"".as_slice(), b"Basic", b"Basic !!!", b"Bearer dTpr", b"\xff\xfe", &header(&"x:".repeat(2000))] {
+        for bad in
+            [b"".as_slice(), b"Basic", b"Basic !!!", b"Bearer dTpr", b"\xff\xfe", &header(&"x:".repeat(2000))]
+        {
             assert!(Credentials::from_header(bad).is_none());
         }
     }

@@ -7,6 +7,7 @@ pub mod apps;
 pub mod cache;
 pub mod job;
 pub mod live;
+pub mod node;
 pub mod programs;
 pub mod registry;
 pub mod skip;

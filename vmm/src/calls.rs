@@ -15,7 +15,8 @@ use crate::events::Exit;
 use crate::link::{SendError, Sender};
 use crate::program::RunOptions;
 use nacre_abi::call::{
-    AnswerHead, HEAD_BYTES, MAX_OUTPUT_BYTES, MAX_REQUEST_BYTES, MAX_TEXTS, PIECE_BYTES, RequestHead, UNLIMITED,
+    AnswerHead, HEAD_BYTES, MAX_OUTPUT_BYTES, MAX_REQUEST_BYTES, MAX_TEXTS, PIECE_BYTES, RequestHead,
+    UNLIMITED,
 };
 use nacre_abi::message::{ExitKind, Header, Kind, stream};
 use std::collections::HashMap;
@@ -90,7 +91,9 @@ pub enum CallError {
     #[error("the CVM has ended")]
     Ended,
     /// The request is longer than any can be.
-    #[error("a request of {bytes} bytes is too long; {MAX_REQUEST_BYTES} is the limit for arguments, environment and input")]
+    #[error(
+        "a request of {bytes} bytes is too long; {MAX_REQUEST_BYTES} is the limit for arguments, environment and input"
+    )]
     TooLong {
         /// Its length.
         bytes: u64,
@@ -246,7 +249,8 @@ impl Calls {
         state.generation += 1;
         let generation = state.generation;
         let outputs = Default::default();
-        state.waiting[index as usize] = Some(Waiting { generation, cancelled: false, max_output, outputs, done });
+        state.waiting[index as usize] =
+            Some(Waiting { generation, cancelled: false, max_output, outputs, done });
         Ok(Place { index, generation })
     }
 

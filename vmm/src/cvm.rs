@@ -1,10 +1,10 @@
 //! A running CVM: launch, programs, end. Its part in the elastic CPU is in [`crate::elastic`].
 
+use crate::calls::Calls;
 use crate::elastic::manager::Membership;
 use crate::elastic::{
     self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
 };
-use crate::calls::Calls;
 use crate::events::{Events, Exit, Mailboxes, ProgramEvent, ProgramId};
 use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};

@@ -96,7 +96,9 @@ pub enum SendError {
     #[error("{0} bytes are too long for one argument, variable or path; 256 KiB is the limit")]
     TooLong(usize),
     /// So much waits to be sent already that no more is taken.
-    #[error("the guest is behind: {MAX_POSTED_BYTES} bytes wait for it already; try again when a call has ended")]
+    #[error(
+        "the guest is behind: {MAX_POSTED_BYTES} bytes wait for it already; try again when a call has ended"
+    )]
     Full,
 }
 

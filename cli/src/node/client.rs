@@ -117,9 +117,18 @@ impl Client {
         runtime.block_on(self.send_async(method, path, kind, body))
     }
 
-    async fn send_async(&self, method: Method, path: &str, kind: &str, body: Vec<u8>) -> Result<Answer, Failure> {
+    async fn send_async(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Vec<u8>,
+    ) -> Result<Answer, Failure> {
         let unreachable = |error: &dyn Display| {
-            Failure::new(self.name(), format_args!("can't be reached: {error}; start one with nacre node start, or name another"))
+            Failure::new(
+                self.name(),
+                format_args!("can't be reached: {error}; start one with nacre node start, or name another"),
+            )
         };
         let slow = |_| unreachable(&"no answer");
         match &self.place {
@@ -144,8 +153,11 @@ impl Client {
         kind: &str,
         body: Vec<u8>,
     ) -> Result<Answer, Failure> {
-        let broken = |error: &dyn Display| Failure::new(self.name(), format_args!("the connection broke: {error}; try again"));
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        let broken = |error: &dyn Display| {
+            Failure::new(self.name(), format_args!("the connection broke: {error}; try again"))
+        };
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         let connection = tokio::spawn(connection);
         let host = match &self.place {
             Place::Tcp { host, port } => format!("{host}:{port}"),
@@ -159,7 +171,8 @@ impl Client {
         let request = request.body(Full::new(Bytes::from(body))).map_err(|error| broken(&error))?;
         let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| broken(&error))?;
+        let body =
+            Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| broken(&error))?;
         connection.abort();
         Ok(Answer { status, body: body.to_bytes() })
     }

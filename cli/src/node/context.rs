@@ -53,7 +53,8 @@ impl Context {
         if mode & 0o077 != 0 {
             return Err(failure("holds keys and is open to other users; chmod 600 it".to_owned()));
         }
-        serde_json::from_slice(&text).map_err(|error| failure(format!("is damaged ({error}); remove it and add the tenants again")))
+        serde_json::from_slice(&text)
+            .map_err(|error| failure(format!("is damaged ({error}); remove it and add the tenants again")))
     }
 
     /// Writes the file, for this user only.
@@ -62,7 +63,10 @@ impl Context {
     /// If it can't be written.
     pub fn write(&self, path: &Path) -> Result<(), Failure> {
         let failure = |error: std::io::Error| {
-            Failure::new(path.display(), format_args!("{}; set NACRE_CONTEXT to another file", io_reason(&error)))
+            Failure::new(
+                path.display(),
+                format_args!("{}; set NACRE_CONTEXT to another file", io_reason(&error)),
+            )
         };
         if let Some(dir) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failure)?;

@@ -53,7 +53,10 @@ pub fn deploy(args: &DeployArgs) -> Result<ExitCode, Failure> {
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     read_file(path).map_err(|error| {
-        Failure::new(path.display(), format_args!("{}; check the path and its permissions", io_reason(&error)))
+        Failure::new(
+            path.display(),
+            format_args!("{}; check the path and its permissions", io_reason(&error)),
+        )
     })
 }
 
@@ -88,7 +91,11 @@ pub fn invoke(args: &InvokeArgs) -> Result<ExitCode, Failure> {
     }
     if !args.json {
         let status = text(&activation, "status").replace('_', " ");
-        eprintln!("nacre: {}: {status}; nacre logs {} shows more", printable(&args.name), text(&activation, "id"));
+        eprintln!(
+            "nacre: {}: {status}; nacre logs {} shows more",
+            printable(&args.name),
+            text(&activation, "id")
+        );
     }
     Ok(ExitCode::from(EXIT_FAILED))
 }
@@ -115,7 +122,9 @@ fn parameters(args: &InvokeArgs) -> Result<Vec<u8>, Failure> {
             None => params.clone().into_bytes(),
         };
         let object = serde_json::from_slice::<Map<String, Value>>(&given);
-        object.map_err(|error| Failure::usage("--params", format_args!("is no JSON object ({error})"), "write {\"key\": value}"))?;
+        object.map_err(|error| {
+            Failure::usage("--params", format_args!("is no JSON object ({error})"), "write {\"key\": value}")
+        })?;
         return Ok(given);
     }
     let mut object = Map::new();
@@ -138,7 +147,12 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, Failure> {
         println!("{state}");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{}: {} of {} activations run", text(&state, "tenant"), state["activations"], state["concurrency"]);
+    println!(
+        "{}: {} of {} activations run",
+        text(&state, "tenant"),
+        state["activations"],
+        state["concurrency"]
+    );
     match state.get("cvm") {
         None => println!("no CVM: the first call makes one"),
         Some(cvm) => {
@@ -208,7 +222,8 @@ pub fn describe(args: &DescribeArgs) -> Result<ExitCode, Failure> {
         println!("{:<32} {:<8} {:>8} {:>10}  UPDATED", "NAME", "KIND", "VERSION", "MODULE");
         for one in all.as_array().into_iter().flatten() {
             let size = format_size(one["module_bytes"].as_u64().unwrap_or(0));
-            let (name, kind, version) = (printable(text(one, "name")), text(one, "kind"), text(one, "version"));
+            let (name, kind, version) =
+                (printable(text(one, "name")), text(one, "kind"), text(one, "version"));
             println!("{name:<32} {kind:<8} {version:>8} {size:>10}  {}", text(one, "updated"));
         }
         return Ok(ExitCode::SUCCESS);

@@ -78,7 +78,9 @@ pub struct PsArgs {
 
 /// `nacre logs`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nacre logs hello\n  nacre logs hello --last 20\n  nacre logs 0190f5e1c2a47e3b8d6f1a2b3c4d5e6f --json")]
+#[command(
+    after_help = "Examples:\n  nacre logs hello\n  nacre logs hello --last 20\n  nacre logs 0190f5e1c2a47e3b8d6f1a2b3c4d5e6f --json"
+)]
 pub struct LogsArgs {
     /// A deployment's name, or an activation's id
     #[arg(value_name = "NAME|ID")]

@@ -54,7 +54,8 @@ fn default_state_dir() -> Option<PathBuf> {
 
 /// The state directory that an option names, or the usual one.
 fn state_dir(option: Option<PathBuf>) -> Result<PathBuf, Failure> {
-    let none = || Failure::usage("--state-dir", "there is no home directory to keep state in", "name a directory");
+    let none =
+        || Failure::usage("--state-dir", "there is no home directory to keep state in", "name a directory");
     option.or_else(default_state_dir).ok_or_else(none)
 }
 
@@ -62,7 +63,9 @@ fn state_dir(option: Option<PathBuf>) -> Result<PathBuf, Failure> {
 fn read_token(path: &std::path::Path) -> Result<String, Failure> {
     use std::os::unix::fs::PermissionsExt;
     let failure = |why: &dyn std::fmt::Display| Failure::new(path.display(), why);
-    let reason = |error: std::io::Error| failure(&format_args!("{}; check the path", crate::program::io_reason(&error)));
+    let reason = |error: std::io::Error| {
+        failure(&format_args!("{}; check the path", crate::program::io_reason(&error)))
+    };
     let mode = std::fs::metadata(path).map_err(reason)?.permissions().mode();
     if mode & 0o077 != 0 {
         return Err(failure(&"holds a token and is open to other users; chmod 600 it"));
@@ -70,7 +73,9 @@ fn read_token(path: &std::path::Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(path).map_err(reason)?;
     let token = text.trim();
     if token.len() < 16 || token.contains(char::is_whitespace) {
-        return Err(failure(&"holds no token; write one word of 16 characters or more, such as `openssl rand -hex 32` gives"));
+        return Err(failure(
+            &"holds no token; write one word of 16 characters or more, such as `openssl rand -hex 32` gives",
+        ));
     }
     Ok(token.to_owned())
 }

@@ -41,7 +41,8 @@ fn add(args: &TenantAddArgs) -> Result<ExitCode, Failure> {
     let limits: Map<String, Value> = given.collect();
     let body = serde_json::json!({ "name": args.name, "limits": limits });
     let what = format!("tenant {}", args.name);
-    let answer = client.send(Method::POST, "/v1/tenants", JSON, body.to_string().into_bytes())?.success(&what)?;
+    let answer =
+        client.send(Method::POST, "/v1/tenants", JSON, body.to_string().into_bytes())?.success(&what)?;
     let added = answer.json()?;
     let field = |name: &str| added.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     if !args.no_context {

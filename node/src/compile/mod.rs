@@ -177,7 +177,8 @@ fn understand(answer: Vec<u8>, status: std::process::ExitStatus) -> Result<Progr
         Some((Answer::Program, _)) => {
             let mut code = answer;
             code.remove(0);
-            Program::from_bytes(code, host_cpu::features()).map_err(|error| CompileError::System(error.to_string()))
+            Program::from_bytes(code, host_cpu::features())
+                .map_err(|error| CompileError::System(error.to_string()))
         }
         Some((Answer::Module | Answer::Compiler, text)) => {
             Err(CompileError::Module(String::from_utf8_lossy(text).into_owned()))

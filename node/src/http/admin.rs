@@ -38,14 +38,16 @@ pub(super) fn router(node: &Arc<Node>) -> Router {
 /// Lets only the administrator's token through. Without one there is nothing here.
 pub(super) async fn needs_token(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
     let Some(token) = &node.config.admin_token else { return ApiError::missing().into_response() };
-    let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
+    let given =
+        request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
     let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
     // Digests are of one length, so that the comparison tells nothing about the token's.
     let digest = |bytes: &[u8]| Sha256::digest(bytes);
     if bool::from(digest(given).ct_eq(&digest(token.as_bytes()))) {
         next.run(request).await
     } else {
-        let text = "This needs the administrator's token as a bearer token, or the socket in the state directory.";
+        let text =
+            "This needs the administrator's token as a bearer token, or the socket in the state directory.";
         ApiError::new(StatusCode::UNAUTHORIZED, text).into_response()
     }
 }
@@ -105,11 +107,14 @@ async fn add(State(node): State<Arc<Node>>, body: Body) -> Result<(StatusCode, J
     node.store.add_tenant(record.clone()).await?;
     node.tenants.add(record.clone());
     tracing::info!(tenant = record.name.as_str(), "tenant added");
-    Ok((StatusCode::CREATED, Json(TenantView {
-        auth: Some(credentials.reveal()),
-        node: Some(node.url.clone()),
-        ..TenantView::new(&record)
-    })))
+    Ok((
+        StatusCode::CREATED,
+        Json(TenantView {
+            auth: Some(credentials.reveal()),
+            node: Some(node.url.clone()),
+            ..TenantView::new(&record)
+        }),
+    ))
 }
 
 /// Remove a tenant and everything it has.

@@ -31,10 +31,9 @@ impl FromRequestParts<Arc<Node>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, node: &Arc<Node>) -> Result<Self, ApiError> {
         let refuse = |text: &str| ApiError::new(StatusCode::UNAUTHORIZED, text);
-        let header = parts
-            .headers
-            .get(header::AUTHORIZATION)
-            .ok_or_else(|| refuse("The request has no credentials; send uuid:key by HTTP basic authentication."))?;
+        let header = parts.headers.get(header::AUTHORIZATION).ok_or_else(|| {
+            refuse("The request has no credentials; send uuid:key by HTTP basic authentication.")
+        })?;
         let credentials = Credentials::from_header(header.as_bytes());
         let tenant = credentials.and_then(|credentials| node.tenants.authenticate(&credentials));
         let tenant = tenant.ok_or_else(|| refuse("The supplied authentication is invalid."))?;
@@ -139,7 +138,8 @@ impl Options {
     pub fn number(&self, name: &str, min: u64, max: u64) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.text(name) else { return Ok(None) };
         let number = text.parse().ok().filter(|number| (min..=max).contains(number));
-        let error = || ApiError::bad(format!("The query parameter '{name}' is a number from {min} to {max}."));
+        let error =
+            || ApiError::bad(format!("The query parameter '{name}' is a number from {min} to {max}."));
         number.map(Some).ok_or_else(error)
     }
 }
@@ -178,7 +178,10 @@ pub async fn read(tenant: &Arc<Tenant>, body: Body, most: u64) -> Result<Content
                 return Err(ApiError::too_large(announced, most));
             }
             if !share.grow(data.len() as u64, limits.requests_bytes) {
-                let text = format!("The bodies of this tenant's requests exceed {} bytes; send fewer at once.", limits.requests_bytes);
+                let text = format!(
+                    "The bodies of this tenant's requests exceed {} bytes; send fewer at once.",
+                    limits.requests_bytes
+                );
                 return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
             }
             bytes.extend_from_slice(&data);
@@ -242,7 +245,8 @@ mod tests {
         for good in ["", " \n", "{}", " {\"a\":[1,{\"b\":null}]} "] {
             assert!(object(good.as_bytes()).is_ok(), "{good}");
         }
-        for bad in ["[]", "1", "null", "\"x\"", "{", "{}}", "{\"a\"}", "{'a':1}", "\u{feff}{}", "{\"a\":1,}"] {
+        for bad in ["[]", "1", "null", "\"x\"", "{", "{}}", "{\"a\"}", "{'a':1}", "\u{feff}{}", "{\"a\":1,}"]
+        {
             let error = object(bad.as_bytes()).unwrap_err();
             assert_eq!(error.status, StatusCode::BAD_REQUEST, "{bad}");
         }

@@ -43,7 +43,8 @@ pub async fn serve(node: Arc<Node>, listeners: Listeners) {
     let admin = server::serve(listeners.admin, router(&node, true), node.clone());
     let metrics = async {
         if let Some(listener) = listeners.metrics {
-            server::serve(listener, finish(metrics_router(&node).merge(health_router(&node))), node.clone()).await;
+            server::serve(listener, finish(metrics_router(&node).merge(health_router(&node))), node.clone())
+                .await;
         }
     };
     tokio::join!(public, admin, metrics);
@@ -63,8 +64,9 @@ fn router(node: &Arc<Node>, administrator: bool) -> Router {
 /// What no route takes, and the layer around everything.
 fn finish(router: Router) -> Router {
     let missing = || async { ApiError::missing() };
-    let method =
-        || async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "This resource does not take this method.") };
+    let method = || async {
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "This resource does not take this method.")
+    };
     router
         .fallback(missing)
         .method_not_allowed_fallback(method)
@@ -97,9 +99,12 @@ fn metrics_router(node: &Arc<Node>) -> Router {
             uptime: node.start.elapsed().as_secs_f64(),
         };
         // Looking at a CVM's memory walks page tables of the kernel.
-        let looked = tokio::task::spawn_blocking(move || crate::metrics::render(&node.runner.views(), gauges)).await;
+        let looked =
+            tokio::task::spawn_blocking(move || crate::metrics::render(&node.runner.views(), gauges)).await;
         let text = looked.map_err(|_| ApiError::internal())?;
-        Ok::<_, ApiError>(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+        Ok::<_, ApiError>(
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        )
     };
     Router::new().route("/metrics", get(metrics)).with_state(node.clone())
 }

@@ -63,11 +63,7 @@ impl Drop for Counted<'_> {
 }
 
 /// Serves `router` on a listener until the node stops; then open connections finish their requests.
-pub(super) async fn serve<L: Listen>(
-    mut listener: L,
-    router: Router,
-    node: Arc<Node>,
-) {
+pub(super) async fn serve<L: Listen>(mut listener: L, router: Router, node: Arc<Node>) {
     let mut stopping = node.stopping.subscribe();
     let places = Arc::new(Semaphore::new(node.config.max_connections));
     let mut connections = JoinSet::new();

@@ -2,9 +2,9 @@
 //! others need the room.
 
 use super::machine::{Code, Ended, LoadFailed, Machine};
-use crate::outcome::End;
 use crate::compile::{CompileError, Compiler};
 use crate::names::Digest;
+use crate::outcome::End;
 use crate::records::ModuleRef;
 use crate::store::Store;
 use crate::tenants::Tenant;
@@ -57,7 +57,13 @@ pub(super) struct Live {
 impl Live {
     /// `max_bytes` is how much code it keeps.
     pub(super) fn new(machine: Machine, max_bytes: u64, shown: Option<Box<dyn Any + Send + Sync>>) -> Self {
-        Self { machine: Arc::new(machine), since: Instant::now(), codes: Mutex::default(), max_bytes, _shown: shown }
+        Self {
+            machine: Arc::new(machine),
+            since: Instant::now(),
+            codes: Mutex::default(),
+            max_bytes,
+            _shown: shown,
+        }
     }
 
     fn codes(&self) -> MutexGuard<'_, Codes> {
@@ -117,7 +123,8 @@ impl Live {
         let mut total: u64 = codes.loaded.values().map(|loaded| loaded.bytes).sum();
         while total > self.max_bytes {
             let others = codes.loaded.iter().filter(|(other, loaded)| **other != digest && loaded.bytes > 0);
-            let Some(oldest) = others.min_by_key(|(_, loaded)| loaded.last_used).map(|(digest, _)| *digest) else {
+            let Some(oldest) = others.min_by_key(|(_, loaded)| loaded.last_used).map(|(digest, _)| *digest)
+            else {
                 return;
             };
             total -= codes.loaded.remove(&oldest).map_or(0, |loaded| loaded.bytes);

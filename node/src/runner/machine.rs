@@ -6,7 +6,8 @@ use nacre_compile::program::Program as Compiled;
 use nacre_vmm::elastic::CpuStats;
 use nacre_vmm::program::{Exit, RunOptions};
 use nacre_vmm::{
-    Call, CallError, CallHandle, CallResult, CpuLimits, CpuManager, Cvm, CvmConfig, CvmError, ElasticConfig, Module,
+    Call, CallError, CallHandle, CallResult, CpuLimits, CpuManager, Cvm, CvmConfig, CvmError, ElasticConfig,
+    Module,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};

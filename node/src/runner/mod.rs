@@ -171,7 +171,9 @@ impl Runner {
         for _ in 0..2 {
             let live = match self.live(seat).await {
                 Ok(live) => live,
-                Err(error) => return Ran::failed(End::Lost(format!("The CVM can't be started: {error}")), begin),
+                Err(error) => {
+                    return Ran::failed(End::Lost(format!("The CVM can't be started: {error}")), begin);
+                }
             };
             let (code, init) = match live.code(&self.store, &self.compiler, tenant, module).await {
                 Ok(code) => code,
@@ -213,7 +215,11 @@ impl Runner {
         let spec = MachineSpec {
             memory_bytes: limits.memory_bytes,
             workers: limits.workers_max,
-            limits: CpuLimits { weight: limits.cpu_weight, min: limits.workers_min, max: Some(limits.workers_max) },
+            limits: CpuLimits {
+                weight: limits.cpu_weight,
+                min: limits.workers_min,
+                max: Some(limits.workers_max),
+            },
             manager: self.manager.clone(),
         };
         let begin = Instant::now();
@@ -240,7 +246,9 @@ impl Runner {
         if occupied.len() < self.max_cvms {
             return Ok(());
         }
-        let idle = occupied.iter().filter(|seat| seat.busy.load(Ordering::SeqCst) == 0 && !Arc::ptr_eq(seat, wanting));
+        let idle = occupied
+            .iter()
+            .filter(|seat| seat.busy.load(Ordering::SeqCst) == 0 && !Arc::ptr_eq(seat, wanting));
         let Some(oldest) = idle.min_by_key(|seat| seat.last_used.load(Ordering::Relaxed)) else {
             return Err(Ended(format!("{} CVMs are at work, as many as this node may have", occupied.len())));
         };
@@ -254,7 +262,10 @@ impl Runner {
     async fn retire(&self, seat: &Seat, live: &Arc<Live>) {
         if let Some(live) = seat.take(Some(live)) {
             crate::metrics::lost_cvm();
-            tracing::warn!(tenant = seat.tenant.name().as_str(), "a CVM ended; the next call gets another one");
+            tracing::warn!(
+                tenant = seat.tenant.name().as_str(),
+                "a CVM ended; the next call gets another one"
+            );
             live.machine.stop().await;
         }
     }

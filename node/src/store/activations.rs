@@ -153,7 +153,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn activation(&self, tenant: &TenantName, id: ActivationId) -> Result<Option<Arc<Activation>>, StoreError> {
+    pub fn activation(
+        &self,
+        tenant: &TenantName,
+        id: ActivationId,
+    ) -> Result<Option<Arc<Activation>>, StoreError> {
         if let Some(recent) = self.recent.get(tenant, id) {
             return Ok(Some(recent));
         }
@@ -177,7 +181,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn activations(&self, tenant: &TenantName, filter: &Filter) -> Result<Vec<Arc<Activation>>, StoreError> {
+    pub fn activations(
+        &self,
+        tenant: &TenantName,
+        filter: &Filter,
+    ) -> Result<Vec<Arc<Activation>>, StoreError> {
         let mut found = Vec::new();
         let mut skip = filter.skip;
         self.visit(tenant, filter, |activation| {
@@ -218,7 +226,8 @@ impl Store {
         recent.retain(|id, _| (from..=to).contains(&id.bytes()));
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(tables::ACTIVATIONS)?;
-        let matches = |activation: &Activation| filter.action.as_ref().is_none_or(|name| *name == activation.action);
+        let matches =
+            |activation: &Activation| filter.action.as_ref().is_none_or(|name| *name == activation.action);
         if from > to {
             return Ok(());
         }

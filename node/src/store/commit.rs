@@ -158,7 +158,11 @@ impl Committer {
         told.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    pub(super) async fn activation(&self, owner: Owner, activation: Arc<Activation>) -> Result<(), StoreError> {
+    pub(super) async fn activation(
+        &self,
+        owner: Owner,
+        activation: Arc<Activation>,
+    ) -> Result<(), StoreError> {
         let kib = (activation.weight() >> 10).clamp(1, WAITING_KIB) as u32;
         let weight = self.weight.clone().acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
         self.recent.insert(owner.name.clone(), activation.clone());
@@ -185,7 +189,8 @@ impl Writer {
     async fn run(self: Arc<Self>, mut receiver: mpsc::UnboundedReceiver<Message>) {
         while let Some(first) = receiver.recv().await {
             let mut batch = vec![first];
-            let only_activations = |batch: &[Message]| matches!(batch.last(), Some(Message::Activation { .. }));
+            let only_activations =
+                |batch: &[Message]| matches!(batch.last(), Some(Message::Activation { .. }));
             if only_activations(&batch) {
                 // Nobody waits for these: gather more, but go at once when somebody does.
                 let deadline = tokio::time::Instant::now() + ACTIVATION_DELAY;
@@ -256,8 +261,13 @@ impl Writer {
     ) -> Result<(Vec<After>, Vec<Digest>), StoreError> {
         let transaction = self.database.begin_write()?;
         let (directory, modules) = (&*self.directory, &*self.modules);
-        let mut change =
-            Change { transaction: &transaction, directory, modules, after: Vec::new(), unreferenced: Vec::new() };
+        let mut change = Change {
+            transaction: &transaction,
+            directory,
+            modules,
+            after: Vec::new(),
+            unreferenced: Vec::new(),
+        };
         for job in jobs.iter_mut() {
             if !job.apply(&mut change) {
                 return Err(StoreError::Database("a change could not be written".into()));

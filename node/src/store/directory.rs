@@ -23,7 +23,9 @@ pub enum EditError {
     #[error("the tenant has {0} actions and services, as many as it may; remove some")]
     TooMany(u32),
     /// Parameters and annotations of all actions are too large together.
-    #[error("parameters and annotations of all actions together exceed {MAX_METADATA_BYTES} bytes; make them smaller")]
+    #[error(
+        "parameters and annotations of all actions together exceed {MAX_METADATA_BYTES} bytes; make them smaller"
+    )]
     TooMuch,
     /// A new action without code.
     #[error("a new action needs code; send exec with kind and code")]
@@ -92,7 +94,11 @@ impl Directory {
     /// A tenant's actions by name.
     #[must_use]
     pub fn actions(&self, tenant: &TenantName) -> Vec<Arc<Action>> {
-        self.read().owned.get(tenant).map(|owned| owned.actions.values().cloned().collect()).unwrap_or_default()
+        self.read()
+            .owned
+            .get(tenant)
+            .map(|owned| owned.actions.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// How many actions there are in all.
@@ -121,7 +127,8 @@ impl Directory {
 
     fn room(&self, tenant: &TenantName, action: &Action, is_new: bool) -> Result<(), EditError> {
         let state = self.read();
-        let (count, bytes) = state.owned.get(tenant).map_or((0, 0), |owned| (owned.actions.len(), owned.bytes));
+        let (count, bytes) =
+            state.owned.get(tenant).map_or((0, 0), |owned| (owned.actions.len(), owned.bytes));
         let most = state.tenants.get(tenant).map_or(0, |tenant| tenant.limits.actions);
         if is_new && count >= most as usize {
             return Err(EditError::TooMany(most));

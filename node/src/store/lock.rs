@@ -17,7 +17,8 @@ impl Lock {
     /// [`StoreError::Locked`] if another process has it.
     pub fn take(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join("lock");
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let opened =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let mut file = opened.map_err(io_error(&path))?;
         match file.try_lock() {
             Ok(()) => {}

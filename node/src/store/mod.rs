@@ -65,7 +65,9 @@ pub enum StoreError {
     #[error("{0} is open to other users; chmod 700 it, or choose another --state-dir")]
     Open(PathBuf),
     /// The database.
-    #[error("the database fails: {0}; look at the disk, restore the state directory from a copy if it is damaged")]
+    #[error(
+        "the database fails: {0}; look at the disk, restore the state directory from a copy if it is damaged"
+    )]
     Database(String),
     /// A value that this version can't read.
     #[error("the database holds something unreadable ({0}); use the version of nacre that wrote it")]
@@ -87,7 +89,14 @@ macro_rules! from_redb {
         }
     )*};
 }
-from_redb!(redb::Error, redb::DatabaseError, redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+from_redb!(
+    redb::Error,
+    redb::DatabaseError,
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError
+);
 
 impl From<serde_json::Error> for StoreError {
     fn from(error: serde_json::Error) -> Self {
@@ -121,7 +130,8 @@ impl Store {
         private_directory(dir)?;
         let lock = Lock::take(dir)?;
         let path = dir.join("node.redb");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(io_error(&path))?;
         let mut builder = redb::Builder::new();
         builder.set_cache_size(CACHE_BYTES);
@@ -131,7 +141,8 @@ impl Store {
         let modules = Arc::new(Modules::open(&dir.join("modules"), &references)?);
         let directory = Arc::new(Directory::new(tenants, actions));
         let recent = Arc::new(activations::Recent::default());
-        let committer = Committer::start(database.clone(), directory.clone(), modules.clone(), recent.clone());
+        let committer =
+            Committer::start(database.clone(), directory.clone(), modules.clone(), recent.clone());
         Ok(Self { database, directory, modules, committer, recent, dir: dir.to_owned(), _lock: lock })
     }
 
@@ -202,7 +213,8 @@ fn load(database: &Database) -> Result<Loaded, StoreError> {
     let mut actions = Vec::new();
     for entry in transaction.open_table(tables::ACTIONS)?.iter()? {
         let (key, value) = entry?;
-        let tenant = TenantName::new(key.value().0).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+        let tenant =
+            TenantName::new(key.value().0).map_err(|error| StoreError::Unreadable(error.to_string()))?;
         actions.push((tenant, serde_json::from_slice(value.value())?));
     }
     let mut references = Vec::new();

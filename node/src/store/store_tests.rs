@@ -19,7 +19,8 @@ fn tenant(text: &str) -> TenantName {
 }
 
 fn record(text: &str, activations: u32) -> TenantRecord {
-    Credentials::random().record(tenant(text), TenantLimits { activations, actions: 3, ..TenantLimits::default() })
+    Credentials::random()
+        .record(tenant(text), TenantLimits { activations, actions: 3, ..TenantLimits::default() })
 }
 
 fn owner(record: &TenantRecord) -> Owner {
@@ -93,7 +94,9 @@ async fn what_is_acknowledged_survives() {
     assert_eq!(store.activation(&guest.name, id).unwrap().unwrap().result.get(), "{\"t\":\"x\"}");
     let ended = store.activation(&guest.name, pending).unwrap().unwrap();
     assert_eq!(ended.status, Status::InternalError);
-    assert!(ended.result.get().contains("restarted") && store.pending(&guest.name, pending).unwrap().is_none());
+    assert!(
+        ended.result.get().contains("restarted") && store.pending(&guest.name, pending).unwrap().is_none()
+    );
     let mode = |path: &str| fs::metadata(dir.join(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!([mode(""), mode("node.redb"), mode("modules")], [0o700, 0o600, 0o700]);
 }

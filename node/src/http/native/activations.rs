@@ -121,7 +121,10 @@ pub(super) async fn list(
     params(("id" = String, Path, description = "32 hexadecimal digits")),
     responses((status = 200, body = ActivationView), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
         (status = 404, body = ErrorBody)))]
-pub(super) async fn get(State(node): State<Arc<Node>>, place: Place) -> Result<Json<ActivationView>, ApiError> {
+pub(super) async fn get(
+    State(node): State<Arc<Node>>,
+    place: Place,
+) -> Result<Json<ActivationView>, ApiError> {
     let id = ActivationId::parse(place.text())?;
     let name = place.tenant.name();
     if let Some(activation) = node.store.activation(name, id)? {

@@ -68,7 +68,8 @@ pub(super) async fn describe(
     place: Place,
 ) -> Result<Json<DeploymentView>, ApiError> {
     let name = place.entity()?;
-    let action = node.store.directory().action(place.tenant.name(), name.as_str()).ok_or_else(ApiError::missing)?;
+    let action =
+        node.store.directory().action(place.tenant.name(), name.as_str()).ok_or_else(ApiError::missing)?;
     Ok(Json(DeploymentView::action(&action)))
 }
 
@@ -130,7 +131,8 @@ pub(super) async fn invoke(
     body: Body,
 ) -> Result<(StatusCode, Json<ActivationView>), ApiError> {
     let name = place.entity()?;
-    let action = node.store.directory().action(place.tenant.name(), name.as_str()).ok_or_else(ApiError::missing)?;
+    let action =
+        node.store.directory().action(place.tenant.name(), name.as_str()).ok_or_else(ApiError::missing)?;
     let wait = options.number("wait_ms", 0, MAX_BLOCKING.as_millis() as u64)?;
     let wait = wait.map_or(Some(MAX_BLOCKING), |ms| (ms > 0).then(|| Duration::from_millis(ms)));
     let content = extract::read(&place.tenant, body, MAX_PARAMETERS_BYTES as u64).await?;

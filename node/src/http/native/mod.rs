@@ -7,10 +7,10 @@ mod state;
 
 use super::admin;
 use crate::daemon::Node;
+use axum::Router;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use axum::Router;
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -98,7 +98,10 @@ mod tests {
             let methods = paths.get(path).and_then(|path| path.as_object());
             for (method, operation) in methods.unwrap_or_else(|| panic!("{path} is not described")) {
                 assert!(operation["security"].is_array(), "{method} {path}");
-                assert!(operation["summary"].is_string() || operation["description"].is_string(), "{method} {path}");
+                assert!(
+                    operation["summary"].is_string() || operation["description"].is_string(),
+                    "{method} {path}"
+                );
             }
         }
         assert_eq!(paths.len(), 8);

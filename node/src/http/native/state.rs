@@ -72,10 +72,14 @@ pub struct PsView {
 /// What runs now.
 #[utoipa::path(get, path = "/v1/ps", tag = "state", security(("tenant" = [])),
     responses((status = 200, body = PsView), (status = 401, body = ErrorBody)))]
-pub(super) async fn ps(State(node): State<Arc<Node>>, Caller(tenant): Caller) -> Result<Json<PsView>, ApiError> {
+pub(super) async fn ps(
+    State(node): State<Arc<Node>>,
+    Caller(tenant): Caller,
+) -> Result<Json<PsView>, ApiError> {
     let runner = node.runner.clone();
     let looked = tenant.clone();
-    let view = tokio::task::spawn_blocking(move || runner.view(&looked)).await.map_err(|_| ApiError::internal())?;
+    let view =
+        tokio::task::spawn_blocking(move || runner.view(&looked)).await.map_err(|_| ApiError::internal())?;
     Ok(Json(PsView {
         tenant: tenant.name().to_string(),
         activations: tenant.running(),

@@ -159,14 +159,17 @@ async fn compile(
     tenant: &Arc<Tenant>,
     module: Vec<u8>,
 ) -> Result<crate::store::modules::Draft, ApiError> {
-    let hashed = tokio::task::spawn_blocking(move || (Digest(sha2::Sha256::digest(&module).into()), module)).await;
+    let hashed =
+        tokio::task::spawn_blocking(move || (Digest(sha2::Sha256::digest(&module).into()), module)).await;
     let (digest, module) = hashed.map_err(|_| ApiError::internal())?;
     let module = Arc::new(module);
     let bytes = module.clone();
     let program = node.compiler.code(tenant.name(), digest, async move || Ok(bytes.to_vec())).await?;
     let (need, have) = (program.header().min_memory_bytes, tenant.limits().memory_bytes);
     if !program.header().is_command || need >= have {
-        let text = format!("The module starts with {need} bytes of memory, the tenant's CVM has {have}; build it with less.");
+        let text = format!(
+            "The module starts with {need} bytes of memory, the tenant's CVM has {have}; build it with less."
+        );
         return Err(ApiError::bad(text));
     }
     let node = node.clone();

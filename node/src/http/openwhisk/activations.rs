@@ -32,7 +32,11 @@ pub(super) async fn list(
         }
         let found = node.store.activations(name, &filter)?;
         let view = |activation| {
-            if docs { ActivationView::full(name, activation) } else { ActivationView::summary(name, activation) }
+            if docs {
+                ActivationView::full(name, activation)
+            } else {
+                ActivationView::summary(name, activation)
+            }
         };
         let views: Vec<_> = found.iter().map(|activation| view(activation)).collect();
         Ok(answer(StatusCode::OK, &views))

@@ -19,7 +19,12 @@ use std::sync::Arc;
 pub(super) fn router(node: &Arc<Node>) -> Router {
     const NS: &str = "/api/v1/namespaces/{namespace}";
     let path = |rest: &str| format!("{NS}/{rest}");
-    let packages = || async { ApiError::new(StatusCode::NOT_IMPLEMENTED, "Packages, triggers and rules are not supported yet; deploy actions.") };
+    let packages = || async {
+        ApiError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "Packages, triggers and rules are not supported yet; deploy actions.",
+        )
+    };
     let none = async |_: Place| Json(json!([]));
     Router::new()
         .route("/api/v1", get(info))

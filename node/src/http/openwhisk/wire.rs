@@ -78,7 +78,8 @@ pub fn action_put(body: &[u8]) -> Result<ActionPut, ApiError> {
     let version = match body.version {
         None => None,
         Some(text) => Some(
-            Version::parse(&text).ok_or_else(|| ApiError::bad("A version has three numbers, such as 0.0.1."))?,
+            Version::parse(&text)
+                .ok_or_else(|| ApiError::bad("A version has three numbers, such as 0.0.1."))?,
         ),
     };
     let binary = body.exec.as_ref().and_then(|exec| exec.binary);
@@ -95,10 +96,15 @@ pub fn action_put(body: &[u8]) -> Result<ActionPut, ApiError> {
 
 fn code(exec: ExecBody<'_>) -> Result<Vec<u8>, ApiError> {
     if exec.kind != KIND && exec.kind != "wasi" {
-        let text = format!("The kind '{}' is not supported; this node runs '{KIND}', WASI command modules.", short(&exec.kind));
+        let text = format!(
+            "The kind '{}' is not supported; this node runs '{KIND}', WASI command modules.",
+            short(&exec.kind)
+        );
         return Err(ApiError::bad(text));
     }
-    let code = exec.code.ok_or_else(|| ApiError::bad("The action has no code; send exec.code, a module in base64."))?;
+    let code = exec
+        .code
+        .ok_or_else(|| ApiError::bad("The action has no code; send exec.code, a module in base64."))?;
     let decoded = STANDARD.decode(code.as_bytes());
     module(decoded.map_err(|error| ApiError::bad(format!("The code is not base64: {error}.")))?)
 }
@@ -112,7 +118,8 @@ pub fn module(bytes: Vec<u8>) -> Result<Vec<u8>, ApiError> {
         return Err(ApiError::bad("The code is empty; send a WebAssembly module."));
     }
     if !bytes.starts_with(WASM_MAGIC) {
-        let text = "The code is not a WebAssembly module in binary form; compile the program for wasm32-wasip1.";
+        let text =
+            "The code is not a WebAssembly module in binary form; compile the program for wasm32-wasip1.";
         return Err(ApiError::bad(text));
     }
     Ok(bytes)

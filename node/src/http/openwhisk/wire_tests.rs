@@ -58,7 +58,8 @@ fn action() -> Action {
 #[test]
 fn an_update_changes_what_it_names() {
     let tenant = TenantLimits::default();
-    let update = put(serde_json::json!({ "limits": { "timeout": 100 }, "parameters": [{ "key": "q", "value": [] }] }));
+    let update =
+        put(serde_json::json!({ "limits": { "timeout": 100 }, "parameters": [{ "key": "q", "value": [] }] }));
     assert!(update.code.is_none());
     let limits = update.limits(ActionLimits { logs: 3, ..ActionLimits::default() }, &tenant).unwrap();
     assert_eq!((limits.timeout, limits.logs, limits.memory), (100, 3, 256));
