@@ -154,7 +154,8 @@ impl Node {
     /// # Errors
     /// If the node refuses.
     pub async fn put_action(&self, tenant: &Tenant, name: &str, module: &[u8]) -> Result<(), BenchError> {
-        let body = json!({ "exec": { "kind": "wasi:default", "code": STANDARD.encode(module), "binary": true } });
+        let body =
+            json!({ "exec": { "kind": "wasi:default", "code": STANDARD.encode(module), "binary": true } });
         let path = format!("/api/v1/namespaces/_/actions/{name}?overwrite=true");
         let request = request("PUT", &path, Some(&tenant.authorization), body.to_string().as_bytes());
         exchange(&mut self.connect().await?, &request).await.map(drop)
@@ -264,7 +265,8 @@ impl Used {
 fn parse(comm: &str, schedstat: &str, status: &str) -> (String, Thread) {
     let name = comm.trim().trim_end_matches(|c: char| c.is_ascii_digit() || "-_ .".contains(c)).to_owned();
     let mut numbers = schedstat.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0.0));
-    let switches = |name| crate::machine::field(status, name).and_then(|word| word.parse().ok()).unwrap_or(0.0);
+    let switches =
+        |name| crate::machine::field(status, name).and_then(|word| word.parse().ok()).unwrap_or(0.0);
     let thread = Thread {
         cpu_ns: numbers.next().unwrap_or(0.0),
         wait_ns: numbers.next().unwrap_or(0.0),

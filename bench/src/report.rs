@@ -328,7 +328,12 @@ mod tests {
         assert!(table.contains("2.00 ms (1.00 ms..3.00 ms)"), "{table}");
         assert!(table.contains("1.500 (1.000..2.000)  1.000  ratio 1.00  not met"), "{table}");
         assert!(table.contains("1 of 2 targets met, 1 not met") && table.contains("SKIPPED big"), "{table}");
-        assert!(table.contains("where\n             us   wakes\na thread  12.35    0.50\nb          1.00  100.00\n"), "{table}");
+        assert!(
+            table.contains(
+                "where\n             us   wakes\na thread  12.35    0.50\nb          1.00  100.00\n"
+            ),
+            "{table}"
+        );
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(json["rows"][0]["met"], false);
         assert_eq!(json["rows"][1]["target"]["value"], 6.0);

@@ -42,7 +42,10 @@ pub fn serve(source: &[u8], ready: impl FnOnce(SocketAddr)) -> Result<(), BenchE
     })
 }
 
-async fn answer(program: &HostProgram, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+async fn answer(
+    program: &HostProgram,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (status, body) = match Limited::new(request.into_body(), MAX_BODY).collect().await {
         Err(error) => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string().into()),
         Ok(body) => match program.call(environment(), body.to_bytes().to_vec()) {

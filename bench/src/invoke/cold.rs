@@ -89,7 +89,8 @@ async fn actions(
     let rows = [
         Row::new(name(": beyond a warm one"), arm::NODE, Unit::Nanoseconds, &beyond)
             .map(|row| row.target(ACTION_TARGET)),
-        Row::new(name(""), arm::NODE, Unit::Nanoseconds, &first).map(|row| row.against("warm", &first, &warm)),
+        Row::new(name(""), arm::NODE, Unit::Nanoseconds, &first)
+            .map(|row| row.against("warm", &first, &warm)),
     ];
     Ok(rows.into_iter().flatten().collect())
 }

@@ -142,7 +142,11 @@ pub(super) fn measure(
                     if let Some(before) = before {
                         // The requests that open the connections are counted too.
                         let requests = slice.requests + connections as f64;
-                        counted[usize::from(connections == 64)].add(requests, &before, &node.metrics().await?);
+                        counted[usize::from(connections == 64)].add(
+                            requests,
+                            &before,
+                            &node.metrics().await?,
+                        );
                     }
                     slices[which].push(slice);
                 }
@@ -220,7 +224,9 @@ struct Counted {
 impl Counted {
     fn add(&mut self, requests: f64, before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) {
         self.requests += requests;
-        let counters = after.iter().filter(|(name, _)| ["_total", "_sum", "_count"].iter().any(|end| name.ends_with(end)));
+        let counters = after
+            .iter()
+            .filter(|(name, _)| ["_total", "_sum", "_count"].iter().any(|end| name.ends_with(end)));
         for (name, value) in counters {
             *self.sums.entry(name.clone()).or_insert(0.0) += value - before.get(name).copied().unwrap_or(0.0);
         }
@@ -261,7 +267,8 @@ mod tests {
 
     #[test]
     fn counters_are_told_per_call_and_states_not_at_all() {
-        let metrics = |pairs: &[(&str, f64)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        let metrics =
+            |pairs: &[(&str, f64)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
         let mut counted = Counted::default();
         let before = metrics(&[("a_total", 5.0), ("gauge", 1.0), ("t_seconds_sum", 1.0)]);
         counted.add(10.0, &before, &metrics(&[("a_total", 25.0), ("gauge", 9.0), ("t_seconds_sum", 1.5)]));

@@ -93,7 +93,8 @@ impl Head {
         let parsed = response.parse(bytes).map_err(|error| wrong(&error.to_string()))?;
         let httparse::Status::Complete(head_bytes) = parsed else { return Ok(None) };
         let status = response.code.ok_or_else(|| wrong("an answer has no status"))?;
-        let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let length =
+            response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
         let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
         let body_bytes = match length {
             Some(bytes) if bytes <= MAX_ANSWER => bytes,

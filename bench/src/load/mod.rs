@@ -151,7 +151,8 @@ mod tests {
                 tokio::task::spawn_local(async move {
                     let mut buffer = [0; 4096];
                     while stream.read(&mut buffer).await.is_ok_and(|bytes| bytes > 0) {
-                        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                        let answer =
+                            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                         stream.write_all(answer.as_bytes()).await.unwrap();
                     }
                 });
