@@ -7,7 +7,7 @@
 //! * [`store`]: everything durable: an embedded database, and files for modules.
 //! * [`tenants`]: who may do what: keys, limits, and what of them is in use now.
 //! * [`compile`]: modules become code in child processes, bounded and in fair order.
-//! * [`runner`]: one CVM per tenant; the only module that knows the VMM.
+//! * [`runner`]: one CVM per tenant; the only module that knows the VMM. [`services`]: programs that run all the time.
 //! * [`metrics`]: what is counted. [`daemon`]: start, signals, end.
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod names;
 pub mod outcome;
 pub mod records;
 pub mod runner;
+pub mod services;
 pub mod store;
 pub mod tenants;
 

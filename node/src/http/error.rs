@@ -94,7 +94,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let status = match &error {
             StoreError::Edit(EditError::Missing) => return Self::missing(),
-            StoreError::Edit(EditError::Exists) => StatusCode::CONFLICT,
+            StoreError::Edit(EditError::Exists | EditError::OtherKind(_) | EditError::PortTaken) => {
+                StatusCode::CONFLICT
+            }
             StoreError::Edit(EditError::TooMany(_)) => StatusCode::FORBIDDEN,
             StoreError::Edit(EditError::TooMuch) => StatusCode::PAYLOAD_TOO_LARGE,
             StoreError::Edit(EditError::NoCode) => StatusCode::BAD_REQUEST,

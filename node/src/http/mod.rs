@@ -94,6 +94,7 @@ fn metrics_router(node: &Arc<Node>) -> Router {
         let gauges = Gauges {
             tenants: node.tenants.all().len(),
             actions: node.store.directory().action_count(),
+            services: node.store.directory().service_count(),
             compile_queue: node.compiler.waiting(),
             connections: node.connections.load(Ordering::Relaxed),
             uptime: node.start.elapsed().as_secs_f64(),
