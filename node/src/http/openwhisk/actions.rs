@@ -154,7 +154,7 @@ pub(in crate::http) async fn deploy(
 }
 
 /// Finds out whether a module can be run, and brings it to the disk.
-async fn compile(
+pub(in crate::http) async fn compile(
     node: &Arc<Node>,
     tenant: &Arc<Tenant>,
     module: Vec<u8>,
