@@ -5,7 +5,7 @@ use super::activations::ActivationView;
 use crate::daemon::Node;
 use crate::http::error::ApiError;
 use crate::http::extract::{self, Caller, Options, Place};
-use crate::http::openwhisk::{self, wire};
+use crate::http::openwhisk;
 use crate::invoke::Invoked;
 use crate::limits::{ActionLimits, MAX_BLOCKING, MAX_PARAMETERS_BYTES};
 use crate::names::{EntityName, now_ms, rfc3339};
@@ -16,6 +16,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
+use nacre_node_api::wire;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,7 +137,8 @@ pub(super) async fn deploy(
     if options.flag("service")? {
         return deploy_service(&node, &place.tenant, name, &options, body).await;
     }
-    let put = wire::ActionPut::of_options(&options)?;
+    let number = |name: &str| options.number(name, 0, u64::MAX);
+    let put = wire::ActionPut::of_limits(number("timeout_ms")?, number("memory_mb")?, number("logs_mb")?);
     let existed = node.store.directory().action(place.tenant.name(), name.as_str()).is_some();
     let content = extract::read(&place.tenant, body, u64::MAX).await?;
     let put = put.with_code(wire::module(content.bytes.to_vec())?);

@@ -2,7 +2,6 @@
 
 mod actions;
 mod activations;
-pub mod wire;
 
 pub(super) use actions::{compile, deploy};
 
