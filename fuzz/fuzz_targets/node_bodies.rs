@@ -46,7 +46,10 @@ fn outcome(bytes: &[u8]) {
 }
 
 fn names(text: &str) {
-    for name in [EntityName::new(text).map(String::from), TenantName::new(text).map(String::from)].into_iter().flatten() {
+    for name in [EntityName::new(text).map(String::from), TenantName::new(text).map(String::from)]
+        .into_iter()
+        .flatten()
+    {
         // Names go into paths, logs and JSON unescaped.
         assert!(name == text && name.is_ascii() && !name.contains(['/', '"', '\\', '\n', '\0']));
     }

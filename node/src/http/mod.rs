@@ -10,6 +10,7 @@
 mod admin;
 pub mod error;
 pub mod extract;
+mod impatient;
 mod layer;
 pub mod native;
 pub mod openwhisk;
