@@ -1,6 +1,6 @@
 //! What a node is started with.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// Where `/metrics` is served without a key, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where clients of services connect, if not where the public API listens.
+    pub service_host: Option<IpAddr>,
     /// Everything durable is below this directory.
     pub state_dir: PathBuf,
     /// Physical CPUs that the workers of all CVMs share; `None` for all that this process may use.
@@ -46,6 +48,7 @@ impl NodeConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3233)),
             metrics_listen: None,
+            service_host: None,
             state_dir,
             cpus: None,
             backend: Backend::Kvm,

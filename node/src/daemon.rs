@@ -5,6 +5,7 @@ use crate::config::NodeConfig;
 use crate::http::{self, Listeners};
 use crate::invoke::Invoker;
 use crate::runner::{Publish, Runner};
+use crate::services::Services;
 use crate::store::{Store, StoreError};
 use crate::tenants::Tenants;
 use nacre_vmm::elastic::ElasticError;
@@ -58,6 +59,8 @@ pub struct Node {
     pub compiler: Arc<Compiler>,
     /// CVMs.
     pub runner: Arc<Runner>,
+    /// Programs that run all the time.
+    pub services: Services,
     /// Calls.
     pub invoker: Arc<Invoker>,
     /// Where clients reach it.
@@ -112,6 +115,11 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
             }
         }),
     ];
+    for tenant in node.tenants.all() {
+        for service in node.store.directory().services(tenant.name()) {
+            node.services.start(&tenant, service, None).await;
+        }
+    }
     let socket = admin_socket(&node.config);
     let serving = tokio::spawn(http::serve(node.clone(), listeners));
     tracing::info!(%address, state_dir = %node.config.state_dir.display(), "the node serves");
@@ -129,6 +137,7 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
     }
     // A client that does not take its answer does not hold the node up.
     let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
+    node.services.stop_all(None).await;
     for task in background {
         task.abort();
     }
@@ -155,6 +164,7 @@ fn assemble(
         tenants: Tenants::load(store.directory().tenants()),
         invoker: Arc::new(Invoker::new(store.clone(), runner.clone(), api_host.clone())),
         url: api_host,
+        services: Services::new(runner.clone(), config.service_host.unwrap_or(address.ip())),
         store,
         compiler,
         runner,

@@ -50,7 +50,6 @@ fn describe() {
     describe_histogram!("nacre_store_commit_duration_seconds", "Time of transactions of the store.");
     describe_counter!("nacre_store_changes_total", "Changes that the store's transactions had.");
     describe_counter!("nacre_service_connections_total", "Connections that services accepted.");
-    describe_counter!("nacre_service_bytes_total", "Bytes relayed to and from services, by direction.");
     describe_counter!("nacre_service_restarts_total", "Services that were started again.");
 }
 
@@ -73,6 +72,16 @@ pub fn activation(status: Status, elapsed: Duration, wait: Duration, cold: bool)
 /// A call was refused for its tenant's concurrency.
 pub fn refused() {
     counter!("nacre_activations_refused_total").increment(1);
+}
+
+/// A service accepted a client.
+pub fn service_connection() {
+    counter!("nacre_service_connections_total").increment(1);
+}
+
+/// A service was started again.
+pub fn service_restart() {
+    counter!("nacre_service_restarts_total").increment(1);
 }
 
 /// A CVM was launched.
@@ -110,6 +119,8 @@ pub struct Gauges {
     pub tenants: usize,
     /// Actions of all tenants.
     pub actions: usize,
+    /// Services of all tenants.
+    pub services: usize,
     /// Modules that wait to be compiled.
     pub compile_queue: usize,
     /// Client connections.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use nacre_tests::apps::app;
+use nacre_tests::cache::Cache;
 use nacre_tests::job::{Nacre, finish};
 use nacre_tests::node::{Node, Place};
 use nacre_tests::registry::{npm_install, unpack_debs};
@@ -128,12 +129,9 @@ fn what_is_not_there_yet_says_so() {
 #[test]
 fn metrics_are_as_prometheus_wants_them() {
     let Some(nacre) = need("metrics", Nacre::find()) else { return };
-    let debs = tempfile::tempdir().unwrap();
-    let unpacked = debs.path().join("prometheus");
-    std::fs::create_dir(&unpacked).unwrap();
-    if need("promtool", unpack_debs(&["prometheus"], &unpacked)).is_none() {
-        return;
-    }
+    let fetched = Cache::open()
+        .and_then(|cache| cache.entry("prometheus-deb", |draft| unpack_debs(&["prometheus"], draft)));
+    let Some(unpacked) = need("promtool", fetched) else { return };
     let place = Place::new().unwrap();
     let token = place.path("token");
     std::fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();

@@ -278,6 +278,13 @@ impl Cvm {
         self.mailboxes.remove(id);
     }
 
+    /// Ends a program, from any thread: it is killed at its next safe point, and who follows its events finds their end.
+    pub fn end_program(&self, id: ProgramId) {
+        // If the CVM has ended there is nothing to end.
+        let _ = self.send(Header::new(Kind::ProgramDrop, id.0), &[]);
+        self.forget_program(id);
+    }
+
     /// The queue of messages about the CVM as a whole.
     pub fn cvm_events(&self) -> Events {
         self.mailboxes.open(ProgramId(NO_PROGRAM))

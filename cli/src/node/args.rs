@@ -2,7 +2,7 @@
 
 use crate::values::{parse_memory, parse_time_limit};
 use clap::{Args, Subcommand, value_parser};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -58,6 +58,9 @@ pub struct StartArgs {
     /// Everything durable is kept here [default: $XDG_STATE_HOME/nacre, else ~/.local/state/nacre]
     #[arg(long, value_name = "DIR", env = "NACRE_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Address at which clients of services connect [default: that of --listen]
+    #[arg(long, value_name = "IP")]
+    pub service_host: Option<IpAddr>,
     /// Physical CPUs that the workers of all CVMs share [default: all that this process may use]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,

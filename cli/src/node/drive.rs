@@ -38,7 +38,7 @@ pub fn deploy(args: &DeployArgs) -> Result<ExitCode, Failure> {
     let ms = args.timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
     let options = [("timeout_ms", ms), ("memory_mb", args.memory), ("logs_mb", args.logs)];
     let options = options.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?)));
-    let query = options.collect::<Vec<_>>().join("&");
+    let query = options.chain(service_options(args)).collect::<Vec<_>>().join("&");
     let path = format!("/v1/deployments/{}?{query}", segment(&args.name));
     let message = format!("deploying {} ({})", args.name, format_size(module.len() as u64));
     let answer = spinner::during(&message, || client.send(Method::PUT, &path, WASM, module))?;
@@ -46,9 +46,20 @@ pub fn deploy(args: &DeployArgs) -> Result<ExitCode, Failure> {
     if args.json {
         println!("{deployed}");
     } else {
-        println!("{}: version {}", printable(&args.name), text(&deployed, "version"));
+        let at = deployed["address"].as_str().map(|address| format!(" at {address}")).unwrap_or_default();
+        println!("{}: version {}{at}", printable(&args.name), text(&deployed, "version"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn service_options(args: &DeployArgs) -> Vec<String> {
+    let (Some(port), true) = (args.port, args.service) else { return Vec::new() };
+    let mut options = vec!["service=true".to_owned(), format!("port={port}")];
+    options.extend(args.restart.map(|restart| format!("restart={}", restart.word())));
+    if !args.args.is_empty() {
+        options.push(format!("args={}", segment(&Value::from(args.args.clone()).to_string())));
+    }
+    options
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
@@ -169,6 +180,21 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, Failure> {
             );
         }
     }
+    for service in state["services"].as_array().into_iter().flatten() {
+        let status = &service["status"];
+        println!(
+            "service {} at {}: {}, {} connections, started again {} times{}",
+            printable(text(service, "name")),
+            text(service, "address"),
+            text(status, "phase"),
+            status["connections"].as_u64().unwrap_or(0),
+            status["restarts"].as_u64().unwrap_or(0),
+            status["last_end"]
+                .as_str()
+                .map(|end| format!("; last end: {}", printable(end)))
+                .unwrap_or_default(),
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -183,7 +209,10 @@ pub fn logs(args: &LogsArgs) -> Result<ExitCode, Failure> {
         vec![get(&client, &args.what, &format!("/v1/activations/{}", segment(&args.what)))?]
     } else {
         // A name without a deployment is a mistake, not an empty log.
-        get(&client, &args.what, &format!("/v1/deployments/{}", segment(&args.what)))?;
+        let path = format!("/v1/deployments/{}", segment(&args.what));
+        if text(&get(&client, &args.what, &path)?, "kind") == "service" {
+            return service_logs(&client, args, &format!("{path}/logs"));
+        }
         let path = format!("/v1/activations?full=true&limit={}&name={}", args.last, segment(&args.what));
         let found = get(&client, &args.what, &path)?;
         found.as_array().into_iter().flatten().rev().cloned().collect()
@@ -203,6 +232,18 @@ pub fn logs(args: &LogsArgs) -> Result<ExitCode, Failure> {
         for line in activation["logs"].as_array().into_iter().flatten() {
             println!("{}", printable(line.as_str().unwrap_or_default()));
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn service_logs(client: &Client, args: &LogsArgs, path: &str) -> Result<ExitCode, Failure> {
+    let lines = get(client, &args.what, path)?;
+    if args.json {
+        println!("{lines}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    for line in lines.as_array().into_iter().flatten() {
+        println!("{}", printable(line.as_str().unwrap_or_default()));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,12 +6,36 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// `--restart`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RestartArg {
+    /// However it ended (default)
+    Always,
+    /// Unless it ended with code 0
+    OnFailure,
+    /// Never
+    Never,
+}
+
+impl RestartArg {
+    /// As the node writes it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::OnFailure => "on-failure",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// `nacre deploy`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     nacre deploy hello hello.wasm\n  \
-    nacre deploy thumbnail thumbnail.wasm --timeout 10s --memory 128 --json\n\n\
-    A function gets its parameters as a JSON object on standard input, and the last JSON object it prints is its result.")]
+    nacre deploy thumbnail thumbnail.wasm --timeout 10s --memory 128 --json\n  \
+    nacre deploy store kv.wasm --service --port 6379 --restart on-failure\n\n\
+    A function gets its parameters as a JSON object on standard input, and the last JSON object it prints is its result. A service accepts TCP connections on the socket that it finds open.")]
 pub struct DeployArgs {
     /// Its name
     #[arg(value_name = "NAME")]
@@ -28,6 +52,18 @@ pub struct DeployArgs {
     /// Logs of a call, in MiB
     #[arg(long, value_name = "MIB")]
     pub logs: Option<u64>,
+    /// Deploy a service: a program that runs all the time
+    #[arg(long, requires = "port", conflicts_with_all = ["timeout", "memory", "logs"])]
+    pub service: bool,
+    /// Where a service's clients connect
+    #[arg(long, value_name = "P", requires = "service", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// When a service is started again
+    #[arg(long, value_enum, requires = "service")]
+    pub restart: Option<RestartArg>,
+    /// An argument for a service. Repeatable
+    #[arg(long = "arg", value_name = "ARG", requires = "service", allow_hyphen_values = true)]
+    pub args: Vec<String>,
     /// The tenant's node
     #[command(flatten)]
     pub target: Target,

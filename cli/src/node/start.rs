@@ -28,6 +28,7 @@ pub fn command(args: StartArgs) -> Result<ExitCode, Failure> {
     let config = NodeConfig {
         listen: args.listen,
         metrics_listen: args.metrics_listen,
+        service_host: args.service_host,
         cpus: args.cpus,
         backend,
         admin_token,

@@ -128,6 +128,7 @@ async fn remove(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Resu
     node.tenants.remove(&name);
     node.store.remove_tenant(name.clone()).await?;
     if let Some(tenant) = tenant {
+        node.services.stop_all(Some(&name)).await;
         node.runner.forget(&tenant).await;
     }
     tracing::info!(tenant = name.as_str(), "tenant removed");

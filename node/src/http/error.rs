@@ -7,6 +7,7 @@ use crate::names::NameError;
 use crate::store::{EditError, StoreError};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use nacre_node_api::{BadRequest, sentence};
 
 /// An error for a client. The body is made where the request's id is known: see [`super::layer`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,13 +70,10 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A sentence begins with a capital letter and ends with a full stop.
-fn sentence(error: impl std::fmt::Display) -> String {
-    let text = error.to_string();
-    let mut chars = text.chars();
-    let first = chars.next().map(char::to_uppercase);
-    let end = if text.ends_with('.') { "" } else { "." };
-    first.into_iter().flatten().chain(chars).chain(end.chars()).collect()
+impl From<BadRequest> for ApiError {
+    fn from(BadRequest(text): BadRequest) -> Self {
+        Self::bad(text)
+    }
 }
 
 impl From<NameError> for ApiError {
@@ -94,7 +92,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let status = match &error {
             StoreError::Edit(EditError::Missing) => return Self::missing(),
-            StoreError::Edit(EditError::Exists) => StatusCode::CONFLICT,
+            StoreError::Edit(EditError::Exists | EditError::OtherKind(_) | EditError::PortTaken) => {
+                StatusCode::CONFLICT
+            }
             StoreError::Edit(EditError::TooMany(_)) => StatusCode::FORBIDDEN,
             StoreError::Edit(EditError::TooMuch) => StatusCode::PAYLOAD_TOO_LARGE,
             StoreError::Edit(EditError::NoCode) => StatusCode::BAD_REQUEST,

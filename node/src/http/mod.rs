@@ -10,6 +10,7 @@
 mod admin;
 pub mod error;
 pub mod extract;
+mod impatient;
 mod layer;
 pub mod native;
 pub mod openwhisk;
@@ -94,6 +95,7 @@ fn metrics_router(node: &Arc<Node>) -> Router {
         let gauges = Gauges {
             tenants: node.tenants.all().len(),
             actions: node.store.directory().action_count(),
+            services: node.store.directory().service_count(),
             compile_queue: node.compiler.waiting(),
             connections: node.connections.load(Ordering::Relaxed),
             uptime: node.start.elapsed().as_secs_f64(),

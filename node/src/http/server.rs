@@ -1,5 +1,6 @@
 //! Accepting connections and speaking HTTP/1.1 on them, bounded in number, time and memory.
 
+use super::impatient::Impatient;
 use crate::daemon::Node;
 use axum::Router;
 use hyper::server::conn::http1;
@@ -24,6 +25,8 @@ const BUFFER_BYTES: usize = 64 << 10;
 const MAX_HEADERS: usize = 64;
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A client has to take something of an answer within this time.
+const TAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// Data that a client does not acknowledge for this long ends the connection, in milliseconds.
 const UNACKNOWLEDGED_MS: u32 = 60_000;
 
@@ -120,7 +123,8 @@ async fn connection(
         .max_buf_size(BUFFER_BYTES)
         .max_headers(MAX_HEADERS)
         .half_close(false);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection =
+        pin!(builder.serve_connection(TokioIo::new(Impatient::new(stream, TAKE_PATIENCE)), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = stopped(&mut stopping) => {

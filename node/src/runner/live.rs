@@ -8,6 +8,7 @@ use crate::outcome::End;
 use crate::records::ModuleRef;
 use crate::store::Store;
 use crate::tenants::Tenant;
+use nacre_compile::program::Program;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,16 +97,10 @@ impl Live {
         }
         let begin = Instant::now();
         let bring_in = async || {
-            let digest = module.digest;
-            let store = store.clone();
-            let read = async move || {
-                let read = move || store.modules().read(&digest).map_err(|error| error.to_string());
-                tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string()))
-            };
-            let program = compiler.code(tenant.name(), digest, read).await.map_err(NoCode::Compile)?;
+            let program = program(store, compiler, tenant, module).await.map_err(NoCode::Compile)?;
             let bytes = program.file().len() as u64;
             let machine = self.machine.clone();
-            self.make_room(digest, bytes);
+            self.make_room(module.digest, bytes);
             let load = tokio::task::spawn_blocking(move || machine.load(&program)).await;
             let code = load.map_err(|error| NoCode::Ended(Ended(error.to_string())))??;
             Ok::<_, NoCode>(code)
@@ -130,4 +125,19 @@ impl Live {
             total -= codes.loaded.remove(&oldest).map_or(0, |loaded| loaded.bytes);
         }
     }
+}
+
+/// The compiled code of a module that the store has.
+pub(super) async fn program(
+    store: &Arc<Store>,
+    compiler: &Compiler,
+    tenant: &Tenant,
+    module: &ModuleRef,
+) -> Result<Arc<Program>, CompileError> {
+    let (digest, store) = (module.digest, store.clone());
+    let read = async move || {
+        let read = move || store.modules().read(&digest).map_err(|error| error.to_string());
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string()))
+    };
+    compiler.code(tenant.name(), digest, read).await
 }

@@ -207,6 +207,12 @@ impl Machine {
         }
     }
 
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.cvm.has_ended()
+    }
+
     /// What its CPUs have done; `None` after its end.
     #[must_use]
     pub fn cpu(&self) -> Option<CpuStats> {
@@ -227,7 +233,7 @@ impl Machine {
     }
 }
 
-fn end_of(exit: Exit) -> End {
+pub(super) fn end_of(exit: Exit) -> End {
     match exit {
         Exit::Code(code) => End::Exit(code),
         Exit::Trap(text) => End::Trap(text),

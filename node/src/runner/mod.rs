@@ -6,6 +6,7 @@
 
 mod live;
 pub mod machine;
+pub mod serving;
 
 pub use machine::{Reply, Request};
 
@@ -91,6 +92,24 @@ impl Drop for Busy<'_> {
         self.1.last_used.store(self.0.now_ms(), Ordering::Relaxed);
         self.1.busy.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// The same for longer than a borrow.
+struct Held(Arc<Runner>, Arc<Seat>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.1.last_used.store(self.0.now_ms(), Ordering::Relaxed);
+        self.1.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A service that runs.
+pub struct InService {
+    /// Its program.
+    pub serving: serving::Serving,
+    live: Arc<Live>,
+    _held: Held,
 }
 
 /// One tenant's CVM as it is now.
@@ -199,6 +218,44 @@ impl Runner {
             self.retire(seat, &live).await;
         }
         Ran::failed(End::Lost(format!("The CVM ended: {lost}")), begin)
+    }
+
+    /// Starts a service in the tenant's CVM. Its CVM is not idle while what is returned lives.
+    ///
+    /// # Errors
+    /// Why it can't be started.
+    pub async fn serve(
+        self: &Arc<Self>,
+        tenant: &Arc<Tenant>,
+        module: &ModuleRef,
+        args: Vec<String>,
+        log: serving::Log,
+    ) -> Result<InService, String> {
+        let seat = self.seat(tenant);
+        seat.busy.fetch_add(1, Ordering::SeqCst);
+        let held = Held(self.clone(), seat);
+        let seat = &held.1;
+        let program = live::program(&self.store, &self.compiler, tenant, module).await;
+        let program = program.map_err(|error| error.to_string())?;
+        let live = self.live(seat).await.map_err(|error| format!("the CVM can't be started: {error}"))?;
+        let machine = live.machine.clone();
+        let begun = tokio::task::spawn_blocking(move || machine.serve(program, args, log)).await;
+        match begun.map_err(|error| error.to_string())? {
+            Ok(serving) => Ok(InService { serving, _held: held, live }),
+            Err(error) => {
+                self.retire(seat, &live).await;
+                Err(format!("the CVM ended: {error}"))
+            }
+        }
+    }
+
+    /// A service has ended: its CVM too?
+    pub async fn served(&self, service: InService) {
+        let InService { serving, _held, live } = service;
+        drop(serving);
+        if live.machine.has_ended() {
+            self.retire(&_held.1, &live).await;
+        }
     }
 
     /// The tenant's CVM; launched if there is none.

@@ -29,10 +29,11 @@ pub use directory::{Directory, EditError};
 pub use lock::Lock;
 
 use crate::names::{ActivationId, TenantName, now_ms};
-use crate::records::{Action, Pending, TenantRecord};
+use crate::records::{Action, Pending, Service, TenantRecord};
 use commit::Committer;
 use modules::Modules;
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::de::DeserializeOwned;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -137,9 +138,9 @@ impl Store {
         builder.set_cache_size(CACHE_BYTES);
         let database = Arc::new(builder.create_with_backend(redb::backends::FileBackend::new(file)?)?);
         prepare(&database)?;
-        let (tenants, actions, references) = load(&database)?;
+        let Loaded { tenants, actions, services, references } = load(&database)?;
         let modules = Arc::new(Modules::open(&dir.join("modules"), &references)?);
-        let directory = Arc::new(Directory::new(tenants, actions));
+        let directory = Arc::new(Directory::new(tenants, actions, services));
         let recent = Arc::new(activations::Recent::default());
         let committer =
             Committer::start(database.clone(), directory.clone(), modules.clone(), recent.clone());
@@ -183,6 +184,7 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         }
         transaction.open_table(tables::TENANTS)?;
         transaction.open_table(tables::ACTIONS)?;
+        transaction.open_table(tables::SERVICES)?;
         transaction.open_table(tables::MODULES)?;
         let mut pending = transaction.open_table(tables::PENDING)?;
         let mut interrupted = Vec::new();
@@ -202,7 +204,27 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
     Ok(transaction.commit()?)
 }
 
-type Loaded = (Vec<TenantRecord>, Vec<(TenantName, Action)>, Vec<[u8; 32]>);
+struct Loaded {
+    tenants: Vec<TenantRecord>,
+    actions: Vec<(TenantName, Action)>,
+    services: Vec<(TenantName, Service)>,
+    references: Vec<[u8; 32]>,
+}
+
+/// Everything in a table of what tenants own.
+fn owned<T: DeserializeOwned>(
+    transaction: &ReadTransaction,
+    table: TableDefinition<'_, (&'static str, &'static str), &'static [u8]>,
+) -> Result<Vec<(TenantName, T)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in transaction.open_table(table)?.iter()? {
+        let (key, value) = entry?;
+        let tenant =
+            TenantName::new(key.value().0).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+        found.push((tenant, serde_json::from_slice(value.value())?));
+    }
+    Ok(found)
+}
 
 fn load(database: &Database) -> Result<Loaded, StoreError> {
     let transaction = database.begin_read()?;
@@ -210,18 +232,12 @@ fn load(database: &Database) -> Result<Loaded, StoreError> {
     for entry in transaction.open_table(tables::TENANTS)?.iter()? {
         tenants.push(serde_json::from_slice(entry?.1.value())?);
     }
-    let mut actions = Vec::new();
-    for entry in transaction.open_table(tables::ACTIONS)?.iter()? {
-        let (key, value) = entry?;
-        let tenant =
-            TenantName::new(key.value().0).map_err(|error| StoreError::Unreadable(error.to_string()))?;
-        actions.push((tenant, serde_json::from_slice(value.value())?));
-    }
     let mut references = Vec::new();
     for entry in transaction.open_table(tables::MODULES)?.iter()? {
         references.push(*entry?.0.value());
     }
-    Ok((tenants, actions, references))
+    let (actions, services) = (owned(&transaction, tables::ACTIONS)?, owned(&transaction, tables::SERVICES)?);
+    Ok(Loaded { tenants, actions, services, references })
 }
 
 /// A directory that is ours alone.

@@ -13,6 +13,8 @@ pub const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 pub const TENANTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tenants");
 /// (tenant, name) -> [`Action`](crate::records::Action).
 pub const ACTIONS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("actions");
+/// (tenant, name) -> [`Service`](crate::records::Service).
+pub const SERVICES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("services");
 /// SHA-256 of a module -> how many actions and services use it.
 pub const MODULES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("modules");
 /// (tenant, id) -> [`Activation`](crate::records::Activation). Ids begin with the time, so these are in order.

@@ -57,6 +57,7 @@ fn documented() -> OpenApiRouter<Arc<Node>> {
         .routes(routes!(deployments::list))
         .routes(routes!(deployments::deploy, deployments::describe, deployments::remove))
         .routes(routes!(deployments::invoke))
+        .routes(routes!(deployments::logs))
         .routes(routes!(activations::list))
         .routes(routes!(activations::get))
         .routes(routes!(state::ps))
@@ -89,6 +90,7 @@ mod tests {
             "/v1/deployments",
             "/v1/deployments/{name}",
             "/v1/deployments/{name}/invoke",
+            "/v1/deployments/{name}/logs",
             "/v1/activations",
             "/v1/activations/{id}",
             "/v1/ps",
@@ -104,6 +106,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(paths.len(), 8);
+        assert_eq!(paths.len(), 9);
     }
 }

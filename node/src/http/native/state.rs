@@ -5,6 +5,7 @@ use crate::daemon::Node;
 use crate::http::error::ApiError;
 use crate::http::extract::Caller;
 use crate::runner::View;
+use crate::services::Status;
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
@@ -67,6 +68,19 @@ pub struct PsView {
     /// Its CVM; none before the first call, and after a long time without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     cvm: Option<CvmView>,
+    /// Its services.
+    services: Vec<ServiceView>,
+}
+
+/// A service.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ServiceView {
+    /// Its name.
+    name: String,
+    /// Where its clients connect.
+    address: String,
+    /// How it is.
+    status: Option<Status>,
 }
 
 /// What runs now.
@@ -80,7 +94,14 @@ pub(super) async fn ps(
     let looked = tenant.clone();
     let view =
         tokio::task::spawn_blocking(move || runner.view(&looked)).await.map_err(|_| ApiError::internal())?;
+    let service = |service: &Arc<crate::records::Service>| ServiceView {
+        name: service.name.to_string(),
+        address: node.services.address(service.port).to_string(),
+        status: node.services.status(tenant.name(), &service.name),
+    };
+    let services = node.store.directory().services(tenant.name()).iter().map(service).collect();
     Ok(Json(PsView {
+        services,
         tenant: tenant.name().to_string(),
         activations: tenant.running(),
         concurrency: tenant.limits().concurrency,

@@ -1,6 +1,5 @@
 //! Actions: list, get, put, delete, invoke.
 
-use super::wire::{ActionPut, ActionView, ActivationView, action_put};
 use crate::daemon::Node;
 use crate::http::error::ApiError;
 use crate::http::extract::{self, Options, Place};
@@ -14,6 +13,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use nacre_node_api::wire::{ActionPut, ActionView, ActivationView, action_put};
 use sha2::Digest as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,7 +154,7 @@ pub(in crate::http) async fn deploy(
 }
 
 /// Finds out whether a module can be run, and brings it to the disk.
-async fn compile(
+pub(in crate::http) async fn compile(
     node: &Arc<Node>,
     tenant: &Arc<Tenant>,
     module: Vec<u8>,

@@ -1,7 +1,6 @@
 //! Activations: list, get, logs, result.
 
 use super::actions::{answer, window};
-use super::wire::{ActivationView, ResponseView};
 use crate::daemon::Node;
 use crate::http::error::ApiError;
 use crate::http::extract::{Options, Place};
@@ -11,6 +10,7 @@ use crate::store::activations::Filter;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use nacre_node_api::wire::{ActivationView, ResponseView};
 use std::sync::Arc;
 
 pub(super) async fn list(

@@ -2,9 +2,8 @@
 
 mod actions;
 mod activations;
-pub mod wire;
 
-pub(super) use actions::deploy;
+pub(super) use actions::{compile, deploy};
 
 use super::error::ApiError;
 use super::extract::{Caller, Place};

@@ -1,7 +1,7 @@
 //! OpenWhisk's JSON: bodies of requests as types, records as bodies. Pure.
 
-use crate::http::error::ApiError;
-use crate::http::extract;
+use crate::BadRequest;
+use crate::body;
 use crate::limits::{ActionLimits, TenantLimits};
 use crate::names::{EntityName, TenantName};
 use crate::records::{Action, Activation, KIND, KeyValue, Version};
@@ -66,20 +66,20 @@ pub struct ActionPut {
 /// Reads and checks the body of a `PUT` of an action.
 ///
 /// # Errors
-/// 400 with what is wrong.
-pub fn action_put(body: &[u8]) -> Result<ActionPut, ApiError> {
-    let body: ActionBody<'_> = extract::json(body)?;
+/// [`BadRequest`] with what is wrong.
+pub fn action_put(body: &[u8]) -> Result<ActionPut, BadRequest> {
+    let body: ActionBody<'_> = body::json(body)?;
     for pairs in [&body.parameters, &body.annotations].into_iter().flatten() {
         let mut keys = HashSet::new();
         if let Some(twice) = pairs.iter().find(|pair| !keys.insert(pair.key.as_str())) {
-            return Err(ApiError::bad(format!("The key '{}' is given twice.", short(&twice.key))));
+            return Err(BadRequest::new(format!("The key '{}' is given twice.", short(&twice.key))));
         }
     }
     let version = match body.version {
         None => None,
         Some(text) => Some(
             Version::parse(&text)
-                .ok_or_else(|| ApiError::bad("A version has three numbers, such as 0.0.1."))?,
+                .ok_or_else(|| BadRequest::new("A version has three numbers, such as 0.0.1."))?,
         ),
     };
     let binary = body.exec.as_ref().and_then(|exec| exec.binary);
@@ -94,33 +94,33 @@ pub fn action_put(body: &[u8]) -> Result<ActionPut, ApiError> {
     })
 }
 
-fn code(exec: ExecBody<'_>) -> Result<Vec<u8>, ApiError> {
+fn code(exec: ExecBody<'_>) -> Result<Vec<u8>, BadRequest> {
     if exec.kind != KIND && exec.kind != "wasi" {
         let text = format!(
             "The kind '{}' is not supported; this node runs '{KIND}', WASI command modules.",
             short(&exec.kind)
         );
-        return Err(ApiError::bad(text));
+        return Err(BadRequest::new(text));
     }
     let code = exec
         .code
-        .ok_or_else(|| ApiError::bad("The action has no code; send exec.code, a module in base64."))?;
+        .ok_or_else(|| BadRequest::new("The action has no code; send exec.code, a module in base64."))?;
     let decoded = STANDARD.decode(code.as_bytes());
-    module(decoded.map_err(|error| ApiError::bad(format!("The code is not base64: {error}.")))?)
+    module(decoded.map_err(|error| BadRequest::new(format!("The code is not base64: {error}.")))?)
 }
 
 /// Checks that bytes begin as a module does; all else is found out where it is compiled.
 ///
 /// # Errors
-/// 400.
-pub fn module(bytes: Vec<u8>) -> Result<Vec<u8>, ApiError> {
+/// [`BadRequest`].
+pub fn module(bytes: Vec<u8>) -> Result<Vec<u8>, BadRequest> {
     if bytes.is_empty() {
-        return Err(ApiError::bad("The code is empty; send a WebAssembly module."));
+        return Err(BadRequest::new("The code is empty; send a WebAssembly module."));
     }
     if !bytes.starts_with(WASM_MAGIC) {
         let text =
             "The code is not a WebAssembly module in binary form; compile the program for wasm32-wasip1.";
-        return Err(ApiError::bad(text));
+        return Err(BadRequest::new(text));
     }
     Ok(bytes)
 }
@@ -131,16 +131,12 @@ fn short(text: &str) -> String {
 }
 
 impl ActionPut {
-    /// What the native API's options say; all else stays as it is.
-    ///
-    /// # Errors
-    /// 400 if one is no number.
-    pub fn of_options(options: &extract::Options) -> Result<Self, ApiError> {
-        let number = |name: &str| options.number(name, 0, u64::MAX);
-        let (timeout, memory, logs) = (number("timeout_ms")?, number("memory_mb")?, number("logs_mb")?);
+    /// One that says only these limits; all else stays as it is.
+    #[must_use]
+    pub fn of_limits(timeout: Option<u64>, memory: Option<u64>, logs: Option<u64>) -> Self {
         let limits = LimitsBody { timeout, memory, logs, concurrency: None };
         let (parameters, annotations, publish, version) = (None, None, None, None);
-        Ok(Self { code: None, binary: None, parameters, annotations, limits, publish, version })
+        Self { code: None, binary: None, parameters, annotations, limits, publish, version }
     }
 
     /// The same with a module.
@@ -152,8 +148,8 @@ impl ActionPut {
     /// The limits of the action, with those it has where nothing was said.
     ///
     /// # Errors
-    /// 400 if they are out of the tenant's range.
-    pub fn limits(&self, before: ActionLimits, tenant: &TenantLimits) -> Result<ActionLimits, ApiError> {
+    /// [`BadRequest`] if they are out of the tenant's range.
+    pub fn limits(&self, before: ActionLimits, tenant: &TenantLimits) -> Result<ActionLimits, BadRequest> {
         let LimitsBody { timeout, memory, logs, concurrency } = self.limits;
         let limits = ActionLimits {
             timeout: timeout.unwrap_or(before.timeout.min(tenant.time_ms)),

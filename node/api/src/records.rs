@@ -120,6 +120,61 @@ pub struct Action {
     pub updated_ms: u64,
 }
 
+/// Whether a service that ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// However it ended.
+    #[default]
+    Always,
+    /// Unless it ended by itself with code 0.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+impl Restart {
+    /// Reads one of the words.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "always" => Some(Self::Always),
+            "on-failure" => Some(Self::OnFailure),
+            "never" => Some(Self::Never),
+            _ => None,
+        }
+    }
+
+    /// Whether it is started again after such an end.
+    #[must_use]
+    pub fn again(self, failed: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::OnFailure => failed,
+            Self::Never => false,
+        }
+    }
+}
+
+/// A deployed service: a program that runs all the time and serves TCP clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name; no action of the tenant has it.
+    pub name: EntityName,
+    /// Grows with each update.
+    pub version: Version,
+    /// Its code.
+    pub module: ModuleRef,
+    /// Where its clients connect.
+    pub port: u16,
+    /// Whether it is started again when it ends.
+    pub restart: Restart,
+    /// Its arguments, without its name.
+    pub args: Vec<String>,
+    /// When it was changed last, in milliseconds since 1970.
+    pub updated_ms: u64,
+}
+
 /// How an activation ended, in OpenWhisk's classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,7 +1,6 @@
 //! Limits of tenants and of actions: what they are by default, and what they may be set to.
 
 use crate::names::EntityName;
-use nacre_compile::size::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -13,6 +12,10 @@ pub const MAX_RESULT_BYTES: usize = 1 << 20;
 pub const MAX_BLOCKING: Duration = Duration::from_secs(60);
 /// Parameters and annotations of all actions of one tenant, in bytes: they are kept in memory.
 pub const MAX_METADATA_BYTES: usize = 16 << 20;
+/// Smallest memory of a CVM, in bytes; what can be launched decides the VMM.
+pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
+/// Largest memory of a CVM, in bytes.
+pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// Why limits are impossible, with the remedy after "; ".
