@@ -89,7 +89,11 @@ fn no_call_sees_anything_of_another() {
                     _ => matches!(result.exit, Exit::Error(_)),
                 };
                 let stderr = String::from_utf8_lossy(&result.stderr);
-                assert!(as_expected && stderr.is_empty(), "round {round}, {way:?}: {:?} {stderr}", result.exit);
+                assert!(
+                    as_expected && stderr.is_empty(),
+                    "round {round}, {way:?}: {:?} {stderr}",
+                    result.exit
+                );
             }
         }
     }
@@ -98,7 +102,8 @@ fn no_call_sees_anything_of_another() {
 #[test]
 fn calls_that_misbehave_end_alone() {
     let Some(cvm) = launch("calls", 2) else { return };
-    let looping = compiled(r#"(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))"#);
+    let looping =
+        compiled(r#"(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))"#);
     let greedy = compiled(
         r#"(module (memory (export "memory") 1)
             (func (export "_start")
@@ -127,7 +132,7 @@ fn calls_that_misbehave_end_alone() {
     for (name, program, options) in [
         ("wall", &looping, options),
         ("cpu", &looping, cpu),
-        ("greedy", &greedy, options),
+        ("greedy", &greedy, RunOptions::default()),
         ("printer", &printer, options),
         ("sleeper", &sleeper, options),
     ] {
@@ -159,7 +164,8 @@ fn a_memory_limit_holds_for_the_initial_memory_and_for_tables() {
         r#"(module (memory (export "memory") 1) (table 500000 funcref) (func (export "_start")))"#,
     ] {
         let module = cvm.load_module(compiled(text).file()).unwrap();
-        let call = |limit| run_with(&cvm, &module, Call { memory_limit: Some(limit), ..Call::default() }).exit;
+        let call =
+            |limit| run_with(&cvm, &module, Call { memory_limit: Some(limit), ..Call::default() }).exit;
         assert_eq!(call(64 << 20), Exit::Code(0));
         assert!(matches!(call(1 << 20), Exit::OutOfMemory(_)), "{:?}", call(1 << 20));
         assert_eq!(call(64 << 20), Exit::Code(0));
@@ -212,7 +218,8 @@ fn thousands_of_calls_at_once() {
 #[test]
 fn the_end_of_a_cvm_ends_its_calls() {
     let Some(cvm) = launch("calls", 1) else { return };
-    let looping = compiled(r#"(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))"#);
+    let looping =
+        compiled(r#"(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))"#);
     let module = cvm.load_module(looping.file()).unwrap();
     let (sender, results) = mpsc::channel();
     for _ in 0..10 {

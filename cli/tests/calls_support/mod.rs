@@ -77,7 +77,10 @@ pub fn scribbler() -> Vec<Compiled> {
             format!("(data (i32.const {at}) \"{}\")", "initial data ".repeat(40 + number as usize % 90))
         })
     };
-    [2_u32, 17, 40, 200].into_iter().map(|pages| compiled(&scribbler_text(pages, &data(pages - 1).collect::<String>()))).collect()
+    [2_u32, 17, 40, 200]
+        .into_iter()
+        .map(|pages| compiled(&scribbler_text(pages, &data(pages - 1).collect::<String>())))
+        .collect()
 }
 
 fn scribbler_text(pages: u32, data: &str) -> String {
@@ -139,7 +142,9 @@ fn expected_sum(pages: u32, data: &str) -> i64 {
         let at: usize = at.parse().unwrap();
         memory[at..at + text.len()].copy_from_slice(text);
     }
-    memory.as_chunks::<8>().0.iter().fold(0, |sum: i64, word| {
-        sum.wrapping_mul(31).wrapping_add(i64::from_le_bytes(*word))
-    })
+    memory
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .fold(0, |sum: i64, word| sum.wrapping_mul(31).wrapping_add(i64::from_le_bytes(*word)))
 }
