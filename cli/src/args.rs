@@ -264,6 +264,8 @@ pub enum BenchPart {
     Boot,
     /// Fresh instances
     Instances,
+    /// Warm calls of modules in a CVM
+    Calls,
     /// First touch of memory
     Touch,
     /// Launch and end of CVMs

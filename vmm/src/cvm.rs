@@ -239,7 +239,8 @@ impl Cvm {
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
         let calls = self.calls.clone();
         let body = move || {
-            let read = link::read_rings(&shared, &doorbell, &sender, |header, body| {
+            let expects = || calls.any_in_flight();
+            let read = link::read_rings(&shared, &doorbell, &sender, expects, |header, body| {
                 if !calls.deliver(header, body) {
                     mailboxes.deliver(header, body);
                 }
@@ -385,7 +386,10 @@ impl Cvm {
             let _ = thread.take().map(JoinHandle::join);
         }
         let _ = self.doorbell.write(1);
-        let _ = threads.reader.take().map(JoinHandle::join);
+        // The result of a call may be what ends the CVM: then this is the reader, which ends by itself.
+        let reader = threads.reader.take();
+        let other = reader.filter(|reader| reader.thread().id() != std::thread::current().id());
+        let _ = other.map(JoinHandle::join);
         // The manager's books hold on to what this CVM shares. Once: its number may be another's later.
         if let Some(Membership { manager, cvm }) = self.shared.membership.get()
             && !self.left.swap(true, Ordering::SeqCst)

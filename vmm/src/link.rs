@@ -13,7 +13,7 @@ use nacre_abi::{VcpuId, window};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A window into the shared memory of `shared`; the memory lives as long as that.
@@ -265,10 +265,33 @@ impl Sender {
     }
 }
 
+/// How long the reader looks for an answer that is expected before it sleeps: about what its wake costs, and the doorbell.
+const READER_SPIN: Duration = Duration::from_micros(50);
+/// After so many looks in vain it sleeps at once, but for each 32nd time: answers take longer.
+const VAIN_LOOKS: u32 = 4;
+
+/// Looks for a message for as long as it is worth. Others that want this CPU go first.
+fn spin_for_message(rings: &[Consumer<'_>], shared: &Shared, vain: &mut u32) -> bool {
+    *vain = vain.wrapping_add(1);
+    if *vain > VAIN_LOOKS && !vain.is_multiple_of(32) {
+        return false;
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < READER_SPIN && !shared.stop.load(Ordering::Relaxed) {
+        if rings.iter().any(Consumer::has_message) {
+            *vain = 0;
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
 /// Messages read from one ring before the next one's turn.
 const MESSAGES_PER_LOOK: usize = 64;
 
-/// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body.
+/// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body. While `expects` says
+/// that answers are on their way, it looks for them for a short time before it sleeps.
 ///
 /// # Errors
 /// [`Corrupt`] if the guest broke a ring.
@@ -276,6 +299,7 @@ pub fn read_rings(
     shared: &Shared,
     doorbell: &EventFd,
     sender: &Sender,
+    expects: impl Fn() -> bool,
     mut handle: impl FnMut(Header, &[u8]),
 ) -> Result<(), Corrupt> {
     let window = window_of(shared);
@@ -285,6 +309,7 @@ pub fn read_rings(
         .collect();
     let mut body = vec![0; window::TO_HOST_BYTES as usize];
     window.set_control(ControlWord::HostAwake, 1);
+    let mut vain = 0;
     loop {
         let mut any = false;
         for ring in &mut rings {
@@ -301,6 +326,9 @@ pub fn read_rings(
         }
         sender.flush();
         if any && !shared.stop.load(Ordering::SeqCst) {
+            continue;
+        }
+        if expects() && spin_for_message(&rings, shared, &mut vain) {
             continue;
         }
         window.set_control(ControlWord::HostAwake, 0);

@@ -1,6 +1,7 @@
 //! `nacre bench invoke`: what running a program in a CVM costs, beside the same engine as a host process.
 
 mod boot;
+mod calls;
 mod cold;
 mod compute;
 mod http;
@@ -21,6 +22,7 @@ pub(crate) mod arm {
     pub const HOST_SAME: &str = "host, same settings";
     pub const HOST_DEFAULT: &str = "host, defaults";
     pub const HOST_HUGE: &str = "host, huge pages";
+    pub const HOST_BEST: &str = "host, an instance each";
     pub const PROCESS: &str = "nacre run";
     pub const GUEST: &str = "guest";
     pub const NODE: &str = "node";
@@ -37,6 +39,8 @@ pub enum Part {
     Boot,
     /// Fresh instances.
     Instances,
+    /// Warm calls of modules.
+    Calls,
     /// First touch of memory.
     Touch,
     /// Launch and end of CVMs.
@@ -60,6 +64,8 @@ pub struct Options {
     pub boots: usize,
     /// Batches of instances in the guest and on the host.
     pub instance_batches: usize,
+    /// Rounds of warm calls of each program.
+    pub call_rounds: usize,
     /// Rounds of touching memory.
     pub touch_rounds: usize,
     /// Rounds of touching 8 GiB.
@@ -83,6 +89,7 @@ impl Options {
             compute_rounds: 12,
             boots: 30,
             instance_batches: 5,
+            call_rounds: 5,
             touch_rounds: 7,
             large_touch_rounds: 3,
             lives: 50,
@@ -103,6 +110,7 @@ impl Options {
         keep(&mut self.compute_rounds, Part::Compute);
         keep(&mut self.boots, Part::Boot);
         keep(&mut self.instance_batches, Part::Instances);
+        keep(&mut self.call_rounds, Part::Calls);
         keep(&mut self.touch_rounds, Part::Touch);
         keep(&mut self.large_touch_rounds, Part::Touch);
         keep(&mut self.lives, Part::Life);
@@ -118,6 +126,7 @@ impl Options {
         self.compute_rounds * crate::programs::COMPUTE.len()
             + self.boots
             + self.instance_batches
+            + self.call_rounds * calls::PROGRAMS
             + self.touch_rounds
             + self.large_touch_rounds
             + self.lives
@@ -144,6 +153,9 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
     }
     if options.instance_batches > 0 {
         rows.extend(instances::measure(options.instance_batches, progress)?);
+    }
+    if options.call_rounds > 0 {
+        rows.extend(calls::measure(options.call_rounds, progress)?);
     }
     if options.touch_rounds > 0 {
         rows.extend(touch::measure(options.touch_rounds, progress)?);

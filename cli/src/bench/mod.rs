@@ -48,6 +48,7 @@ impl From<BenchPart> for Part {
             BenchPart::Compute => Self::Compute,
             BenchPart::Boot => Self::Boot,
             BenchPart::Instances => Self::Instances,
+            BenchPart::Calls => Self::Calls,
             BenchPart::Touch => Self::Touch,
             BenchPart::Life => Self::Life,
             BenchPart::Http => Self::Http,

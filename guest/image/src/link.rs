@@ -69,14 +69,15 @@ fn ring() {
     // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote. Who rings says
     // so in the same word: it counts until the host is awake, so the others need not ring again.
     fence(Ordering::SeqCst);
-    if window().control(ControlWord::HostAwake) == 0 && window().swap_control(ControlWord::HostAwake, 1) == 0 {
+    if window().control(ControlWord::HostAwake) == 0 && window().swap_control(ControlWord::HostAwake, 1) == 0
+    {
         DOORBELLS.fetch_add(1, Ordering::Relaxed);
         arch::hypercall(DOORBELL, 0);
     }
 }
 
 /// How long the end of a call may be left unrung while other short calls run, in nanoseconds.
-const UNRUNG_NS: u64 = 50_000;
+const UNRUNG_NS: u64 = 100_000;
 
 /// Puts a message on this vCPU's ring and leaves the doorbell to [`ring_before`] and [`ring_now`], which the scheduler calls
 /// before whatever it does next: a worker that ends many short calls rings once for several.

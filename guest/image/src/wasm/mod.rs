@@ -286,7 +286,8 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
         Err(error) => Err(outcome(Err(error), Options::default())),
     };
     if matches!(&ended, Ok(_) | Err(Outcome { kind: ExitKind::Code, .. })) {
-        *result = store.data_mut().kids.as_mut().map(|kids| core::mem::take(&mut kids.result)).unwrap_or_default();
+        *result =
+            store.data_mut().kids.as_mut().map(|kids| core::mem::take(&mut kids.result)).unwrap_or_default();
     }
     ended
 }
@@ -346,7 +347,10 @@ fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context>, O
 
 /// A store whose Wasm comes to a safe point when the epoch is bumped.
 fn new_store(runtime: &Runtime, wasi: WasiCtx<TaskSystem>, kids: Option<Kids>) -> Store<Context> {
-    let mut store = Store::new(&runtime.engine, Context { wasi, memory: None, kids, limit: call::MemoryLimit::new(u64::MAX) });
+    let mut store = Store::new(
+        &runtime.engine,
+        Context { wasi, memory: None, kids, limit: call::MemoryLimit::new(u64::MAX) },
+    );
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|_| match task::safe_point() {
         Ok(()) => Ok(UpdateDeadline::Continue(1)),
@@ -462,7 +466,9 @@ pub fn measure_instances(program: &Arc<Program>, count: usize) -> Result<Vec<u64
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
         let fs = Fs::new(0).map_err(Outcome::error)?;
-        let wasi = Builder::new().build(TaskSystem::Program(GuestSystem(program.clone())), fs).map_err(Outcome::error)?;
+        let wasi = Builder::new()
+            .build(TaskSystem::Program(GuestSystem(program.clone())), fs)
+            .map_err(Outcome::error)?;
         let kids = Some(Kids::new(family.clone(), None));
         let start = arch::rdtsc();
         let mut store = new_store(runtime, wasi, kids);
