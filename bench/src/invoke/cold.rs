@@ -25,7 +25,7 @@ const TENANT_TARGET: Target = Target::Value(20e6);
 
 pub(super) fn measure(options: &Options, progress: &dyn Progress) -> Result<Vec<Row>, BenchError> {
     let directory = tempfile::tempdir().map_err(BenchError::system("a temporary directory"))?;
-    let node = Node::start(&options.nacre, directory.path())?;
+    let node = Node::start(&options.nacre, &directory.path().join("node"))?;
     runtime()?.block_on(async {
         let mut rows = Vec::new();
         let small = binary_form(ECHO.as_bytes())?;

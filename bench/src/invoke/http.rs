@@ -98,7 +98,7 @@ pub(super) fn measure(
     tables: &mut Vec<Table>,
 ) -> Result<Vec<Row>, BenchError> {
     let directory = tempfile::tempdir().map_err(BenchError::system("a temporary directory"))?;
-    let node = Node::start(nacre, directory.path())?;
+    let node = Node::start(nacre, &directory.path().join("node"))?;
     let reference = Reference::start(nacre)?;
     runtime()?.block_on(async {
         let tenant = node.add_tenant("bench", json!({ "concurrency": 1000 })).await?;
