@@ -10,6 +10,7 @@ use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
 use crate::link::{self, SendError, Sender};
+use crate::socket::{Connections, Connector};
 use crate::memory::{LaunchMemory, SharedMemory};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
@@ -104,6 +105,7 @@ pub struct Cvm {
     shared: Arc<Shared>,
     sender: Arc<Sender>,
     mailboxes: Arc<Mailboxes>,
+    connections: Arc<Connections>,
     doorbell: Arc<EventFd>,
     threads: Mutex<Threads>,
     ended: Arc<Mutex<Option<VcpuEnd>>>,
@@ -177,6 +179,7 @@ impl Cvm {
         let cvm = Cvm {
             sender: Arc::new(Sender::new(shared.clone())),
             mailboxes: Arc::new(Mailboxes::default()),
+            connections: Arc::default(),
             doorbell,
             threads: Mutex::default(),
             ended: Arc::default(),
@@ -231,14 +234,23 @@ impl Cvm {
     fn spawn_reader(&self) -> Result<JoinHandle<()>, CvmError> {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
+        let connections = self.connections.clone();
         let body = move || {
-            let read =
-                link::read_rings(&shared, &doorbell, &sender, |header, body| mailboxes.deliver(header, body));
+            let read = link::read_rings(&shared, &doorbell, &sender, |header, body| {
+                if connections.receive(header, body) {
+                    return;
+                }
+                if header.kind == Kind::ProgramExited {
+                    connections.program_over(header.program);
+                }
+                mailboxes.deliver(header, body);
+            });
             if read.is_err() {
                 let broken = VcpuEnd::Failed("the guest broke its ring".into());
                 ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(broken);
                 shared.stop.store(true, Ordering::SeqCst);
             }
+            connections.close();
             sender.notify();
             mailboxes.close();
         };
@@ -265,6 +277,17 @@ impl Cvm {
     /// Messages about this program are no longer of interest.
     pub(crate) fn forget_program(&self, id: ProgramId) {
         self.mailboxes.remove(id);
+        self.connections.remove(id.0);
+    }
+
+    /// What opens connections to a program, from any thread and for longer than the [`Program`](crate::program::Program) lives.
+    pub fn connector(&self, id: ProgramId) -> Connector {
+        Connector::new(id, self.sender.clone(), self.connections.clone())
+    }
+
+    /// The program will listen.
+    pub(crate) fn provide_sockets(&self, id: ProgramId) {
+        self.connections.provide(id.0);
     }
 
     /// The queue of messages about the CVM as a whole.

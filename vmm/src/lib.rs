@@ -6,6 +6,7 @@
 //! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
 //! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
 //!   [`events`]: what happens to them.
+//! * [`socket`]: TCP connections to programs that listen.
 //! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
 //! * [`hooks`]: where a test of the guest takes the host's place.
@@ -22,6 +23,7 @@ pub mod launch;
 pub mod link;
 pub mod memory;
 pub mod program;
+pub mod socket;
 pub mod vcpu;
 
 pub use cvm::{Cvm, CvmConfig, CvmError};

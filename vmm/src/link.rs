@@ -10,8 +10,10 @@ use nacre_abi::message::Header;
 use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
 use nacre_abi::{VcpuId, window};
+use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::Waker;
 use std::time::{SystemTime, UNIX_EPOCH};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -51,6 +53,16 @@ struct SenderState {
     producer: ProducerState,
     /// Threads that wait for room.
     waiting: usize,
+    /// The same for tasks of an executor.
+    wakers: Vec<Waker>,
+    /// Messages without a long body that nobody waits for: sent before any others when there is room.
+    deferred: VecDeque<(Header, Box<[u8]>)>,
+}
+
+impl SenderState {
+    fn wants_room(&self) -> bool {
+        self.waiting != 0 || !self.wakers.is_empty() || !self.deferred.is_empty()
+    }
 }
 
 /// Why nothing was sent.
@@ -94,7 +106,7 @@ impl Sender {
                 state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             state.waiting -= 1;
-            if state.waiting == 0 {
+            if !state.wants_room() {
                 window.set_control(ControlWord::HostWantsRoom, 0);
             }
             if sent {
@@ -104,6 +116,61 @@ impl Sender {
         drop(state);
         self.wake_if_parked(&window);
         Ok(())
+    }
+
+    /// Sends if there is room, and else has `waker` woken when there may be. Never waits, and does not wake the guest: see
+    /// [`kick`](Self::kick).
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub fn try_post(&self, header: Header, body: &[u8], waker: &Waker) -> Result<bool, SendError> {
+        let window = window_of(&self.shared);
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.send_deferred(&window, &mut state)? && self.try_send(&window, &mut state, header, body)? {
+            return Ok(true);
+        }
+        state.wakers.push(waker.clone());
+        window.set_control(ControlWord::HostWantsRoom, 1);
+        fence(Ordering::SeqCst);
+        // If it works now the waker is woken in vain.
+        let sent =
+            self.send_deferred(&window, &mut state)? && self.try_send(&window, &mut state, header, body)?;
+        self.wake_if_parked(&window);
+        Ok(sent)
+    }
+
+    /// Sends a short message, now or when there is room. Never waits, and does not wake the guest.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub fn post(&self, header: Header, body: &[u8]) -> Result<(), SendError> {
+        let window = window_of(&self.shared);
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.send_deferred(&window, &mut state)? && self.try_send(&window, &mut state, header, body)? {
+            return Ok(());
+        }
+        state.deferred.push_back((header, body.into()));
+        window.set_control(ControlWord::HostWantsRoom, 1);
+        fence(Ordering::SeqCst);
+        self.send_deferred(&window, &mut state)?;
+        self.wake_if_parked(&window);
+        Ok(())
+    }
+
+    /// Wakes the guest if it sleeps, for what was posted.
+    pub fn kick(&self) {
+        self.wake_if_parked(&window_of(&self.shared));
+    }
+
+    /// Sends what was deferred; whether nothing is left of it.
+    fn send_deferred(&self, window: &Window<'_>, state: &mut SenderState) -> Result<bool, SendError> {
+        while let Some((header, body)) = state.deferred.pop_front() {
+            if !self.try_send(window, state, header, &body)? {
+                state.deferred.push_front((header, body));
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Sends if there is room.
@@ -127,15 +194,39 @@ impl Sender {
         // The guest says that it parks before it looks at the ring for the last time.
         fence(Ordering::SeqCst);
         if window.control(ControlWord::NormalParked) != 0 {
+            // Whoever sends before the guest has come round need not wake it again: after this it wakes for certain, and
+            // says anew that it parks before it looks for the last time.
+            window.set_control(ControlWord::NormalParked, 0);
             let _ = self.shared.vcpus[VcpuId::NORMAL.index()].wake.write(1);
         }
     }
 
     /// The guest rang: whoever waits for room looks again. Also called when the CVM ends.
     pub fn notify(&self) {
+        let window = window_of(&self.shared);
         // Taking the lock orders this after a waiter's look at the ring.
-        drop(self.producer.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.wants_room() {
+            return;
+        }
+        let had_deferred = !state.deferred.is_empty();
+        // If the CVM has ended, whoever is woken finds that out.
+        let _ = self.send_deferred(&window, &mut state);
+        let wakers = std::mem::take(&mut state.wakers);
+        if !state.wants_room() {
+            window.set_control(ControlWord::HostWantsRoom, 0);
+        }
+        drop(state);
+        if had_deferred {
+            self.wake_if_parked(&window);
+        }
         self.room.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether anybody waits for room.
+    fn is_awaited(&self) -> bool {
+        window_of(&self.shared).control(ControlWord::HostWantsRoom) != 0
     }
 }
 
@@ -173,6 +264,9 @@ pub fn read_rings(
             }
         }
         if any && !shared.stop.load(Ordering::SeqCst) {
+            if sender.is_awaited() {
+                sender.notify();
+            }
             continue;
         }
         window.set_control(ControlWord::HostAwake, 0);

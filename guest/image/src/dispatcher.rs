@@ -9,7 +9,7 @@ use crate::memory::{self, Scratch};
 use crate::program::{Code, Loading, Options, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
-use crate::{children, console, elastic, handover, link, phases, task, wasm};
+use crate::{children, console, elastic, handover, link, phases, sockets, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -142,6 +142,7 @@ impl Dispatcher {
                 ),
             }
         }
+        sockets::wake_all();
         // A host that found no room says so before it looks once more; we gave room before we look.
         fence(Ordering::SeqCst);
         if any && link::window().control(ControlWord::HostWantsRoom) != 0 {
@@ -174,6 +175,12 @@ fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
                 None => fail(loading, ExitKind::Error, "the host sent code beyond the length it announced"),
             }
         }),
+        Kind::SocketOpen
+        | Kind::SocketData
+        | Kind::SocketEnd
+        | Kind::SocketCredit
+        | Kind::SocketClose
+        | Kind::SocketReset => sockets::receive(&incoming),
         #[cfg(feature = "debug-image")]
         Kind::ArenaDump | Kind::ArenaPage | Kind::ArenaLazy | Kind::ArenaEnd => {
             crate::arena_copy::handle(&incoming)
@@ -195,6 +202,9 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::ProgramEnv => with_loading(id, |loading| push_text(loading, body, push_env)),
         Kind::Preopen => {
             with_loading(id, |loading| push_text(loading, body, |loading, text| loading.preopens.push(text)))
+        }
+        Kind::ProgramOption if header.stream == ProgramOption::Listens as u32 => {
+            with_program(id, |program| sockets::provide(program))
         }
         Kind::ProgramOption => with_loading(id, |loading| set_option(&mut loading.options, header)),
         Kind::TreeEntry => with_loading(id, |loading| tree_entry(loading, header, body)),
@@ -320,7 +330,8 @@ fn set_option(options: &mut Options, header: Header) {
             let class = usize::try_from(header.arg).ok().and_then(Priority::from_index);
             options.priority = class.unwrap_or(options.priority);
         }
-        None => {}
+        // The program's, not its task's.
+        Some(ProgramOption::Listens) | None => {}
     }
 }
 

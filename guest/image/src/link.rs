@@ -51,6 +51,34 @@ pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
     Ok(())
 }
 
+/// Messages that [`send_later`] lets wait for a doorbell at most.
+const UNRUNG: u32 = 16;
+
+/// As [`send`], but if the host's reader sleeps it is not woken for this message alone: it is by [`flush`], by the next switch
+/// of this vCPU to its scheduler, or when there are some such messages. A task that answers many requests in turn
+/// rings once for all of them. One that computes for long after it has sent leaves at most that many to the host, which
+/// looks at the rings by itself while there is traffic on connections.
+pub fn send_later(header: Header, body: &[u8]) {
+    let local = vcpu::local().own();
+    if local.transmit.borrow_mut().send(header, body).is_err() {
+        return send(header, body);
+    }
+    local.unrung.set(local.unrung.get() + 1);
+    if local.unrung.get() >= UNRUNG {
+        flush();
+    }
+}
+
+/// Wakes the host's reader, if it sleeps, for what [`send_later`] has sent.
+pub fn flush() {
+    if vcpu::local().own().unrung.take() != 0 {
+        fence(Ordering::SeqCst);
+        if window().control(ControlWord::HostAwake) == 0 {
+            arch::hypercall(DOORBELL, 0);
+        }
+    }
+}
+
 /// Longest body of one message to the host.
 pub const MAX_BODY: usize = window::TO_HOST_BYTES as usize / 4;
 

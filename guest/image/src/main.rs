@@ -38,6 +38,7 @@ mod program;
 mod sched;
 #[cfg(feature = "debug-image")]
 mod selftest;
+mod sockets;
 mod stdin;
 mod task;
 mod vcpu;

@@ -51,6 +51,8 @@ pub struct Own {
     timers: TimerSender<'static>,
     /// The ring to the host.
     pub transmit: RefCell<Producer<'static>>,
+    /// Messages on the ring for which the host's reader was not woken (see [`link::send_later`]).
+    pub unrung: Cell<u32>,
     spin: RefCell<SpinPolicy>,
     resumed_at: Cell<u64>,
     /// Who is woken by the next park of this vCPU.
@@ -106,6 +108,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             vcpu: scheduler.attach(id).expect("attached once"),
             timers: inbox.sender(id).expect("attached once"),
             transmit: RefCell::new(Producer::new(ring)),
+            unrung: Cell::new(0),
             spin: RefCell::new(SpinPolicy::new()),
             resumed_at: Cell::new(0),
             wake_at_park: Cell::new(None),
@@ -325,6 +328,7 @@ fn run(reference: TaskRef) {
     unsafe { arch::switch(vcpu::local().scheduler_sp.as_ptr(), task.sp.get()) };
     task.cpu_cycles.fetch_add(arch::rdtsc().saturating_sub(own.resumed_at.get()), Ordering::Relaxed);
     vcpu::set_current(core::ptr::null_mut());
+    link::flush();
     match task.park.commit(task.why.get()) {
         Commit::Requeue if task.wants_normal.get() => hand_over(task, Errand::Run),
         Commit::Requeue => match own.vcpu.requeue(reference, task.priority()) {

@@ -12,7 +12,7 @@ use crate::children::{Child, Family, Kids, Loaded};
 use crate::once::Once;
 use crate::program::{Code, GuestSystem, Loading, Options, Program};
 use crate::task::Begin;
-use crate::{areas, phases, task};
+use crate::{areas, phases, sockets, task};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -179,11 +179,13 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
     let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let preopens =
         preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
-    let wasi = new_wasi(&family, preopens, fs)?;
+    let listens = sockets::begin(program);
+    let wasi = new_wasi(&family, preopens, listens, fs)?;
     let mut store = new_store(runtime, wasi, Kids::new(family.clone(), None));
     let ended = call_start(&family.loaded, &mut store);
     let outcome = outcome(ended, options);
     let Context { wasi, kids, .. } = store.into_data();
+    sockets::end(program);
     drop(kids);
     family.close();
     let (_, fs) = wasi.into_parts();
@@ -195,6 +197,7 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
 fn new_wasi(
     family: &Family,
     preopens: Vec<(String, String)>,
+    listens: bool,
     fs: Fs,
 ) -> Result<WasiCtx<GuestSystem>, Outcome> {
     let [stdin, stdout, stderr] = family.terminals;
@@ -202,6 +205,7 @@ fn new_wasi(
         .args(family.args.clone())
         .env(family.env.clone())
         .preopens(preopens)
+        .listens(listens)
         .tty(stdin, stdout, stderr)
         .build(GuestSystem(family.program.clone()), fs)
         .map_err(Outcome::error)
@@ -235,7 +239,7 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
     let family = &child.family;
     let runtime = runtime().map_err(Outcome::error)?;
     let fs = Fs::new(0).map_err(Outcome::error)?;
-    let wasi = new_wasi(family, Vec::new(), fs)?;
+    let wasi = new_wasi(family, Vec::new(), false, fs)?;
     let mut store = new_store(runtime, wasi, Kids::new(family.clone(), Some(child.clone())));
     let called = instantiate(&family.loaded.pre, &mut store).and_then(|instance| {
         if !family.loaded.is_task(&child.name) {

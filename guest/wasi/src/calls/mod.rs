@@ -17,4 +17,5 @@ pub use fd::*;
 pub use io::*;
 pub use path::*;
 pub use poll::*;
+pub(crate) use poll::Scratch;
 pub use sock::*;
