@@ -121,11 +121,6 @@ impl Service {
     pub fn committed_bytes(&self) -> u64 {
         self.cvm.stats().unwrap().guest.committed_bytes
     }
-
-    /// The most that was.
-    pub fn committed_peak_bytes(&self) -> u64 {
-        self.cvm.stats().unwrap().guest.committed_peak_bytes
-    }
 }
 
 /// Wakes a thread.
@@ -150,6 +145,7 @@ fn wait<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
 }
 
 /// A client that waits.
+#[derive(Debug)]
 pub struct Client(Arc<Mutex<Option<Connection>>>);
 
 impl Client {
