@@ -9,8 +9,8 @@ use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
-use crate::link::{self, SendError, Sender};
-use crate::socket::{Connections, Connector};
+use crate::link::{self, SendError, Sender, Traffic};
+use crate::socket::{Connections, Connector, Intake, Relay};
 use crate::memory::{LaunchMemory, SharedMemory};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
@@ -106,6 +106,7 @@ pub struct Cvm {
     sender: Arc<Sender>,
     mailboxes: Arc<Mailboxes>,
     connections: Arc<Connections>,
+    intake: Arc<Intake>,
     doorbell: Arc<EventFd>,
     threads: Mutex<Threads>,
     ended: Arc<Mutex<Option<VcpuEnd>>>,
@@ -180,6 +181,7 @@ impl Cvm {
             sender: Arc::new(Sender::new(shared.clone())),
             mailboxes: Arc::new(Mailboxes::default()),
             connections: Arc::default(),
+            intake: Arc::new(Intake::new(doorbell.clone())),
             doorbell,
             threads: Mutex::default(),
             ended: Arc::default(),
@@ -235,21 +237,24 @@ impl Cvm {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
         let connections = self.connections.clone();
+        let mut relay = system("an event queue", Relay::new(self.intake.clone()))?;
         let body = move || {
-            let read = link::read_rings(&shared, &doorbell, &sender, |header, body| {
+            let read = link::read_rings(&shared, &doorbell, &sender, &mut relay, |header, body| {
                 if connections.receive(header, body) {
-                    return;
+                    return Traffic::Connection;
                 }
                 if header.kind == Kind::ProgramExited {
                     connections.program_over(header.program);
                 }
                 mailboxes.deliver(header, body);
+                Traffic::Other
             });
             if read.is_err() {
                 let broken = VcpuEnd::Failed("the guest broke its ring".into());
                 ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(broken);
                 shared.stop.store(true, Ordering::SeqCst);
             }
+            drop(relay);
             connections.close();
             sender.notify();
             mailboxes.close();
@@ -282,7 +287,8 @@ impl Cvm {
 
     /// What opens connections to a program, from any thread and for longer than the [`Program`](crate::program::Program) lives.
     pub fn connector(&self, id: ProgramId) -> Connector {
-        Connector::new(id, self.sender.clone(), self.connections.clone())
+        let (sender, connections) = (self.sender.clone(), self.connections.clone());
+        Connector::new(id, sender, connections, self.intake.clone())
     }
 
     /// The program will listen.

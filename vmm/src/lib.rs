@@ -11,7 +11,7 @@
 //!
 //! * [`hooks`]: where a test of the guest takes the host's place.
 //!
-//! `unsafe` is in [`memory`], [`kvm`] and [`vcpu`] only.
+//! `unsafe` is in [`memory`], [`kvm`], [`vcpu`] and one function of [`socket`] only.
 
 pub mod cvm;
 pub mod elastic;

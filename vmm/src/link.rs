@@ -4,6 +4,7 @@
 //! before it sleeps, and never waits for anybody else: whoever consumes a program's output does so from a queue whose
 //! length the guest's stream windows bound.
 
+use crate::socket::Relay;
 use crate::vcpu::Shared;
 use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
 use nacre_abi::message::Header;
@@ -14,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A window into the shared memory of `shared`; the memory lives as long as that.
@@ -233,7 +234,22 @@ impl Sender {
 /// Messages read from one ring before the next one's turn.
 const MESSAGES_PER_LOOK: usize = 64;
 
-/// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body.
+/// A guest may leave some messages about connections without a doorbell, if it thinks that it has more to say soon: for this
+/// long after the last one the rings are looked at this often.
+const LINGER: Duration = Duration::from_millis(10);
+const LINGER_LOOK_MS: i32 = 1;
+
+/// What a message was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// A connection.
+    Connection,
+    /// Anything else.
+    Other,
+}
+
+/// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body. Between two looks it
+/// moves what the sockets of `relay` have.
 ///
 /// # Errors
 /// [`Corrupt`] if the guest broke a ring.
@@ -241,7 +257,8 @@ pub fn read_rings(
     shared: &Shared,
     doorbell: &EventFd,
     sender: &Sender,
-    mut handle: impl FnMut(Header, &[u8]),
+    relay: &mut Relay,
+    mut handle: impl FnMut(Header, &[u8]) -> Traffic,
 ) -> Result<(), Corrupt> {
     let window = window_of(shared);
     let mut rings: Vec<Consumer<'_>> = (0..shared.vcpus.len() as u32)
@@ -249,6 +266,7 @@ pub fn read_rings(
         .map(Consumer::new)
         .collect();
     let mut body = vec![0; window::TO_HOST_BYTES as usize];
+    let (mut traffic, mut lingering_since) = (false, None);
     window.set_control(ControlWord::HostAwake, 1);
     loop {
         let mut any = false;
@@ -259,11 +277,16 @@ pub fn read_rings(
                 let header = incoming.header();
                 let len = incoming.copy_body(0, &mut body);
                 incoming.finish();
-                handle(header, &body[..len]);
+                traffic |= handle(header, &body[..len]) == Traffic::Connection;
                 any = true;
             }
         }
-        if any && !shared.stop.load(Ordering::SeqCst) {
+        let more = relay.turn();
+        sender.kick();
+        if (any || more) && !shared.stop.load(Ordering::SeqCst) {
+            if !relay.is_empty() {
+                relay.wait(0);
+            }
             if sender.is_awaited() {
                 sender.notify();
             }
@@ -275,8 +298,16 @@ pub fn read_rings(
             return Ok(());
         }
         if !rings.iter().any(Consumer::has_message) {
-            // Blocks until the guest rings or the CVM is stopped.
-            let _ = doorbell.read();
+            if std::mem::take(&mut traffic) {
+                lingering_since = Some(Instant::now());
+            }
+            lingering_since = lingering_since.filter(|since: &Instant| since.elapsed() < LINGER);
+            // Blocks until the guest rings, a socket has something or the CVM is stopped.
+            match lingering_since {
+                Some(_) => drop(relay.wait(LINGER_LOOK_MS)),
+                None if relay.is_empty() => drop(doorbell.read()),
+                None => drop(relay.wait(-1)),
+            }
             sender.notify();
         }
         window.set_control(ControlWord::HostAwake, 1);

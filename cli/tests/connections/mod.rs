@@ -218,7 +218,7 @@ impl Client {
             if !std::mem::replace(&mut first, false) {
                 return Poll::Ready(());
             }
-            self.with(|connection| connection.poll_write_ready(context)).map(|_| ())
+            self.with(|connection| connection.poll_write_room(context)).map(|_| ())
         });
     }
 

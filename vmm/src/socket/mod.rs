@@ -5,12 +5,15 @@
 //! straight to the ring to the guest. Two things make a writer wait: the guest's credit for this connection, and room on the
 //! ring. The module doc of [`nacre_abi::socket`] has the protocol.
 
+mod linger;
+mod relay;
 mod stream;
 mod table;
 
 #[cfg(test)]
 mod tests;
 
+pub use relay::{Intake, Relay, RelayError};
 pub use stream::Stream;
 pub use table::{ConnectError, ConnectionStats, Connections};
 
@@ -29,12 +32,18 @@ pub struct Connector {
     program: u32,
     sender: Arc<Sender>,
     connections: Arc<Connections>,
+    intake: Arc<Intake>,
 }
 
 impl Connector {
     /// Connects to a program.
-    pub(crate) fn new(program: ProgramId, sender: Arc<Sender>, connections: Arc<Connections>) -> Connector {
-        Connector { program: program.0, sender, connections }
+    pub(crate) fn new(
+        program: ProgramId,
+        sender: Arc<Sender>,
+        connections: Arc<Connections>,
+        intake: Arc<Intake>,
+    ) -> Connector {
+        Connector { program: program.0, sender, connections, intake }
     }
 
     /// Opens a connection, for a client at `peer`. It can be written to at once; the program sees it when it accepts it.
@@ -292,14 +301,14 @@ impl Connection {
         }
     }
 
-    /// Whether something can be written, as far as this connection's credit goes.
+    /// How many bytes can be written at once, as far as this connection's credit goes.
     ///
     /// # Errors
     /// As [`poll_write`](Self::poll_write).
-    pub fn poll_write_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_write_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut state = self.peer.state();
-        if state.stream.room()?.is_some() {
-            return Poll::Ready(Ok(()));
+        if let Some(room) = state.stream.room()? {
+            return Poll::Ready(Ok(room));
         }
         register(&mut state.writer, context);
         Poll::Pending
@@ -321,6 +330,11 @@ impl Connection {
             let _ = self.peer.sender.post(self.peer.header(Kind::SocketEnd).arg(end), &[]);
             self.peer.sender.kick();
         }
+    }
+
+    /// Whether the program reads no more.
+    pub fn is_deaf(&self) -> bool {
+        self.peer.state().stream.is_deaf()
     }
 
     /// Whether the program has accepted it, or refused.

@@ -163,6 +163,11 @@ impl Stream {
         }
     }
 
+    /// Whether the guest reads no more.
+    pub fn is_deaf(&self) -> bool {
+        self.deaf
+    }
+
     /// Bytes that were read, as an offset of the guest's stream.
     pub fn consumed(&self) -> u64 {
         self.next - self.ready.len() as u64
