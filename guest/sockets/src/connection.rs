@@ -66,12 +66,6 @@ impl Connection {
         self.held
     }
 
-    /// Bytes that the program has read, as an offset of the stream from the host.
-    #[cfg(test)]
-    pub fn consumed(&self) -> u64 {
-        self.next - self.held
-    }
-
     /// What it keeps, as cost.
     fn held_cost(&self) -> u64 {
         self.held + self.pieces.len() as u64 * MESSAGE_COST

@@ -17,7 +17,7 @@ pub use relay::{Intake, Relay, RelayError};
 pub use stream::Stream;
 pub use table::{ConnectError, ConnectionStats, Connections};
 
-use crate::link::Sender;
+use crate::link::{SendError, Sender};
 use crate::program::ProgramId;
 use nacre_abi::message::{Header, Kind};
 use nacre_abi::socket::{Broken, ConnectionId, INITIAL_LIMIT, WINDOW, encode_address};
@@ -26,20 +26,50 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+/// Where messages to the guest go.
+pub trait Outlet: Send + Sync {
+    /// Sends if there is room, and else has `waker` woken when there may be.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    fn try_post(&self, header: Header, body: &[u8], waker: &Waker) -> Result<bool, SendError>;
+    /// Sends a short message, now or when there is room.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    fn post(&self, header: Header, body: &[u8]) -> Result<(), SendError>;
+    /// Wakes the guest if it sleeps: neither of the others does.
+    fn kick(&self);
+}
+
+impl Outlet for Sender {
+    fn try_post(&self, header: Header, body: &[u8], waker: &Waker) -> Result<bool, SendError> {
+        Sender::try_post(self, header, body, waker)
+    }
+
+    fn post(&self, header: Header, body: &[u8]) -> Result<(), SendError> {
+        Sender::post(self, header, body)
+    }
+
+    fn kick(&self) {
+        Sender::kick(self);
+    }
+}
+
 /// Opens connections to one program, from any thread.
 #[derive(Clone)]
 pub struct Connector {
     program: u32,
-    sender: Arc<Sender>,
+    sender: Arc<dyn Outlet>,
     connections: Arc<Connections>,
     intake: Arc<Intake>,
 }
 
 impl Connector {
-    /// Connects to a program.
-    pub(crate) fn new(
+    /// Connects to a program of the CVM whose ring, connections and intake these are.
+    pub fn new(
         program: ProgramId,
-        sender: Arc<Sender>,
+        sender: Arc<dyn Outlet>,
         connections: Arc<Connections>,
         intake: Arc<Intake>,
     ) -> Connector {
@@ -75,7 +105,7 @@ impl Connector {
 pub(crate) struct Peer {
     program: u32,
     id: ConnectionId,
-    sender: Arc<Sender>,
+    sender: Arc<dyn Outlet>,
     state: Mutex<State>,
 }
 

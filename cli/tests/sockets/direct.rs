@@ -1,9 +1,6 @@
 //! Connections to a real service in a real CVM, through the VMM's interface: `apps/echo` in all its modes.
-#![forbid(unsafe_code)]
 
-mod connections;
-
-use connections::{Client, Service, pattern};
+use crate::connections::{Client, Service, pattern};
 use nacre_abi::socket::{BACKLOG, WINDOW};
 use nacre_vmm::program::{ConnectError, Exit};
 use std::io::ErrorKind;
