@@ -15,13 +15,14 @@ use std::process::Command;
 const SMALL_STACK: &str = "-Wl,-z,stack-size=65536";
 
 /// Programs in C: the folder, and its sources and options.
-const C_APPS: [(&str, &[&str]); 6] = [
+const C_APPS: [(&str, &[&str]); 7] = [
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
     ("traps", &["traps.c"]),
     ("checks", &["main.c", "files.c", "dirs.c", "waits.c"]),
     ("parallel", &["parallel.c", SMALL_STACK]),
     ("spawns", &["spawns.c", SMALL_STACK]),
+    ("echo", &["echo.c"]),
 ];
 
 /// Debian's Rust for WASI with what its compiler and linker load; used without installing them.
