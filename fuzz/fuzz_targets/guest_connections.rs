@@ -76,7 +76,8 @@ impl Link for Watch {
 }
 
 fn hear(table: &mut Table, watch: &mut Watch, input: &mut Unstructured<'_>) -> Result<()> {
-    let id = ConnectionId::new(u32::from(input.arbitrary::<u8>()? % 6), u32::from(input.arbitrary::<u8>()? % 3));
+    let id =
+        ConnectionId::new(u32::from(input.arbitrary::<u8>()? % 6), u32::from(input.arbitrary::<u8>()? % 3));
     let kind = *input.choose(&KINDS)?;
     let len = match input.arbitrary::<u8>()? % 8 {
         0 => usize::from(input.arbitrary::<u16>()?),
@@ -133,7 +134,8 @@ fn call(table: &mut Table, watch: &mut Watch, input: &mut Unstructured<'_>) -> R
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Unstructured::new(data);
-    let (mut table, mut watch) = (Table::new(u64::from(input.arbitrary::<u32>().unwrap_or(0))), Watch::default());
+    let (mut table, mut watch) =
+        (Table::new(u64::from(input.arbitrary::<u32>().unwrap_or(0))), Watch::default());
     for _ in 0..MAX_STEPS {
         let done = match input.arbitrary::<u8>() {
             Ok(step) if step % 2 == 0 => hear(&mut table, &mut watch, &mut input),

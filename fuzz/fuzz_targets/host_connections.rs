@@ -123,7 +123,8 @@ impl World {
         if action == 0 && self.open.len() < 20 {
             let before: Vec<u32> = self.watch.0.lock().unwrap().keys().copied().collect();
             if let Ok(connection) = self.connector.connect("127.0.0.1:9".parse().unwrap()) {
-                let new = self.watch.0.lock().unwrap().keys().copied().find(|number| !before.contains(number));
+                let new =
+                    self.watch.0.lock().unwrap().keys().copied().find(|number| !before.contains(number));
                 self.last = new.or(self.last);
                 self.open.push((self.last.unwrap_or(0), connection));
             }

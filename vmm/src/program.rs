@@ -3,8 +3,8 @@
 use crate::cvm::{Cvm, CvmError};
 pub use crate::events::{Events, Exit, ProgramEvent, ProgramId};
 use crate::link::{SendError, Sender};
-use nacre_abi::message::{Header, Kind, ProgramOption, STREAM_WINDOW_BYTES, TreeKind, stream};
 pub use crate::socket::{ConnectError, Connection, Connector};
+use nacre_abi::message::{Header, Kind, ProgramOption, STREAM_WINDOW_BYTES, TreeKind, stream};
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -75,7 +75,8 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
     let code = container(source, &host::HostEngine::same()?.load(source)?.code()?, 0)?;
     let config = CvmConfig { workers: 1, memory_bytes: MEMORY_BYTES, ..CvmConfig::default() };
     let cvm = Cvm::launch(config)?;
-    let spec = ProgramSpec { code: &code, args: vec!["echo".into()], listens: true, ..ProgramSpec::default() };
+    let spec =
+        ProgramSpec { code: &code, args: vec!["echo".into()], listens: true, ..ProgramSpec::default() };
     let program = cvm.load(&spec)?;
     program.start()?;
     let native = Native::start()?;
@@ -97,7 +98,9 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
         let requests = (options.rounds * rounds * load.clients * load.depth) as f64;
         let [ours, theirs] = &samples;
         let row = Row::new(load.name, CVM, Unit::PerSecond, ours);
-        rows.extend(row.map(|row| row.against(NATIVE, ours, theirs).target(THROUGHPUT)));
+        let row = row.map(|row| row.against(NATIVE, ours, theirs));
+        // One client alone waits for each wake-up on the way: its row shows their floor, and there is nothing to be met.
+        rows.extend(row.map(|row| if load.clients > 1 { row.target(THROUGHPUT) } else { row }));
         for (what, count) in [
             ("vCPUs parked per thousand requests", after.parks - before.parks),
             ("workers woken per thousand requests", after.wakes - before.wakes),

@@ -66,6 +66,23 @@ fn a_blocking_service_serves_one_client_after_the_other() {
 }
 
 #[test]
+fn a_cvm_without_workers_serves_too() {
+    let Some(service) = Service::start(0, &["echo"]) else { return };
+    let program = service.program();
+    let mut clients: Vec<Client> = (0..50).map(|_| Client::connect(&program)).collect();
+    for round in 0..20u8 {
+        for client in &mut clients {
+            client.write_all(&vec![round; 3000]).unwrap();
+        }
+        for client in &mut clients {
+            let mut back = vec![0; 3000];
+            client.read_exact(&mut back).unwrap();
+            assert!(back.iter().all(|byte| *byte == round));
+        }
+    }
+}
+
+#[test]
 fn both_halves_end_on_their_own() {
     let Some(service) = Service::start(1, &["chargen", "1000000"]) else { return };
     let program = service.program();

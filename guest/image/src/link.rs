@@ -1,7 +1,8 @@
 //! The guest's end of the shared window: each vCPU's ring to the host, and the doorbell.
 
 use crate::agent::{AgentCell, agent_static};
-use crate::{arch, task, vcpu};
+use crate::arch::{self, clock};
+use crate::{task, vcpu};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
 use nacre_abi::hypercall::DOORBELL;
@@ -51,27 +52,32 @@ pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
     Ok(())
 }
 
-/// Messages that [`send_later`] lets wait for a doorbell at most.
+/// Messages that [`send_later`] lets wait for a doorbell at most, and for how long after the last one it does so.
 const UNRUNG: u32 = 16;
+const UNRUNG_NS: u64 = 2_000_000;
 
-/// As [`send`], but if the host's reader sleeps it is not woken for this message alone: it is by [`flush`], by the next switch
-/// of this vCPU to its scheduler, or when there are some such messages. A task that answers many requests in turn
-/// rings once for all of them. One that computes for long after it has sent leaves at most that many to the host, which
-/// looks at the rings by itself while there is traffic on connections.
+/// As [`send`], for messages about connections: if the host's reader sleeps, but was woken a moment ago, it is not woken for
+/// this message alone. It is by [`flush`], by the next switch of this vCPU to its scheduler, or when there are some such
+/// messages. So a task that answers many requests in turn rings once for all of them. If it computes for long then, the host
+/// sees them all the same: after such a message it looks at the rings by itself for some milliseconds.
 pub fn send_later(header: Header, body: &[u8]) {
     let local = vcpu::local().own();
     if local.transmit.borrow_mut().send(header, body).is_err() {
         return send(header, body);
     }
     local.unrung.set(local.unrung.get() + 1);
-    if local.unrung.get() >= UNRUNG {
+    // Wrapping: a counter that the host has set back rings for nothing.
+    let since = arch::rdtsc().wrapping_sub(local.rung_at.get());
+    if local.unrung.get() >= UNRUNG || since > clock::ns_to_cycles(UNRUNG_NS) {
         flush();
     }
 }
 
 /// Wakes the host's reader, if it sleeps, for what [`send_later`] has sent.
 pub fn flush() {
-    if vcpu::local().own().unrung.take() != 0 {
+    let local = vcpu::local().own();
+    if local.unrung.take() != 0 {
+        local.rung_at.set(arch::rdtsc());
         fence(Ordering::SeqCst);
         if window().control(ControlWord::HostAwake) == 0 {
             arch::hypercall(DOORBELL, 0);

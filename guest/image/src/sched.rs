@@ -53,6 +53,8 @@ pub struct Own {
     pub transmit: RefCell<Producer<'static>>,
     /// Messages on the ring for which the host's reader was not woken (see [`link::send_later`]).
     pub unrung: Cell<u32>,
+    /// When it was last seen to be awake or woken for such, in cycles.
+    pub rung_at: Cell<u64>,
     spin: RefCell<SpinPolicy>,
     resumed_at: Cell<u64>,
     /// Who is woken by the next park of this vCPU.
@@ -109,6 +111,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             timers: inbox.sender(id).expect("attached once"),
             transmit: RefCell::new(Producer::new(ring)),
             unrung: Cell::new(0),
+            rung_at: Cell::new(0),
             spin: RefCell::new(SpinPolicy::new()),
             resumed_at: Cell::new(0),
             wake_at_park: Cell::new(None),

@@ -232,7 +232,11 @@ pub struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Connection").field("program", &self.peer.program).field("id", &self.peer.id).finish()
+        formatter
+            .debug_struct("Connection")
+            .field("program", &self.peer.program)
+            .field("id", &self.peer.id)
+            .finish()
     }
 }
 

@@ -99,7 +99,8 @@ impl Sockets {
             return;
         }
         let mut body = Vec::new();
-        let fits = self.queued.fetch_add(cost, Ordering::Relaxed) + cost <= self.limit.load(Ordering::Relaxed)
+        let fits = self.queued.fetch_add(cost, Ordering::Relaxed) + cost
+            <= self.limit.load(Ordering::Relaxed)
             && body.try_reserve_exact(len).is_ok();
         if fits {
             body.resize(len, 0);
@@ -114,7 +115,9 @@ impl Sockets {
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) && self.waiting.swap(false, Ordering::Relaxed) {
             let owner = self.owner.load(Ordering::Relaxed);
-            NEWS.with(|news| if news.try_reserve(1).is_ok() { news.push(owner) } else { task::unpark_slot(owner) });
+            NEWS.with(
+                |news| if news.try_reserve(1).is_ok() { news.push(owner) } else { task::unpark_slot(owner) },
+            );
         }
     }
 
@@ -202,13 +205,6 @@ impl GuestSystem {
     /// Does something with the table; if it would block, once more with what has come meanwhile.
     fn with_table<R>(
         &self,
-        act: impl Fn(&mut Table, &mut ToHost) -> Result<R, SocketError>,
-    ) -> Result<R, SocketError> {
-        self.with_table_mut(act)
-    }
-
-    fn with_table_mut<R>(
-        &self,
         mut act: impl FnMut(&mut Table, &mut ToHost) -> Result<R, SocketError>,
     ) -> Result<R, SocketError> {
         let sockets = self.0.sockets.get().ok_or(SocketError::Reset)?;
@@ -249,11 +245,11 @@ impl nacre_wasi::Sockets for GuestSystem {
     }
 
     fn socket_recv(&mut self, id: SocketId, buf: &mut [u8]) -> Result<usize, SocketError> {
-        self.with_table_mut(|table, link| table.recv(id, buf, link))
+        self.with_table(|table, link| table.recv(id, buf, link))
     }
 
     fn socket_peek(&mut self, id: SocketId, skip: u64, buf: &mut [u8]) -> Result<usize, SocketError> {
-        self.with_table_mut(|table, _| table.peek(id, skip, buf))
+        self.with_table(|table, _| table.peek(id, skip, buf))
     }
 
     fn socket_send(&mut self, id: SocketId, buf: &[u8]) -> Result<usize, SocketError> {
