@@ -5,7 +5,7 @@
 //! * [`memory`]: private memory, which nobody can read or write after launch, and the shared window.
 //! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
 //! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
-//!   [`events`]: what happens to them.
+//!   [`events`]: what happens to them. [`calls`]: modules that are loaded once, and calls of them.
 //! * [`socket`]: TCP connections to programs that listen.
 //! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
@@ -13,6 +13,7 @@
 //!
 //! `unsafe` is in [`memory`], [`kvm`], [`vcpu`] and one function of [`socket`] only.
 
+pub mod calls;
 pub mod cvm;
 pub mod elastic;
 pub mod events;
@@ -26,6 +27,7 @@ pub mod program;
 pub mod socket;
 pub mod vcpu;
 
+pub use calls::{Call, CallError, CallHandle, CallResult, Module};
 pub use cvm::{Cvm, CvmConfig, CvmError};
 pub use elastic::{CpuConfig, CpuLimits, CpuManager, ElasticConfig};
 pub use nacre_abi::message::GuestStats;

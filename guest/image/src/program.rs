@@ -15,7 +15,6 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use nacre_abi::hypercall::ExitReason;
 use nacre_abi::message::{ExitKind, Header, Kind, STREAM_WINDOW_BYTES, stream};
 use nacre_mm::address_space::MapError;
 use nacre_mm::entry::Perms;
@@ -373,15 +372,7 @@ impl System for GuestSystem {
     }
 
     fn random(&mut self, buffer: &mut [u8]) {
-        for chunk in buffer.chunks_mut(8) {
-            let Some(word) = cpu::random_word() else {
-                crate::console::fatal(
-                    ExitReason::Panic,
-                    format_args!("the processor's random number generator failed"),
-                );
-            };
-            chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
-        }
+        cpu::fill_random(buffer);
     }
 
     fn stream_read(&mut self, stream: Stream, buffer: &mut [u8]) -> Result<usize, StreamError> {

@@ -55,6 +55,8 @@ pub struct Own {
     pub unrung: Cell<u32>,
     /// When it was last seen to be awake or woken for such, in cycles.
     pub rung_at: Cell<u64>,
+    /// When the first message was sent for which the doorbell is still to be rung, in cycles; 0 for none.
+    pub unrung_since: Cell<u64>,
     spin: RefCell<SpinPolicy>,
     resumed_at: Cell<u64>,
     /// Who is woken by the next park of this vCPU.
@@ -112,6 +114,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             transmit: RefCell::new(Producer::new(ring)),
             unrung: Cell::new(0),
             rung_at: Cell::new(0),
+            unrung_since: Cell::new(0),
             spin: RefCell::new(SpinPolicy::new()),
             resumed_at: Cell::new(0),
             wake_at_park: Cell::new(None),
@@ -244,11 +247,15 @@ pub fn run_one() -> Ran {
             Ran::Task
         }
         Next::Reclaimed { wake } => {
+            link::ring_now();
             elastic::count_reclaim();
             ring_at_park(wake);
             Ran::MustPark
         }
-        Next::Empty | Next::Stopped => Ran::Nothing,
+        Next::Empty | Next::Stopped => {
+            link::ring_now();
+            Ran::Nothing
+        }
     }
 }
 
@@ -316,6 +323,7 @@ fn run(reference: TaskRef) {
             hand_over(task, Errand::Refuse(why))
         };
     }
+    link::ring_before(task.is_brief());
     let own = own();
     RESUMES.fetch_add(1, Ordering::Relaxed);
     let here = own.vcpu.id().index() as u32;

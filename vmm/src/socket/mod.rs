@@ -48,7 +48,7 @@ impl Outlet for Sender {
     }
 
     fn post(&self, header: Header, body: &[u8]) -> Result<(), SendError> {
-        Sender::post(self, header, body)
+        Sender::post_quietly(self, header, body)
     }
 
     fn kick(&self) {
