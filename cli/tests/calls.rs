@@ -132,7 +132,7 @@ fn calls_that_misbehave_end_alone() {
     for (name, program, options) in [
         ("wall", &looping, options),
         ("cpu", &looping, cpu),
-        ("greedy", &greedy, options),
+        ("greedy", &greedy, RunOptions::default()),
         ("printer", &printer, options),
         ("sleeper", &sleeper, options),
     ] {

@@ -20,6 +20,7 @@ use nacre_abi::call::{
 };
 use nacre_abi::message::{ExitKind, Header, Kind, stream};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -205,8 +206,9 @@ impl Pieces {
 }
 
 /// The calls and modules of a CVM that wait for an answer.
-pub(crate) struct Calls {
+pub struct Calls {
     state: Mutex<State>,
+    in_flight: AtomicUsize,
     max_calls: usize,
 }
 
@@ -225,7 +227,11 @@ struct State {
 impl Calls {
     /// The calls of a CVM that can have so many tasks; some are left for others.
     pub fn new(max_tasks: u32) -> Calls {
-        Calls { state: Mutex::default(), max_calls: max_tasks as usize / 8 * 7 }
+        Calls {
+            state: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            max_calls: max_tasks as usize / 8 * 7,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -251,6 +257,7 @@ impl Calls {
         let outputs = Default::default();
         state.waiting[index as usize] =
             Some(Waiting { generation, cancelled: false, max_output, outputs, done });
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
         Ok(Place { index, generation })
     }
 
@@ -258,7 +265,25 @@ impl Calls {
         let mut state = self.state();
         let waiting = state.waiting.get_mut(index as usize)?.take()?;
         state.free.push(index);
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
         Some(waiting)
+    }
+
+    /// Whether a result is not there yet.
+    pub fn any_in_flight(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) != 0
+    }
+
+    /// Enters a call with so much room for each output, and returns its number: what [`Cvm::call`] does, without a guest.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn expect(
+        &self,
+        max_output: usize,
+        done: impl FnOnce(CallResult) + Send + 'static,
+    ) -> Result<u32, CallError> {
+        self.enter(max_output, Box::new(done)).map(|place| place.index)
     }
 
     /// Takes a message that concerns calls or modules; false if it is somebody else's.
@@ -301,6 +326,7 @@ impl Calls {
         state.closed = true;
         state.loading.clear();
         let waiting = std::mem::take(&mut state.waiting);
+        self.in_flight.store(0, Ordering::Relaxed);
         drop(state);
         for call in waiting.into_iter().flatten() {
             (call.done)(CallResult::failed("the CVM ended before the call did"));
@@ -467,8 +493,7 @@ impl Cvm {
 
     /// Calls whose results are not there yet.
     pub fn calls_in_flight(&self) -> usize {
-        let state = self.calls().state();
-        state.waiting.len().saturating_sub(state.free.len())
+        self.calls().in_flight.load(Ordering::Relaxed)
     }
 }
 

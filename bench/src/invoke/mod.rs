@@ -1,6 +1,7 @@
 //! `nacre bench invoke`: what running a program in a CVM costs, beside the same engine as a host process.
 
 mod boot;
+mod calls;
 mod compute;
 mod instances;
 mod lifecycle;
@@ -19,6 +20,7 @@ pub(crate) mod arm {
     pub const HOST_SAME: &str = "host, same settings";
     pub const HOST_DEFAULT: &str = "host, defaults";
     pub const HOST_HUGE: &str = "host, huge pages";
+    pub const HOST_BEST: &str = "host, an instance each";
     pub const PROCESS: &str = "nacre run";
     pub const GUEST: &str = "guest";
 }
@@ -34,6 +36,8 @@ pub struct Options {
     pub boots: usize,
     /// Batches of instances in the guest and on the host.
     pub instance_batches: usize,
+    /// Rounds of warm calls of each program.
+    pub call_rounds: usize,
     /// Rounds of touching memory.
     pub touch_rounds: usize,
     /// Rounds of touching 8 GiB.
@@ -51,6 +55,7 @@ impl Options {
             compute_rounds: 12,
             boots: 30,
             instance_batches: 5,
+            call_rounds: 5,
             touch_rounds: 7,
             large_touch_rounds: 3,
             lives: 50,
@@ -63,6 +68,7 @@ impl Options {
         self.compute_rounds * crate::programs::COMPUTE.len()
             + self.boots
             + self.instance_batches
+            + self.call_rounds * calls::PROGRAMS
             + self.touch_rounds
             + self.large_touch_rounds
             + self.lives
@@ -80,6 +86,7 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
     let mut rows = compute::measure(options.compute_rounds, progress)?;
     rows.extend(boot::measure(&options.nacre, options.boots, progress)?);
     rows.extend(instances::measure(options.instance_batches, progress)?);
+    rows.extend(calls::measure(options.call_rounds, progress)?);
     rows.extend(touch::measure(options.touch_rounds, progress)?);
     rows.extend(touch::measure_large(options.large_touch_rounds, progress, &mut skipped)?);
     rows.extend(lifecycle::measure(options.lives, progress)?);

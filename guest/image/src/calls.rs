@@ -23,7 +23,7 @@ use nacre_abi::ring::Incoming;
 use nacre_wval::{Priority, StopReason};
 
 /// A call is expected to be brief if those before it took less, in nanoseconds.
-const BRIEF_NS: u64 = 20_000;
+const BRIEF_NS: u64 = 100_000;
 
 /// Requests that may come in pieces at the same time.
 const MAX_PARTIAL: usize = 256;
@@ -118,7 +118,11 @@ pub fn start(incoming: &Incoming<'_, '_>) {
         return refuse(call, ExitKind::Error, "the request has an impossible length");
     }
     let Some(mut bytes) = Bytes::new(header.arg as usize) else {
-        return refuse(call, ExitKind::OutOfMemory, "no memory for the request: give the CVM more with --memory");
+        return refuse(
+            call,
+            ExitKind::OutOfMemory,
+            "no memory for the request: give the CVM more with --memory",
+        );
     };
     incoming.copy_body(0, &mut bytes.0[..len]);
     if len as u64 == header.arg {
@@ -142,7 +146,8 @@ pub fn data(incoming: &Incoming<'_, '_>) {
     let Some(mut partial) = PARTIAL.with(|all| all.remove(&call)) else { return };
     let end = partial.received + header.len as usize;
     let next = header.arg == partial.received as u64;
-    let Some(part) = partial.bytes.0.get_mut(partial.received..end).filter(|part| next && !part.is_empty()) else {
+    let Some(part) = partial.bytes.0.get_mut(partial.received..end).filter(|part| next && !part.is_empty())
+    else {
         return refuse(call, ExitKind::Error, "a piece of the request is not the next one");
     };
     incoming.copy_body(0, part);
@@ -169,7 +174,11 @@ fn begin(call: u32, module: u32, request: Bytes) {
     };
     let order = Order { call, module, head, options, request, arrived_ns: clock::monotonic_ns() };
     let on_death = move || {
-        refuse(call, ExitKind::OutOfMemory, "out of memory: the CVM's heap is full; give the CVM more with --memory");
+        refuse(
+            call,
+            ExitKind::OutOfMemory,
+            "out of memory: the CVM's heap is full; give the CVM more with --memory",
+        );
     };
     let spec = Spec {
         priority: options.priority,
@@ -291,7 +300,9 @@ fn send_answer(call: u32, mut head: AnswerHead, text: &str, outputs: Option<&[Ca
         }
     }
     if head.in_pieces {
-        for (number, output) in [stream::STDOUT, stream::STDERR].into_iter().zip(outputs.into_iter().flatten()) {
+        for (number, output) in
+            [stream::STDOUT, stream::STDERR].into_iter().zip(outputs.into_iter().flatten())
+        {
             for (offset, piece) in output.pieces() {
                 link::send(Header::new(Kind::CallOutput, call).stream(number).arg(offset), piece);
             }

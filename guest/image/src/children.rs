@@ -73,7 +73,16 @@ impl Loaded {
             }
         }
         let slots = ModuleSlots::new();
-        Loaded { pre, module, has_start, tasks, average_ns: AtomicU64::new(u64::MAX), slots, _code: code, _leave: LeaveNormal }
+        Loaded {
+            pre,
+            module,
+            has_start,
+            tasks,
+            average_ns: AtomicU64::new(u64::MAX),
+            slots,
+            _code: code,
+            _leave: LeaveNormal,
+        }
     }
 
     /// A call took so long.

@@ -228,13 +228,18 @@ pub fn for_each_written(range: PageRange, restore: &mut dyn FnMut(u64, u64)) {
     });
 }
 
-/// Makes the range inaccessible but keeps its frames and their content for the next [`map`]; false if a part could not be
-/// hidden. The caller owns the range.
+/// Makes the range inaccessible but keeps its frames and their content for the next [`map`]; says whether translations of it
+/// may be left, and `None` if a part could not be hidden. Its owner must not hand it out before [`generation`] has changed
+/// (see [`next_generation`]) and the one who gets it has [caught up](catch_up).
 #[must_use = "what is still mapped must not be handed out"]
-pub fn hide(range: PageRange) -> bool {
+pub fn hide(range: PageRange) -> Option<Flush> {
     let hidden = SPACE.get().hide(range);
-    flush(hidden.flush);
-    hidden.complete
+    hidden.complete.then_some(hidden.flush)
+}
+
+/// Begins another generation: every vCPU flushes before it next runs a task.
+pub fn next_generation() {
+    flush(Flush::Needed);
 }
 
 /// From here on [`for_each_written`] shows what is written in `range` after this call. The caller owns the range.

@@ -38,7 +38,9 @@ pub fn create(header: Header) {
         Some(code) => {
             MODULES.with(|modules| modules.insert(header.program, Entry::Receiving(code)));
         }
-        None if !room => refuse(header.program, ExitKind::OutOfMemory, "the CVM has as many modules as it can"),
+        None if !room => {
+            refuse(header.program, ExitKind::OutOfMemory, "the CVM has as many modules as it can")
+        }
         None => refuse(
             header.program,
             ExitKind::OutOfMemory,

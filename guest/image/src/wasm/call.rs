@@ -73,8 +73,8 @@ impl ResourceLimiter for MemoryLimit {
 /// Why it can't be called.
 pub fn load_module(code: Code) -> Result<Loaded, Outcome> {
     task::on_normal(|| {
-        let runtime =
-            calls_runtime().map_err(|error| Outcome::error(alloc::format!("the engine can't be made: {error:#}")))?;
+        let runtime = calls_runtime()
+            .map_err(|error| Outcome::error(alloc::format!("the engine can't be made: {error:#}")))?;
         slots::with_images(|| prepare(runtime, code))
     })
 }
@@ -86,7 +86,8 @@ pub fn run_call(order: Order, done: impl FnOnce(&Outcome, Option<&[Capture; 2]>,
     let texts = texts(&order);
     let Order { module, head, options, request, .. } = order;
     let system = CallSystem::new(request, stdin_at, head.max_output_bytes);
-    let made = texts.and_then(|texts| Ok((context(texts, system)?, calls_runtime().map_err(Outcome::error)?)));
+    let made =
+        texts.and_then(|texts| Ok((context(texts, system)?, calls_runtime().map_err(Outcome::error)?)));
     let (wasi, runtime) = match made {
         Ok(made) => made,
         Err(outcome) => return done(&outcome, None, false),
@@ -98,7 +99,8 @@ pub fn run_call(order: Order, done: impl FnOnce(&Outcome, Option<&[Capture; 2]>,
     let ended = instance.and_then(|instance| start(&module, instance, &mut store));
     let mut outcome = outcome(ended, options);
     let context = store.data_mut();
-    let failed = matches!(outcome.kind, ExitKind::Trap | ExitKind::Error) && task::current().stopped().is_none();
+    let failed =
+        matches!(outcome.kind, ExitKind::Trap | ExitKind::Error) && task::current().stopped().is_none();
     if failed && context.limit.refused {
         outcome.kind = ExitKind::OutOfMemory;
         outcome.text = out_of_memory(head.memory_limit_bytes, &outcome.text);
@@ -142,7 +144,8 @@ fn texts(order: &Order) -> Result<Texts, Outcome> {
 /// A copy, if there is memory for it: the host chooses how long it is.
 fn copied(text: &str) -> Result<String, Outcome> {
     let mut copy = String::new();
-    copy.try_reserve_exact(text.len()).map_err(|_| Outcome::error("out of memory: none is left for the arguments"))?;
+    copy.try_reserve_exact(text.len())
+        .map_err(|_| Outcome::error("out of memory: none is left for the arguments"))?;
     copy.push_str(text);
     Ok(copy)
 }

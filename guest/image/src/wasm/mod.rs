@@ -17,7 +17,7 @@ use crate::once::Once;
 use crate::program::{Code, GuestSystem, Loading, Options, Program};
 use crate::system::TaskSystem;
 use crate::task::Begin;
-use crate::{areas, phases, task};
+use crate::{areas, phases, sockets, task};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -214,11 +214,13 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
     let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let preopens =
         preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
-    let wasi = new_wasi(&family, preopens, fs)?;
+    let listens = sockets::begin(program);
+    let wasi = new_wasi(&family, preopens, listens, fs)?;
     let mut store = new_store(runtime, wasi, Some(Kids::new(family.clone(), None)));
     let ended = call_start(&family.loaded, &mut store);
     let outcome = outcome(ended, options);
     let Context { wasi, kids, .. } = store.into_data();
+    sockets::end(program);
     drop(kids);
     family.close();
     let (_, fs) = wasi.into_parts();
@@ -230,6 +232,7 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
 fn new_wasi(
     family: &Family,
     preopens: Vec<(String, String)>,
+    listens: bool,
     fs: Fs,
 ) -> Result<WasiCtx<TaskSystem>, Outcome> {
     let [stdin, stdout, stderr] = family.terminals;
@@ -237,6 +240,7 @@ fn new_wasi(
         .args(family.args.clone())
         .env(family.env.clone())
         .preopens(preopens)
+        .listens(listens)
         .tty(stdin, stdout, stderr)
         .build(TaskSystem::Program(GuestSystem(family.program.clone())), fs)
         .map_err(Outcome::error)
@@ -270,7 +274,7 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
     let family = &child.family;
     let runtime = runtime().map_err(Outcome::error)?;
     let fs = Fs::new(0).map_err(Outcome::error)?;
-    let wasi = new_wasi(family, Vec::new(), fs)?;
+    let wasi = new_wasi(family, Vec::new(), false, fs)?;
     let mut store = new_store(runtime, wasi, Some(Kids::new(family.clone(), Some(child.clone()))));
     let called = instantiate(&family.loaded.pre, &mut store).and_then(|instance| {
         if !family.loaded.is_task(&child.name) {
@@ -286,7 +290,8 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
         Err(error) => Err(outcome(Err(error), Options::default())),
     };
     if matches!(&ended, Ok(_) | Err(Outcome { kind: ExitKind::Code, .. })) {
-        *result = store.data_mut().kids.as_mut().map(|kids| core::mem::take(&mut kids.result)).unwrap_or_default();
+        *result =
+            store.data_mut().kids.as_mut().map(|kids| core::mem::take(&mut kids.result)).unwrap_or_default();
     }
     ended
 }
@@ -346,7 +351,10 @@ fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context>, O
 
 /// A store whose Wasm comes to a safe point when the epoch is bumped.
 fn new_store(runtime: &Runtime, wasi: WasiCtx<TaskSystem>, kids: Option<Kids>) -> Store<Context> {
-    let mut store = Store::new(&runtime.engine, Context { wasi, memory: None, kids, limit: call::MemoryLimit::new(u64::MAX) });
+    let mut store = Store::new(
+        &runtime.engine,
+        Context { wasi, memory: None, kids, limit: call::MemoryLimit::new(u64::MAX) },
+    );
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|_| match task::safe_point() {
         Ok(()) => Ok(UpdateDeadline::Continue(1)),
@@ -462,7 +470,9 @@ pub fn measure_instances(program: &Arc<Program>, count: usize) -> Result<Vec<u64
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
         let fs = Fs::new(0).map_err(Outcome::error)?;
-        let wasi = Builder::new().build(TaskSystem::Program(GuestSystem(program.clone())), fs).map_err(Outcome::error)?;
+        let wasi = Builder::new()
+            .build(TaskSystem::Program(GuestSystem(program.clone())), fs)
+            .map_err(Outcome::error)?;
         let kids = Some(Kids::new(family.clone(), None));
         let start = arch::rdtsc();
         let mut store = new_store(runtime, wasi, kids);

@@ -18,10 +18,11 @@
 use crate::areas::{self, MEMORY32_SLOTS};
 use crate::{calls, memory, task};
 use alloc::boxed::Box;
+use core::cell::Cell;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use nacre_mm::GuestVirt;
-use nacre_mm::address_space::{MapError, PageRange};
+use nacre_mm::address_space::{Flush, MapError, PageRange};
 use nacre_mm::entry::Perms;
 use nacre_mm::slots::Bag;
 
@@ -31,12 +32,17 @@ const KEPT_SLOTS: usize = 256;
 const KEPT_SHARE: u64 = 4;
 /// What grew by no more than this is hidden between two uses, frames and all, instead of unmapped.
 const HIDDEN_BYTES: u64 = 4 << 20;
+/// Of what was hidden translations may be left, until the next flush. So many small slots of one memory wait for it
+/// together; only then is one made.
+const UNFLUSHED_SLOTS: usize = 6;
+/// Memories with more initial data do not wait: another slot costs more than a flush.
+const SMALL_BYTES: usize = 2 << 20;
 /// After so many uses what is written to a slot is tracked.
 const USES_UNTRACKED: u32 = 2;
 
 /// What is known of the slots in use or kept, by the slot's number; null for those of programs' memories.
 static SLOTS: [AtomicPtr<Slot>; MEMORY32_SLOTS] = [const { AtomicPtr::new(null_mut()) }; MEMORY32_SLOTS];
-/// The kept slots: module, which of its memories, slot number plus one.
+/// The kept slots, as [`Kept`].
 static KEPT: Bag<KEPT_SLOTS> = Bag::new();
 /// Bytes that they have mapped.
 static KEPT_BYTES: AtomicU64 = AtomicU64::new(0);
@@ -103,8 +109,8 @@ impl ModuleSlots {
 
 impl Drop for ModuleSlots {
     fn drop(&mut self) {
-        while let Some(kept) = KEPT.take(|kept| (kept >> 32) as u32 == self.0) {
-            discard(kept);
+        while let Some(kept) = KEPT.take(|kept| Kept(kept).is_of_module(self.0)) {
+            discard(Kept(kept));
         }
     }
 }
@@ -136,8 +142,66 @@ pub unsafe fn free_image(image: *mut Image) {
     }
 }
 
-fn key(module: u32, which: u32) -> u64 {
-    u64::from(module) << 32 | u64::from(which & 0xff) << 24
+/// A kept slot in a word: module (32 bits), which of its memories (8), whether translations of what was hidden may be left (1)
+/// from before the end of which generation (9 bits of it), slot number plus one (14).
+#[derive(Clone, Copy)]
+struct Kept(u64);
+
+impl Kept {
+    fn key(module: u32, which: u32) -> u64 {
+        u64::from(module) << 8 | u64::from(which & 0xff)
+    }
+
+    fn new(key: u64, number: usize, unflushed: bool) -> Kept {
+        let generation = u64::from(unflushed) << 9 | memory::generation() & 0x1ff;
+        Kept(key << 24 | generation << 14 | (number as u64 + 1))
+    }
+
+    fn number(self) -> usize {
+        (self.0 & 0x3fff) as usize - 1
+    }
+
+    fn is_of(self, key: u64) -> bool {
+        self.0 >> 24 == key
+    }
+
+    fn is_of_module(self, module: u32) -> bool {
+        self.0 >> 32 == u64::from(module)
+    }
+
+    /// Translations may be left if no other generation has begun since. (Or 512 have: then once more for nothing.)
+    fn is_unflushed(self) -> bool {
+        self.0 >> 23 & 1 != 0 && self.0 >> 14 & 0x1ff == memory::generation() & 0x1ff
+    }
+}
+
+/// Takes a slot that is kept for this memory out of the bag.
+fn take_kept(key: u64) -> Option<&'static mut Slot> {
+    let unflushed = Cell::new(0);
+    let ready = KEPT.take(|kept| {
+        let waits = Kept(kept).is_of(key) && Kept(kept).is_unflushed();
+        unflushed.set(unflushed.get() + usize::from(waits));
+        Kept(kept).is_of(key) && !waits
+    });
+    let taken = match ready {
+        Some(ready) => taken(Kept(ready)),
+        None if unflushed.get() == 0 => return None,
+        None => {
+            let slot = taken(Kept(KEPT.take(|kept| Kept(kept).is_of(key))?));
+            if slot.image_bytes() <= SMALL_BYTES && unflushed.get() < UNFLUSHED_SLOTS {
+                // Back to the others; this call begins another one.
+                KEPT_BYTES.fetch_sub(slot.extent(), Ordering::Relaxed);
+                keep(slot, true);
+                return None;
+            }
+            memory::next_generation();
+            slot
+        }
+    };
+    KEPT_BYTES.fetch_sub(taken.extent(), Ordering::Relaxed);
+    // Another vCPU may have changed its mappings since this one last flushed.
+    memory::catch_up();
+    Some(taken)
 }
 
 /// The slot that holds `address`, if it is one of these.
@@ -163,15 +227,11 @@ pub fn reserve(bytes: u64) -> Option<Result<u64, MapError>> {
     let mut making = task.making.get();
     let which = making.made;
     making.made += 1;
-    let wanted = key(making.module, which);
-    let kept = (making.module != 0).then(|| KEPT.take(|kept| kept & !0xff_ffff == wanted)).flatten();
+    let key = Kept::key(making.module, which);
+    let kept = if making.module != 0 { take_kept(key) } else { None };
     making.cold |= kept.is_none();
     task.making.set(making);
-    if let Some(kept) = kept {
-        let slot = taken(kept);
-        KEPT_BYTES.fetch_sub(slot.extent(), Ordering::Relaxed);
-        // Another vCPU may have changed its mappings since this one last flushed.
-        memory::catch_up();
+    if let Some(slot) = kept {
         return Some(Ok(slot.start));
     }
     Some(areas::reserve(bytes).inspect(|start| {
@@ -193,10 +253,9 @@ pub fn reserve(bytes: u64) -> Option<Result<u64, MapError>> {
 }
 
 /// The slot of a value that was taken out of the bag.
-fn taken<'a>(kept: u64) -> &'a mut Slot {
-    let number = (kept & 0xff_ffff) as usize - 1;
+fn taken(kept: Kept) -> &'static mut Slot {
     // SAFETY: what is in the bag is a slot that nobody has, and taking it out made it ours.
-    unsafe { &mut *SLOTS[number].load(Ordering::Acquire) }
+    unsafe { &mut *SLOTS[kept.number()].load(Ordering::Acquire) }
 }
 
 /// Makes `bytes` from `start` on accessible; `None` if that is no slot's.
@@ -241,31 +300,41 @@ pub fn give_back(start: u64) -> bool {
     // SAFETY: wasmtime gives a memory back once, at the end of the instance that had it.
     let Some(slot) = (unsafe { slot_at(start) }) else { return false };
     let Some((number, _)) = areas::memory32_slot(start) else { return false };
-    let limit = memory::layout().params.memory_bytes / KEPT_SHARE;
-    if slot.module == 0 || slot.extent() == 0 || slot.initial > limit || !slot.restore() {
-        discard_slot(number);
-        return true;
-    }
-    let kept = key(slot.module, slot.which) | (number as u64 + 1);
-    let bytes = slot.extent();
-    let mut all = KEPT_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes;
-    while all > limit
-        && let Some(other) = KEPT.take(|_| true)
-    {
-        discard(other);
-        all = KEPT_BYTES.load(Ordering::Relaxed);
-    }
-    // With a full bag the one that lies there longest, or any, makes room: the newest is the likeliest to be used next.
-    while KEPT.put(kept).is_err() {
-        KEPT.take(|_| true).into_iter().for_each(discard);
+    let restored = if slot.module == 0 || slot.initial > limit() { None } else { slot.restore() };
+    match restored {
+        Some(flush) if slot.extent() != 0 => keep(slot, flush == Flush::Needed),
+        _ => discard_slot(number),
     }
     true
 }
 
+/// How much kept slots may have mapped.
+fn limit() -> u64 {
+    memory::layout().params.memory_bytes / KEPT_SHARE
+}
+
+/// Puts a slot of the caller's into the bag.
+fn keep(slot: &mut Slot, unflushed: bool) {
+    let Some((number, _)) = areas::memory32_slot(slot.start) else { return };
+    let kept = Kept::new(Kept::key(slot.module, slot.which), number, unflushed);
+    let bytes = slot.extent();
+    let mut all = KEPT_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    while all > limit()
+        && let Some(other) = KEPT.take(|_| true)
+    {
+        discard(Kept(other));
+        all = KEPT_BYTES.load(Ordering::Relaxed);
+    }
+    // In a full bag any other makes room: the newest is the likeliest to be used next.
+    while KEPT.put(kept.0).is_err() {
+        KEPT.take(|_| true).map(Kept).into_iter().for_each(discard);
+    }
+}
+
 /// Unmaps a slot that was taken out of the bag.
-fn discard(kept: u64) {
+fn discard(kept: Kept) {
     KEPT_BYTES.fetch_sub(taken(kept).extent(), Ordering::Relaxed);
-    discard_slot((kept & 0xff_ffff) as usize - 1);
+    discard_slot(kept.number());
 }
 
 fn discard_slot(number: usize) {
@@ -280,7 +349,7 @@ fn discard_slot(number: usize) {
 pub fn give_up_kept() -> bool {
     let mut any = false;
     while let Some(kept) = KEPT.take(|_| true) {
-        discard(kept);
+        discard(Kept(kept));
         any = true;
     }
     any
@@ -289,7 +358,13 @@ pub fn give_up_kept() -> bool {
 impl Slot {
     fn range(&self, from: u64, to: u64) -> PageRange {
         // Whole pages inside the slot.
-        PageRange::new(GuestVirt(self.start + from), to - from).unwrap_or_else(|| unreachable!("bounds of a slot"))
+        PageRange::new(GuestVirt(self.start + from), to - from)
+            .unwrap_or_else(|| unreachable!("bounds of a slot"))
+    }
+
+    fn image_bytes(&self) -> usize {
+        // SAFETY: null, or the module lives as long as its calls and as its slots are kept.
+        unsafe { self.image.as_ref() }.map_or(0, |image| image.bytes)
     }
 
     fn grow_to(&mut self, end: u64) -> Result<(), MapError> {
@@ -323,14 +398,13 @@ impl Slot {
         (self.mapped, self.hidden, self.image, self.uses) = (0, 0, null_mut(), 0);
     }
 
-    /// Makes everything as it was at the start; false if what grew cannot be taken away alone.
-    fn restore(&mut self) -> bool {
+    /// Makes everything as it was at the start; says whether translations of what was taken away may be left, and `None` if it
+    /// could not be taken away alone.
+    fn restore(&mut self) -> Option<Flush> {
         self.begun = false;
         self.uses = self.uses.saturating_add(1);
         let tracks = self.uses == USES_UNTRACKED;
-        if self.mapped > self.initial && !self.shrink(tracks) {
-            return false;
-        }
+        let flush = if self.mapped > self.initial { self.shrink(tracks)? } else { Flush::NotNeeded };
         let range = self.range(0, self.initial);
         let mut restored = 0;
         memory::for_each_written(range, &mut |at, bytes| {
@@ -341,14 +415,14 @@ impl Slot {
         if tracks {
             memory::track(range);
         }
-        true
+        Some(flush)
     }
 
-    /// Takes what grew away: hides it, or, beyond [`HIDDEN_BYTES`], unmaps it. False if some of it is still there.
-    fn shrink(&mut self, tracks: bool) -> bool {
+    /// Takes what grew away: hides it, or, beyond [`HIDDEN_BYTES`], unmaps it.
+    fn shrink(&mut self, tracks: bool) -> Option<Flush> {
         let end = self.mapped.min(self.initial + HIDDEN_BYTES);
         if self.mapped > end && !memory::unmap(self.range(end, self.mapped)) {
-            return false;
+            return None;
         }
         let grown = self.range(self.initial, end);
         memory::for_each_written(grown, &mut |at, bytes| {
@@ -369,7 +443,7 @@ impl Slot {
             true => (core::ptr::null(), at, at),
             // SAFETY: the module lives as long as its calls and as its slots are kept.
             false => unsafe {
-                let end = self.image_at + (*self.image).bytes as u64;
+                let end = self.image_at + self.image_bytes() as u64;
                 ((*self.image).start, self.image_at.clamp(at, at + bytes), end.clamp(at, at + bytes))
             },
         };
@@ -386,4 +460,4 @@ impl Slot {
     }
 }
 
-const _: () = assert!(MEMORY32_SLOTS < 1 << 24, "a slot's number has 24 bits");
+const _: () = assert!(MEMORY32_SLOTS < 1 << 14, "a slot's number has 14 bits");
