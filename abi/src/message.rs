@@ -7,6 +7,7 @@
 //! H ProgramStart
 //! H StreamData/StreamEnd (stdin)    G StreamData (stdout, stderr)    both Credit (bytes consumed so far)
 //! G ProgramExited
+//! H SocketOpen ...                  connections: see [`socket`](crate::socket)
 //! H Export                          G (TreeEntry TreeData*)* TreeEnd
 //! H ProgramDrop
 //! ```
@@ -131,6 +132,23 @@ kinds! {
     ArenaEnd = 36,
     /// H, debug images only: make the measurement [`SelfTest`] number `arg`; the body is its input. G: the result as text.
     SelfTest = 37,
+    /// H: a new connection for a program that listens; `stream` is its number in this and all that follow, `arg` up to what
+    /// cost the guest may send, the body the peer's address. All kinds of connections: see [`socket`](crate::socket).
+    SocketOpen = 48,
+    /// G: the program has accepted the connection; `arg` is up to what cost the host may send.
+    SocketAccepted = 49,
+    /// G: there is no such connection, and the guest says nothing more of it; `arg` is a [`Refusal`](crate::socket::Refusal).
+    SocketRefused = 50,
+    /// Both: bytes of a connection at offset `arg`.
+    SocketData = 51,
+    /// Both: the sender's half ends at offset `arg`.
+    SocketEnd = 52,
+    /// Both: up to what cost the other side may send.
+    SocketCredit = 53,
+    /// Both, the sender's last word: its half ends at offset `arg`, and it reads no more.
+    SocketClose = 54,
+    /// Both, the sender's last word: the connection failed.
+    SocketReset = 55,
 }
 
 /// What a debug image can measure of itself.
@@ -207,6 +225,8 @@ pub enum ProgramOption {
     CpuLimit = 1,
     /// The class of its tasks: 0 high, 1 normal, 2 low.
     Priority = 2,
+    /// It finds a listening socket behind its preopened directories. No value.
+    Listens = 16,
 }
 
 impl ProgramOption {
@@ -216,6 +236,7 @@ impl ProgramOption {
             0 => Some(ProgramOption::WallLimit),
             1 => Some(ProgramOption::CpuLimit),
             2 => Some(ProgramOption::Priority),
+            16 => Some(ProgramOption::Listens),
             _ => None,
         }
     }

@@ -4,7 +4,9 @@ use crate::BenchError;
 use crate::machine::Timer;
 use nacre_engine::CpuTarget;
 use nacre_engine::compiler::{compiling_config, prepare};
-use nacre_wasi::{Builder, Call, Clock, Errno, Fs, Interest, Stop, Stream, StreamError, System, WasiCtx};
+use nacre_wasi::{
+    Builder, Call, Clock, Errno, Fs, Interest, Sockets, Stop, Stream, StreamError, System, WasiCtx,
+};
 use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -218,6 +220,8 @@ struct HostSystem {
     /// Something was written to standard error.
     lost: bool,
 }
+
+impl Sockets for HostSystem {}
 
 impl System for HostSystem {
     fn clock_ns(&self, clock: Clock) -> u64 {

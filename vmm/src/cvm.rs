@@ -10,8 +10,9 @@ use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
-use crate::link::{self, LinkStats, SendError, Sender};
+use crate::link::{self, LinkStats, SendError, Sender, Traffic};
 use crate::memory::{LaunchMemory, SharedMemory};
+use crate::socket::{Connections, Connector, Intake, Relay};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
 use nacre_abi::elastic::ElasticWord;
@@ -108,6 +109,8 @@ pub struct Cvm {
     shared: Arc<Shared>,
     sender: Arc<Sender>,
     mailboxes: Arc<Mailboxes>,
+    connections: Arc<Connections>,
+    intake: Arc<Intake>,
     calls: Arc<Calls>,
     doorbell: Arc<EventFd>,
     threads: Mutex<Threads>,
@@ -182,6 +185,8 @@ impl Cvm {
         let cvm = Cvm {
             sender: Arc::new(Sender::new(shared.clone())),
             mailboxes: Arc::new(Mailboxes::default()),
+            connections: Arc::default(),
+            intake: Arc::new(Intake::new(doorbell.clone())),
             calls: Arc::new(Calls::new(launch.layout.max_tasks)),
             doorbell,
             threads: Mutex::default(),
@@ -237,19 +242,29 @@ impl Cvm {
     fn spawn_reader(&self) -> Result<JoinHandle<()>, CvmError> {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
-        let calls = self.calls.clone();
+        let (calls, connections) = (self.calls.clone(), self.connections.clone());
+        let mut relay = system("an event queue", Relay::new(self.intake.clone()))?;
         let body = move || {
             let expects = || calls.any_in_flight();
-            let read = link::read_rings(&shared, &doorbell, &sender, expects, |header, body| {
+            let read = link::read_rings(&shared, &doorbell, &sender, &mut relay, expects, |header, body| {
+                if connections.receive(header, body) {
+                    return Traffic::Connection;
+                }
+                if header.kind == Kind::ProgramExited {
+                    connections.program_over(header.program);
+                }
                 if !calls.deliver(header, body) {
                     mailboxes.deliver(header, body);
                 }
+                Traffic::Other
             });
             if read.is_err() {
                 let broken = VcpuEnd::Failed("the guest broke its ring".into());
                 ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(broken);
                 shared.stop.store(true, Ordering::SeqCst);
             }
+            drop(relay);
+            connections.close();
             sender.notify();
             mailboxes.close();
             calls.close();
@@ -277,6 +292,18 @@ impl Cvm {
     /// Messages about this program are no longer of interest.
     pub(crate) fn forget_program(&self, id: ProgramId) {
         self.mailboxes.remove(id);
+        self.connections.remove(id.0);
+    }
+
+    /// What opens connections to a program, from any thread and for longer than the [`Program`](crate::program::Program) lives.
+    pub fn connector(&self, id: ProgramId) -> Connector {
+        let (sender, connections) = (self.sender.clone(), self.connections.clone());
+        Connector::new(id, sender, connections, self.intake.clone())
+    }
+
+    /// The program will listen.
+    pub(crate) fn provide_sockets(&self, id: ProgramId) {
+        self.connections.provide(id.0);
     }
 
     /// Ends a program, from any thread: it is killed at its next safe point, and who follows its events finds their end.

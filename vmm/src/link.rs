@@ -4,6 +4,7 @@
 //! before it sleeps, and never waits for anybody else: whoever consumes a program's output does so from a queue whose
 //! length the guest's stream windows bound.
 
+use crate::socket::Relay;
 use crate::vcpu::Shared;
 use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
 use nacre_abi::message::Header;
@@ -13,6 +14,7 @@ use nacre_abi::{VcpuId, window};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -55,10 +57,18 @@ struct SenderState {
     producer: ProducerState,
     /// Threads that wait for room.
     waiting: usize,
+    /// The same for tasks of an executor.
+    wakers: Vec<Waker>,
     /// Messages for which nobody waits: the thread that reads the rings sends them when there is room.
     posted: VecDeque<(Header, Vec<u8>)>,
     /// Bytes of them.
     posted_bytes: usize,
+}
+
+impl SenderState {
+    fn wants_room(&self) -> bool {
+        self.waiting != 0 || !self.wakers.is_empty() || !self.posted.is_empty()
+    }
 }
 
 /// Messages for which nobody waits may take so many bytes in all, beyond the ring; more are refused.
@@ -138,7 +148,7 @@ impl Sender {
                 state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             state.waiting -= 1;
-            if state.waiting == 0 && state.posted.is_empty() {
+            if !state.wants_room() {
                 window.set_control(ControlWord::HostWantsRoom, 0);
             }
             if sent {
@@ -148,6 +158,55 @@ impl Sender {
         drop(state);
         self.wake_if_parked(&window);
         Ok(())
+    }
+
+    /// Sends if there is room, and else has `waker` woken when there may be. Never waits, and does not wake the guest: see
+    /// [`kick`](Self::kick).
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub fn try_post(&self, header: Header, body: &[u8], waker: &Waker) -> Result<bool, SendError> {
+        let window = window_of(&self.shared);
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send_posted(&window, &mut state)?;
+        if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+            return Ok(true);
+        }
+        state.wakers.push(waker.clone());
+        window.set_control(ControlWord::HostWantsRoom, 1);
+        fence(Ordering::SeqCst);
+        // If it works now the waker is woken in vain.
+        self.send_posted(&window, &mut state)?;
+        let sent = state.posted.is_empty() && self.try_send(&window, &mut state, header, body)?;
+        // Sending what was posted may have said that nobody waits.
+        window.set_control(ControlWord::HostWantsRoom, 1);
+        self.wake_if_parked(&window);
+        Ok(sent)
+    }
+
+    /// Sends a short message whose number something else bounds, now or when there is room. Never waits, and does not wake the
+    /// guest: see [`kick`](Self::kick).
+    ///
+    /// # Errors
+    /// [`SendError::Ended`].
+    pub fn post_quietly(&self, header: Header, body: &[u8]) -> Result<(), SendError> {
+        let window = window_of(&self.shared);
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send_posted(&window, &mut state)?;
+        if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+            return Ok(());
+        }
+        state.posted_bytes += body.len();
+        state.posted.push_back((header, body.to_vec()));
+        self.posted.fetch_add(1, Ordering::Relaxed);
+        self.send_posted(&window, &mut state)?;
+        self.wake_if_parked(&window);
+        Ok(())
+    }
+
+    /// Wakes the guest if it sleeps, for what was posted.
+    pub fn kick(&self) {
+        self.wake_if_parked(&window_of(&self.shared));
     }
 
     /// Sends if there is room.
@@ -228,7 +287,7 @@ impl Sender {
             state.posted_bytes -= body.len();
             self.posted.fetch_sub(1, Ordering::Relaxed);
         }
-        if state.waiting == 0 {
+        if !state.wants_room() {
             window.set_control(ControlWord::HostWantsRoom, 0);
         }
         Ok(())
@@ -259,9 +318,30 @@ impl Sender {
 
     /// The guest rang: whoever waits for room looks again. Also called when the CVM ends.
     pub fn notify(&self) {
+        let window = window_of(&self.shared);
         // Taking the lock orders this after a waiter's look at the ring.
-        drop(self.producer.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.wants_room() {
+            return;
+        }
+        let had_posted = !state.posted.is_empty();
+        // If the CVM has ended, whoever is woken finds that out.
+        let _ = self.send_posted(&window, &mut state);
+        let wakers = std::mem::take(&mut state.wakers);
+        if !state.wants_room() {
+            window.set_control(ControlWord::HostWantsRoom, 0);
+        }
+        drop(state);
+        if had_posted {
+            self.wake_if_parked(&window);
+        }
         self.room.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether anybody waits for room.
+    fn is_awaited(&self) -> bool {
+        window_of(&self.shared).control(ControlWord::HostWantsRoom) != 0
     }
 }
 
@@ -290,8 +370,23 @@ fn spin_for_message(rings: &[Consumer<'_>], shared: &Shared, vain: &mut u32) -> 
 /// Messages read from one ring before the next one's turn.
 const MESSAGES_PER_LOOK: usize = 64;
 
-/// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body. While `expects` says
-/// that answers are on their way, it looks for them for a short time before it sleeps.
+/// A guest may leave some messages about connections without a doorbell, if it thinks that it has more to say soon: for this
+/// long after the last one the rings are looked at this often.
+const LINGER: Duration = Duration::from_millis(10);
+const LINGER_LOOK_MS: i32 = 1;
+
+/// What a message was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// A connection.
+    Connection,
+    /// Anything else.
+    Other,
+}
+
+/// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body. Between two looks it
+/// moves what the sockets of `relay` have. While `expects` says that answers are on their way, it looks for them for a short
+/// time before it sleeps.
 ///
 /// # Errors
 /// [`Corrupt`] if the guest broke a ring.
@@ -299,8 +394,9 @@ pub fn read_rings(
     shared: &Shared,
     doorbell: &EventFd,
     sender: &Sender,
+    relay: &mut Relay,
     expects: impl Fn() -> bool,
-    mut handle: impl FnMut(Header, &[u8]),
+    mut handle: impl FnMut(Header, &[u8]) -> Traffic,
 ) -> Result<(), Corrupt> {
     let window = window_of(shared);
     let mut rings: Vec<Consumer<'_>> = (0..shared.vcpus.len() as u32)
@@ -308,6 +404,7 @@ pub fn read_rings(
         .map(Consumer::new)
         .collect();
     let mut body = vec![0; window::TO_HOST_BYTES as usize];
+    let (mut traffic, mut lingering_since) = (false, None);
     window.set_control(ControlWord::HostAwake, 1);
     let mut vain = 0;
     loop {
@@ -319,13 +416,21 @@ pub fn read_rings(
                 let header = incoming.header();
                 let len = incoming.copy_body(0, &mut body);
                 incoming.finish();
-                handle(header, &body[..len]);
+                traffic |= handle(header, &body[..len]) == Traffic::Connection;
                 any = true;
                 sender.counters.received.fetch_add(1, Ordering::Relaxed);
             }
         }
         sender.flush();
-        if any && !shared.stop.load(Ordering::SeqCst) {
+        let more = relay.turn();
+        sender.kick();
+        if (any || more) && !shared.stop.load(Ordering::SeqCst) {
+            if !relay.is_empty() {
+                relay.wait(0);
+            }
+            if sender.is_awaited() {
+                sender.notify();
+            }
             continue;
         }
         if expects() && spin_for_message(&rings, shared, &mut vain) {
@@ -337,9 +442,17 @@ pub fn read_rings(
             return Ok(());
         }
         if !rings.iter().any(Consumer::has_message) {
-            // Blocks until the guest rings or the CVM is stopped.
+            if std::mem::take(&mut traffic) {
+                lingering_since = Some(Instant::now());
+            }
+            lingering_since = lingering_since.filter(|since: &Instant| since.elapsed() < LINGER);
             sender.counters.sleeps.fetch_add(1, Ordering::Relaxed);
-            let _ = doorbell.read();
+            // Blocks until the guest rings, a socket has something or the CVM is stopped.
+            match lingering_since {
+                Some(_) => drop(relay.wait(LINGER_LOOK_MS)),
+                None if relay.is_empty() => drop(doorbell.read()),
+                None => drop(relay.wait(-1)),
+            }
             sender.notify();
         }
         window.set_control(ControlWord::HostAwake, 1);

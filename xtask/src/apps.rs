@@ -15,7 +15,7 @@ use std::process::Command;
 const SMALL_STACK: &str = "-Wl,-z,stack-size=65536";
 
 /// Programs in C: the folder, and its sources and options.
-const C_APPS: [(&str, &[&str]); 7] = [
+const C_APPS: [(&str, &[&str]); 8] = [
     ("action", &["action.c"]),
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
@@ -23,6 +23,7 @@ const C_APPS: [(&str, &[&str]); 7] = [
     ("checks", &["main.c", "files.c", "dirs.c", "waits.c"]),
     ("parallel", &["parallel.c", SMALL_STACK]),
     ("spawns", &["spawns.c", SMALL_STACK]),
+    ("echo", &["echo.c"]),
 ];
 
 /// Debian's Rust for WASI with what its compiler and linker load; used without installing them.

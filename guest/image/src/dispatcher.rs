@@ -9,7 +9,7 @@ use crate::memory::{self, Scratch};
 use crate::program::{Code, Loading, Options, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
-use crate::{calls, children, console, elastic, handover, link, modules, phases, task, wasm};
+use crate::{calls, children, console, elastic, handover, link, modules, phases, sockets, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -148,6 +148,7 @@ impl Dispatcher {
                 ),
             }
         }
+        sockets::wake_all();
         // A host that found no room says so before it looks once more; we gave room before we look.
         fence(Ordering::SeqCst);
         if any && link::window().control(ControlWord::HostWantsRoom) != 0 {
@@ -180,6 +181,12 @@ fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
                 None => fail(loading, ExitKind::Error, "the host sent code beyond the length it announced"),
             }
         }),
+        Kind::SocketOpen
+        | Kind::SocketData
+        | Kind::SocketEnd
+        | Kind::SocketCredit
+        | Kind::SocketClose
+        | Kind::SocketReset => sockets::receive(&incoming),
         Kind::ModuleCode => modules::code(&incoming),
         Kind::CallStart => calls::start(&incoming),
         Kind::CallData => calls::data(&incoming),
@@ -204,6 +211,9 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::ProgramEnv => with_loading(id, |loading| push_text(loading, body, push_env)),
         Kind::Preopen => {
             with_loading(id, |loading| push_text(loading, body, |loading, text| loading.preopens.push(text)))
+        }
+        Kind::ProgramOption if header.stream == ProgramOption::Listens as u32 => {
+            with_program(id, |program| sockets::provide(program))
         }
         Kind::ProgramOption => with_loading(id, |loading| set_option(&mut loading.options, header)),
         Kind::TreeEntry => with_loading(id, |loading| tree_entry(loading, header, body)),
@@ -333,7 +343,8 @@ fn set_option(options: &mut Options, header: Header) {
             let class = usize::try_from(header.arg).ok().and_then(Priority::from_index);
             options.priority = class.unwrap_or(options.priority);
         }
-        None => {}
+        // The program's, not its task's.
+        Some(ProgramOption::Listens) | None => {}
     }
 }
 

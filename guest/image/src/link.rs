@@ -1,8 +1,8 @@
 //! The guest's end of the shared window: each vCPU's ring to the host, and the doorbell.
 
 use crate::agent::{AgentCell, agent_static};
-use crate::arch::clock;
-use crate::{arch, task, vcpu};
+use crate::arch::{self, clock};
+use crate::{task, vcpu};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use nacre_abi::VcpuId;
 use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
@@ -107,6 +107,41 @@ pub fn ring_before(brief: bool) {
 pub fn ring_now() {
     if vcpu::local().own().unrung_since.get() != 0 {
         ring();
+    }
+}
+
+/// Messages that [`send_later`] lets wait for a doorbell at most, and for how long after the last one it does so.
+const UNRUNG: u32 = 16;
+const QUIET_NS: u64 = 2_000_000;
+
+/// As [`send`], for messages about connections: if the host's reader sleeps, but was woken a moment ago, it is not woken for
+/// this message alone. It is by [`flush`], by the next switch of this vCPU to its scheduler, or when there are some such
+/// messages. So a task that answers many requests in turn rings once for all of them. If it computes for long then, the host
+/// sees them all the same: after such a message it looks at the rings by itself for some milliseconds.
+pub fn send_later(header: Header, body: &[u8]) {
+    let local = vcpu::local().own();
+    if local.transmit.borrow_mut().send(header, body).is_err() {
+        return send(header, body);
+    }
+    SENT.fetch_add(1, Ordering::Relaxed);
+    local.unrung.set(local.unrung.get() + 1);
+    // Wrapping: a counter that the host has set back rings for nothing.
+    let since = arch::rdtsc().wrapping_sub(local.rung_at.get());
+    if local.unrung.get() >= UNRUNG || since > clock::ns_to_cycles(QUIET_NS) {
+        flush();
+    }
+}
+
+/// Wakes the host's reader, if it sleeps, for what [`send_later`] has sent.
+pub fn flush() {
+    let local = vcpu::local().own();
+    if local.unrung.take() != 0 {
+        local.rung_at.set(arch::rdtsc());
+        fence(Ordering::SeqCst);
+        if window().control(ControlWord::HostAwake) == 0 {
+            DOORBELLS.fetch_add(1, Ordering::Relaxed);
+            arch::hypercall(DOORBELL, 0);
+        }
     }
 }
 

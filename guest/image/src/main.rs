@@ -42,6 +42,7 @@ mod program;
 mod sched;
 #[cfg(feature = "debug-image")]
 mod selftest;
+mod sockets;
 mod stdin;
 mod system;
 mod task;

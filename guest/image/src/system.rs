@@ -3,7 +3,9 @@
 
 use crate::call_io::CallSystem;
 use crate::program::GuestSystem;
-use nacre_wasi::{Clock, Interest, Stop, Stream, StreamError, System};
+use nacre_wasi::{
+    Clock, Interest, Readiness, SocketError, SocketId, Sockets, Stop, Stream, StreamError, System,
+};
 
 /// Either of them.
 pub enum TaskSystem {
@@ -21,6 +23,54 @@ macro_rules! either {
             TaskSystem::Call($system) => $call,
         }
     };
+}
+
+impl Sockets for CallSystem {}
+
+impl Sockets for TaskSystem {
+    fn socket_refresh(&mut self) {
+        either!(self, system => system.socket_refresh())
+    }
+
+    fn socket_accept(&mut self) -> Result<SocketId, SocketError> {
+        either!(self, system => system.socket_accept())
+    }
+
+    fn socket_unlisten(&mut self) {
+        either!(self, system => system.socket_unlisten())
+    }
+
+    fn socket_acceptable(&self) -> u64 {
+        either!(self, system => system.socket_acceptable())
+    }
+
+    fn socket_recv(&mut self, id: SocketId, buf: &mut [u8]) -> Result<usize, SocketError> {
+        either!(self, system => system.socket_recv(id, buf))
+    }
+
+    fn socket_peek(&mut self, id: SocketId, skip: u64, buf: &mut [u8]) -> Result<usize, SocketError> {
+        either!(self, system => system.socket_peek(id, skip, buf))
+    }
+
+    fn socket_send(&mut self, id: SocketId, buf: &[u8]) -> Result<usize, SocketError> {
+        either!(self, system => system.socket_send(id, buf))
+    }
+
+    fn socket_shutdown(&mut self, id: SocketId, read: bool, write: bool) {
+        either!(self, system => system.socket_shutdown(id, read, write))
+    }
+
+    fn socket_close(&mut self, id: SocketId) {
+        either!(self, system => system.socket_close(id))
+    }
+
+    fn socket_readable(&self, id: SocketId) -> Option<Readiness> {
+        either!(self, system => system.socket_readable(id))
+    }
+
+    fn socket_writable(&self, id: SocketId) -> Option<Readiness> {
+        either!(self, system => system.socket_writable(id))
+    }
 }
 
 impl System for TaskSystem {

@@ -101,6 +101,8 @@ pub struct Task {
     stop: StopRequest,
     /// It has waited for a stream of its program: changes of these wake it.
     pub watches_streams: AtomicBool,
+    /// When the timer that wakes it is due, if it has one: monotonic clock, 0 if it never had.
+    timer_at: Cell<u64>,
     /// It ended because an allocation failed.
     out_of_memory: Cell<bool>,
     /// It is in the statistics of ended tasks.
@@ -216,6 +218,7 @@ pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
         frame_missing: Cell::new(false),
         stop: StopRequest::new(),
         watches_streams: AtomicBool::new(false),
+        timer_at: Cell::new(0),
         out_of_memory: Cell::new(false),
         counted: Cell::new(false),
         making: Cell::default(),
@@ -463,9 +466,14 @@ pub fn park() {
 /// Sleeps until [`unpark`]ed or until the monotonic clock reaches the deadline; may return early.
 pub fn park_until(deadline_ns: u64) {
     let task = current();
-    let token = arm(task, task.slot, deadline_ns);
+    let armed = task.timer_at.get();
+    // A timer that is due before serves as well: it wakes in vain, the caller looks at the clock and comes again. A service
+    // that polls with a timeout would else wake vCPU 0 for a new timer at each poll. So timers are not cancelled either.
+    if armed <= clock::monotonic_ns() || armed > deadline_ns {
+        arm(task, task.slot, deadline_ns);
+        task.timer_at.set(deadline_ns);
+    }
     park();
-    sched::cancel_timer(token);
 }
 
 /// Wakes a task, or makes its next [`park`] return at once.
@@ -566,7 +574,15 @@ pub fn current_cpu_cycles() -> u64 {
 /// Queues every task that does not sleep: after the arena came from another CVM, where they were queued.
 #[cfg(feature = "debug-image")]
 pub fn submit_all_runnable() {
-    for task in table().iter().filter_map(Entered::get).filter(|task| !task.park.is_parked()) {
+    for task in table().iter().filter_map(Entered::get) {
+        // Its timer stayed where it came from: it looks at the clock and asks for a new one.
+        if task.timer_at.take() != 0 && task.park.is_parked() {
+            unpark(&task);
+            continue;
+        }
+        if task.park.is_parked() {
+            continue;
+        }
         match task.errand.get() {
             Errand::Run => sched::submit(&task),
             // It was on its way to vCPU 0, never to run again.

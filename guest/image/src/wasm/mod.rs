@@ -17,7 +17,7 @@ use crate::once::Once;
 use crate::program::{Code, GuestSystem, Loading, Options, Program};
 use crate::system::TaskSystem;
 use crate::task::Begin;
-use crate::{areas, phases, task};
+use crate::{areas, phases, sockets, task};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -214,11 +214,13 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
     let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let preopens =
         preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
-    let wasi = new_wasi(&family, preopens, fs)?;
+    let listens = sockets::begin(program);
+    let wasi = new_wasi(&family, preopens, listens, fs)?;
     let mut store = new_store(runtime, wasi, Some(Kids::new(family.clone(), None)));
     let ended = call_start(&family.loaded, &mut store);
     let outcome = outcome(ended, options);
     let Context { wasi, kids, .. } = store.into_data();
+    sockets::end(program);
     drop(kids);
     family.close();
     let (_, fs) = wasi.into_parts();
@@ -230,6 +232,7 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
 fn new_wasi(
     family: &Family,
     preopens: Vec<(String, String)>,
+    listens: bool,
     fs: Fs,
 ) -> Result<WasiCtx<TaskSystem>, Outcome> {
     let [stdin, stdout, stderr] = family.terminals;
@@ -237,6 +240,7 @@ fn new_wasi(
         .args(family.args.clone())
         .env(family.env.clone())
         .preopens(preopens)
+        .listens(listens)
         .tty(stdin, stdout, stderr)
         .build(TaskSystem::Program(GuestSystem(family.program.clone())), fs)
         .map_err(Outcome::error)
@@ -270,7 +274,7 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
     let family = &child.family;
     let runtime = runtime().map_err(Outcome::error)?;
     let fs = Fs::new(0).map_err(Outcome::error)?;
-    let wasi = new_wasi(family, Vec::new(), fs)?;
+    let wasi = new_wasi(family, Vec::new(), false, fs)?;
     let mut store = new_store(runtime, wasi, Some(Kids::new(family.clone(), Some(child.clone()))));
     let called = instantiate(&family.loaded.pre, &mut store).and_then(|instance| {
         if !family.loaded.is_task(&child.name) {
