@@ -28,9 +28,10 @@ char *mem_base;
 #define PAGES ((ARENA_BYTES + (UINT64_C(1) << 16)) >> PAGE_SHIFT)
 #define SYSTEM_PAGES 4u  // the system gives memory in units of 64 KiB
 #define MAX_SMALL 65536u
+#define MAX_SMALL_CONN 8192u  // buffers come and go: no spans of large classes for them
 #define CLASSES 64u
 #define BINS 22u
-#define RESERVE_PAGES 64u  // 1 MiB that only connections may use
+#define RESERVE_PAGES 128u  // 2 MiB that only connections may use
 #define STEP_MIN 64u       // pages asked for at once: 1 MiB, then a sixteenth of what there is, at most 32 MiB
 #define STEP_MAX 2048u
 #define TRIES 16u  // free runs looked at in the one bin that may hold too short ones
@@ -163,14 +164,28 @@ static uint32_t find_run(uint32_t count) {
     return 0;
 }
 
+// Gives up the empty spans that classes have kept; whether there were any.
+static bool trim(void) {
+    bool any = false;
+    for (unsigned i = 0; i < HEAP_COUNT * CLASSES; i++) {
+        uint32_t *list = &partial[i / CLASSES][i % CLASSES], start = *list;
+        while (start && pages[start].used) start = pages[start].next;
+        if (!start) continue;
+        list_remove(list, start);
+        release_run(start, class_pages[i % CLASSES]);
+        any = true;
+    }
+    return any;
+}
+
 // The first page of a run of `count`, or 0.
 static uint32_t take_run(Heap heap, uint32_t count) {
     uint32_t spare = heap == HEAP_STORE ? RESERVE_PAGES : 0;
     while (free_pages < count + spare) {
-        if (!grow(count)) return 0;
+        if (!grow(count) && !trim()) return 0;
     }
     uint32_t start = find_run(count);
-    if (!start && grow(count)) start = find_run(count);
+    if (!start && (grow(count) || trim())) start = find_run(count);
     if (!start) return 0;
     uint32_t length = pages[start].free;
     list_remove(&bins[log2_of(length)], start);
@@ -213,6 +228,15 @@ static inline unsigned class_for(size_t bytes) {
     return 40 + (power - 10) * 4 + (((uint32_t)bytes - 1) >> (power - 2)) - 4;
 }
 
+static inline size_t max_small(Heap heap) {
+    return heap == HEAP_STORE ? MAX_SMALL : MAX_SMALL_CONN;
+}
+
+static inline size_t rounded(Heap heap, size_t bytes) {
+    if (bytes > max_small(heap)) return (bytes + PAGE - 1) / PAGE * PAGE;
+    return class_bytes[class_for(bytes)];
+}
+
 static uint32_t new_span(Heap heap, unsigned class) {
     uint32_t count = class_pages[class], start = take_run(heap, count);
     if (!start) return 0;
@@ -236,7 +260,7 @@ static void *alloc_large(Heap heap, size_t bytes) {
 }
 
 void *mem_alloc(Heap heap, size_t bytes) {
-    if (unlikely(bytes > MAX_SMALL)) return alloc_large(heap, bytes);
+    if (unlikely(bytes > max_small(heap))) return alloc_large(heap, bytes);
     unsigned class = class_for(bytes);
     uint32_t start = partial[heap][class];
     if (unlikely(!start) && !(start = new_span(heap, class))) return NULL;
@@ -287,14 +311,39 @@ size_t mem_usable(const void *p) {
 }
 
 size_t mem_rounded(size_t bytes) {
-    if (bytes > MAX_SMALL) return (bytes + PAGE - 1) / PAGE * PAGE;
-    return class_bytes[class_for(bytes)];
+    return rounded(HEAP_STORE, bytes);
+}
+
+// Changes the length of a large piece where it lies, into the free run behind it if need be.
+static bool resize_large(uint32_t start, size_t bytes) {
+    if (bytes > ARENA_BYTES) return false;
+    uint32_t have = pages[start].free, count = (uint32_t)((bytes + PAGE - 1) >> PAGE_SHIFT), after = start + have;
+    Heap heap = pages[start].heap;
+    if (count > have) {
+        uint32_t more = count - have, spare = heap == HEAP_STORE ? RESERVE_PAGES : 0;
+        if (after == top_page && !grow(more + spare)) return false;
+        uint32_t room = after < top_page && pages[after].kind == KIND_FREE ? pages[after].free : 0;
+        if (room < more || free_pages < more + spare) return false;
+        list_remove(&bins[log2_of(room)], after);
+        free_pages -= more;
+        if (room > more) {
+            mark_ends(after + more, room - more, KIND_FREE);
+            list_push(&bins[log2_of(room - more)], after + more);
+        }
+        UNPOISON(address(after), (size_t)more << PAGE_SHIFT);
+    }
+    mark_ends(start, count, KIND_LARGE);
+    used_bytes[heap] += (uint64_t)count << PAGE_SHIFT;
+    used_bytes[heap] -= (uint64_t)have << PAGE_SHIFT;
+    if (count < have) release_run(start + count, have - count);
+    return true;
 }
 
 void *mem_resize(Heap heap, void *p, size_t bytes) {
     if (!p) return mem_alloc(heap, bytes);
     size_t old = mem_usable(p);
-    if (mem_rounded(bytes) == old) return p;
+    if (rounded(heap, bytes) == old) return p;
+    if (old > max_small(heap) && bytes > max_small(heap) && resize_large(page_of(p), bytes)) return p;
     void *fresh = mem_alloc(heap, bytes);
     if (!fresh) return NULL;
     copy_bytes(fresh, p, old < bytes ? old : bytes);

@@ -39,7 +39,7 @@ void mem_free(void *p);
 // As realloc; NULL leaves the old piece as it is.
 void *mem_resize(Heap heap, void *p, size_t bytes);
 
-// Bytes that the piece really has; bytes that mem_alloc would give for a wish.
+// Bytes that the piece really has; bytes that mem_alloc would give for a wish of the store.
 size_t mem_usable(const void *p);
 size_t mem_rounded(size_t bytes);
 

@@ -1,6 +1,8 @@
 // cmd_keys.c: commands on keys: existence, expiry, enumeration.
 #include "commands.h"
 
+#define SCAN_EMPTY 1024  // buckets that a step of SCAN looks at when they are empty
+
 void cmd_del(void) {
     int64_t removed = 0;
     for (uint32_t i = 1; i < request.n; i++) {
@@ -192,12 +194,11 @@ void cmd_scan(void) {
         }
     }
     size_t start = reply_open();
-    // As many buckets as redis would look at: each of its own has one key on average, one of ours several.
-    int64_t buckets = count > INT64_MAX / 10 ? INT64_MAX : count * 10;
+    // A step ends after empty buckets too, but a table of the smallest size is one step.
+    int64_t buckets = count > SCAN_EMPTY ? count : SCAN_EMPTY;
     do {
         cursor = dict_scan(cursor, list_key, &l);
-        buckets -= 4;
-    } while (cursor && buckets > 0 && l.seen < count && !reply.failed);
+    } while (cursor && --buckets && l.seen < count && !reply.failed);
     if (!strings) {
         reply.to->len = start;
         l.found = 0;

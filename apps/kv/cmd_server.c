@@ -30,7 +30,9 @@ void cmd_quit(void) {
 void cmd_select(void) {
     int64_t db;
     if (!int_arg(1, &db)) return;
-    if (db == 0) {
+    if (db < INT32_MIN || db > INT32_MAX) {
+        reply_error("ERR value is out of range, value must between -2147483648 and 2147483647");
+    } else if (db == 0) {
         reply_ok();
     } else {
         reply_error("ERR DB index is out of range");

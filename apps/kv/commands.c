@@ -236,6 +236,7 @@ static bool glob_one(const char **p, const char *end, char c) {
 bool glob_match(Str pattern, Str text) {
     const char *p = pattern.p, *p_end = p + pattern.n, *t = text.p, *t_end = t + text.n;
     const char *star = NULL, *star_text = NULL;
+    if (text.n == 0) return pattern.n == 0;  // as redis has it: stars match nothing only behind something
     while (t < t_end) {
         const char *next = p;
         if (p < p_end && *p == '*') {

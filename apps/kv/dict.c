@@ -247,10 +247,8 @@ static void shrink(void) {
         split = 1u << level;
     }
     split--;
-    // A segment is given back when half of the one before it is unused too: no coming and going at its edge.
-    while (segment_count > 1 && buckets() + SEGMENT / 2 <= (segment_count - 1) * SEGMENT) {
-        mem_free(at(segments[--segment_count]));
-    }
+    // No coming and going at its edge: between growing and shrinking half of all keys must go or come.
+    if (buckets() == (segment_count - 1) * SEGMENT) mem_free(at(segments[--segment_count]));
 }
 
 bool dict_insert(Place *place, Entry *entry) {

@@ -46,5 +46,6 @@ int main(int argc, char **argv) {
         platform_say("kv: not enough memory to start: 4 MiB are needed");
         return 1;
     }
-    return server_run(endpoint) ? 0 : 1;
+    if (!server_start(endpoint)) return 1;
+    for (;;) server_turn();
 }

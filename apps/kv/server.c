@@ -373,7 +373,7 @@ static int64_t time_to_wait(void) {
     return wait;
 }
 
-bool server_run(Endpoint endpoint) {
+bool server_start(Endpoint endpoint) {
     shared_in = (Buf){.data = mem_alloc(HEAP_CONN, SHARED_IN), .cap = SHARED_IN};
     shared_out = (Buf){.data = mem_alloc(HEAP_CONN, SHARED_OUT), .cap = SHARED_OUT};
     server.started = platform_now();
@@ -384,19 +384,20 @@ bool server_run(Endpoint endpoint) {
     commands_init();
     uint32_t watches = platform_watch_limit();
     if (server.options.max_clients > watches) server.options.max_clients = watches;
-    if (!platform_listen(endpoint, &listener) || !platform_watch(&listener, true, false)) return false;
-    for (;;) {
-        platform_wait(time_to_wait());
-        store.now = platform_now();
-        for (Ready ready; platform_ready(&ready);) {
-            if (ready.watch->owner) {
-                on_ready(ready.watch->owner, &ready);
-            } else {
-                on_listener();
-            }
+    return platform_listen(endpoint, &listener) && platform_watch(&listener, true, false);
+}
+
+void server_turn(void) {
+    platform_wait(time_to_wait());
+    store.now = platform_now();
+    for (Ready ready; platform_ready(&ready);) {
+        if (ready.watch->owner) {
+            on_ready(ready.watch->owner, &ready);
+        } else {
+            on_listener();
         }
-        free_doomed();
-        if (accept_at && accept_at <= store.now) accept_at = platform_watch(&listener, true, false) ? 0 : store.now + 1;
-        store_expire(EXPIRE_US);
     }
+    free_doomed();
+    if (accept_at && accept_at <= store.now) accept_at = platform_watch(&listener, true, false) ? 0 : store.now + 1;
+    store_expire(EXPIRE_US);
 }

@@ -43,7 +43,10 @@ typedef struct {
 
 extern Server server;
 
-// Serves for ever; false if it cannot start.
-bool server_run(Endpoint endpoint);
+// Takes what it needs; false, having said why, if that cannot be had.
+bool server_start(Endpoint endpoint);
+
+// Waits for something to do and does it.
+void server_turn(void);
 
 #endif

@@ -162,19 +162,19 @@ Entry *store_resize(Place *place, Str key, size_t length) {
     int64_t expiry = old ? entry_expiry(old) : NEVER;
     size_t bytes = entry_bytes(key.n, length, expiry != NEVER);
     Entry *e = old;
-    if (!old || bytes > mem_usable(old)) {
-        size_t room = old ? with_slack(bytes, length - before) : bytes;
-        e = mem_alloc(HEAP_STORE, room);
-        if (!e && room > bytes) e = mem_alloc(HEAP_STORE, bytes);
+    if (!old) {
+        e = mem_alloc(HEAP_STORE, bytes);
         if (!e) return NULL;
-        write_entry(e, key, old ? entry_value(old) : (Str){"", 0}, expiry);
-        if (old) {
-            dict_replace(place, e);
-            mem_free(old);
-        } else if (!dict_insert(place, e)) {
+        write_entry(e, key, (Str){"", 0}, NEVER);
+        if (!dict_insert(place, e)) {
             mem_free(e);
             return NULL;
         }
+    } else if (bytes > mem_usable(old)) {
+        e = mem_resize(HEAP_STORE, old, with_slack(bytes, length - before));
+        if (!e) e = mem_resize(HEAP_STORE, old, bytes);
+        if (!e) return NULL;
+        dict_replace(place, e);
     }
     write_head(e, key.n, length, expiry != NEVER);
     if (length > before) memset((char *)entry_value(e).p + before, 0, length - before);
