@@ -144,7 +144,7 @@ impl Invoker {
         start_ms: u64,
         stdin: Vec<u8>,
         held: (Share, mpsc::Sender<()>),
-    ) -> impl Future<Output = Arc<Activation>> + Send + 'static {
+    ) -> impl Future<Output = Arc<Activation>> + Send + use<> {
         let (this, tenant, action) = (self.clone(), tenant.clone(), action.clone());
         async move {
             let activation = Arc::new(this.run(&tenant, &action, id, start_ms, stdin).await);

@@ -3,6 +3,7 @@
 
 use super::arm;
 use crate::child::{Node, Server};
+use crate::programs::KV;
 use crate::report::{Row, Target, Unit};
 use crate::summary::order;
 use crate::{BenchError, Progress};
@@ -32,7 +33,8 @@ const BATCH: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest run of redis-benchmark in seconds.
 const SLICE_LIMIT: &str = "120";
-const MEMORY: &str = "2GiB";
+/// Of the tenant that has the service.
+const MEMORY_BYTES: u64 = 2 << 30;
 
 /// A server under test.
 struct Arm<'s> {
@@ -45,7 +47,6 @@ type Rates = [f64; 2];
 
 pub(super) fn measure(
     nacre: &Path,
-    module: &[u8],
     rounds: usize,
     progress: &dyn Progress,
     skipped: &mut Vec<String>,
@@ -62,7 +63,7 @@ pub(super) fn measure(
     let redis = redis(redis_port, directory.path())?;
     let node = Node::start(nacre, &directory.path().join("node"))?;
     let service_port = free_port()?;
-    deploy(nacre, &node, module, directory.path(), service_port)?;
+    deploy(nacre, &node, directory.path(), service_port)?;
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let arms = [
         Arm { address: local(service_port), server: &node.server },
@@ -119,15 +120,15 @@ fn redis(port: u16, directory: &Path) -> Result<Server, BenchError> {
 }
 
 /// Deploys the service by the command line, as its users do.
-fn deploy(nacre: &Path, node: &Node, module: &[u8], directory: &Path, port: u16) -> Result<(), BenchError> {
+fn deploy(nacre: &Path, node: &Node, directory: &Path, port: u16) -> Result<(), BenchError> {
     let runtime = crate::load::runtime()?;
-    let tenant = runtime.block_on(node.add_tenant("kv", serde_json::json!({ "memory_bytes": 2u64 << 30 })))?;
+    let tenant = runtime.block_on(node.add_tenant("kv", serde_json::json!({ "memory_bytes": MEMORY_BYTES })))?;
     let file = directory.join("kv.wasm");
-    std::fs::write(&file, module).map_err(BenchError::system("a temporary file"))?;
+    std::fs::write(&file, KV).map_err(BenchError::system("a temporary file"))?;
     let auth = tenant.authorization.trim_start_matches("Basic ");
     let auth = String::from_utf8(STANDARD.decode(auth).unwrap_or_default()).unwrap_or_default();
     let mut command = Command::new(nacre);
-    command.args(["deploy", "kv"]).arg(file).args(["--service", "--port", &port.to_string(), "--memory", MEMORY]);
+    command.args(["deploy", "kv"]).arg(file).args(["--service", "--port", &port.to_string()]);
     command.env("NACRE_NODE", format!("http://{}", node.address)).env("NACRE_AUTH", auth);
     let output = command.stdin(Stdio::null()).output().map_err(BenchError::system("the nacre executable"))?;
     if output.status.success() {

@@ -6,6 +6,7 @@ mod cold;
 mod compute;
 mod http;
 mod instances;
+mod kv;
 mod lifecycle;
 mod touch;
 
@@ -28,6 +29,8 @@ pub(crate) mod arm {
     pub const NODE: &str = "node";
     pub const REFERENCE: &str = "reference server";
     pub const PING: &str = "node, HTTP alone";
+    pub const SERVICE: &str = "kv on the node";
+    pub const REDIS: &str = "redis-server";
 }
 
 /// What can be measured alone.
@@ -78,10 +81,12 @@ pub struct Options {
     pub cold_actions: usize,
     /// Tenants that call for the first time.
     pub cold_tenants: usize,
+    /// Rounds of the key-value service.
+    pub kv_rounds: usize,
 }
 
 impl Options {
-    /// What `nacre bench invoke` does, in one to two minutes.
+    /// What `nacre bench invoke` does, in three to four minutes.
     #[must_use]
     pub fn full(nacre: PathBuf) -> Self {
         Self {
@@ -96,6 +101,7 @@ impl Options {
             http_rounds: 8,
             cold_actions: 60,
             cold_tenants: 20,
+            kv_rounds: 5,
         }
     }
 
@@ -117,6 +123,7 @@ impl Options {
         keep(&mut self.http_rounds, Part::Http);
         keep(&mut self.cold_actions, Part::Cold);
         keep(&mut self.cold_tenants, Part::Cold);
+        keep(&mut self.kv_rounds, Part::Kv);
         self
     }
 
@@ -133,6 +140,7 @@ impl Options {
             + self.http_rounds * http::STEPS
             + self.cold_actions
             + self.cold_tenants
+            + self.kv_rounds * kv::STEPS
     }
 }
 
@@ -171,6 +179,9 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
     }
     if options.cold_actions + options.cold_tenants > 0 {
         rows.extend(cold::measure(options, progress)?);
+    }
+    if options.kv_rounds > 0 {
+        rows.extend(kv::measure(&options.nacre, options.kv_rounds, progress, &mut skipped)?);
     }
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
