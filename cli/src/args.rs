@@ -14,6 +14,8 @@ use nacre_engine::CpuTarget;
 
 use crate::{
     host_cpu,
+    node::args::{NodeArgs, NodeCommand, TenantArgs, WorkerArgs},
+    node::drive_args::{DeployArgs, DescribeArgs, InvokeArgs, LogsArgs, PsArgs, RmArgs},
     top::SortBy,
     values::{
         DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_duration, parse_env,
@@ -43,6 +45,25 @@ pub enum Command {
     Bench(BenchArgs),
     /// Show your running CVMs on this machine: workers, demand, CPU, memory
     Top(TopArgs),
+    /// Run a node: functions and services behind one daemon
+    Node(NodeArgs),
+    /// Add, list and remove tenants of a node
+    Tenant(TenantArgs),
+    /// Deploy a function to a node
+    Deploy(DeployArgs),
+    /// Call a function and print its result
+    Invoke(InvokeArgs),
+    /// Show what a tenant has running
+    Ps(PsArgs),
+    /// Show the logs of a deployment's last calls, or of one call
+    Logs(LogsArgs),
+    /// Describe what is deployed
+    Describe(DescribeArgs),
+    /// Remove what is deployed
+    Rm(RmArgs),
+    /// Compile one module as a child of a node
+    #[command(hide = true)]
+    CompileWorker(WorkerArgs),
 }
 
 impl Command {
@@ -55,6 +76,17 @@ impl Command {
             Self::Demo(args) => args.json,
             Self::Bench(args) => args.json(),
             Self::Top(args) => args.json,
+            Self::Node(args) => match &args.command {
+                NodeCommand::Start(args) => args.json,
+            },
+            Self::Tenant(args) => args.json(),
+            Self::Deploy(args) => args.json,
+            Self::Invoke(args) => args.json,
+            Self::Ps(args) => args.json,
+            Self::Logs(args) => args.json,
+            Self::Describe(args) => args.json,
+            Self::Rm(args) => args.json,
+            Self::CompileWorker(_) => false,
         }
     }
 }
@@ -205,6 +237,7 @@ impl BenchArgs {
         let json = match &self.bench {
             BenchCommand::Invoke(args) => &args.json,
             BenchCommand::Elastic(args) => &args.json,
+            BenchCommand::ServeReference => return false,
         };
         *json == Some(None)
     }
@@ -217,12 +250,41 @@ pub enum BenchCommand {
     Invoke(BenchInvokeArgs),
     /// Waking, parking and reclaiming workers, what they cost, and two CVMs that share CPUs; or a simulation
     Elastic(BenchElasticArgs),
+    /// The server that the node is compared with; prints its address
+    #[command(hide = true)]
+    ServeReference,
+}
+
+/// `--only`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchPart {
+    /// Compute-bound programs
+    Compute,
+    /// Start of a process
+    Boot,
+    /// Fresh instances
+    Instances,
+    /// Warm calls of modules in a CVM
+    Calls,
+    /// First touch of memory
+    Touch,
+    /// Launch and end of CVMs
+    Life,
+    /// Warm functions of a node over HTTP
+    Http,
+    /// First calls of functions
+    Cold,
+    /// The key-value service against redis-server
+    Kv,
 }
 
 /// `nacre bench invoke`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --json result.json")]
+#[command(after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --only http --only cold --json result.json")]
 pub struct BenchInvokeArgs {
+    /// Measure this part only; may be given several times
+    #[arg(long, value_enum, value_name = "PART")]
+    pub only: Vec<BenchPart>,
     /// Write the result as JSON to FILE, or to stdout without FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]

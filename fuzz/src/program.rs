@@ -1,7 +1,7 @@
 //! A program that calls WASI functions: a context over a [`System`] that does little, and linear memory.
 
 use nacre_wasi::{
-    Builder, Call, Clock, Errno, Fs, Interest, Stop, Stream, StreamError, System, WasiCtx, abi,
+    Builder, Call, Clock, Errno, Fs, Interest, Sockets, Stop, Stream, StreamError, System, WasiCtx, abi,
 };
 
 /// A kernel without a machine: time passes only in waits, standard input says "typed" now and then.
@@ -11,6 +11,8 @@ pub struct Kernel {
     input: usize,
     room: usize,
 }
+
+impl Sockets for Kernel {}
 
 impl System for Kernel {
     fn clock_ns(&self, _: Clock) -> u64 {

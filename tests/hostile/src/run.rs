@@ -195,7 +195,7 @@ fn send_garbage(plan: &Plan, host: &Adversary, cvm: &Cvm) {
 
 fn garbage(rng: &mut Rng, programs: u64) -> (Header, Vec<u8>) {
     // Nothing here is the host's right to do to a running program, and nothing asks the debug image for its arena.
-    const ANY: [Kind; 8] = [
+    const ANY: [Kind; 11] = [
         Kind::Credit,
         Kind::StreamData,
         Kind::ProgramExited,
@@ -204,8 +204,11 @@ fn garbage(rng: &mut Rng, programs: u64) -> (Header, Vec<u8>) {
         Kind::TreeEnd,
         Kind::StatsRequest,
         Kind::Export,
+        Kind::ModuleLoaded,
+        Kind::CallOutput,
+        Kind::CallDone,
     ];
-    const STRANGERS: [Kind; 9] = [
+    const STRANGERS: [Kind; 15] = [
         Kind::ProgramCode,
         Kind::ProgramStart,
         Kind::ProgramArg,
@@ -215,6 +218,12 @@ fn garbage(rng: &mut Rng, programs: u64) -> (Header, Vec<u8>) {
         Kind::TreeData,
         Kind::ProgramDrop,
         Kind::StreamEnd,
+        Kind::ModuleCode,
+        Kind::ModuleLoad,
+        Kind::ModuleDrop,
+        Kind::CallStart,
+        Kind::CallData,
+        Kind::CallCancel,
     ];
     let stranger = rng.chance(500);
     let program = if stranger { 1000 + rng.below(1 << 20) as u32 } else { rng.below(programs) as u32 };
@@ -222,6 +231,8 @@ fn garbage(rng: &mut Rng, programs: u64) -> (Header, Vec<u8>) {
     let arg = match kind {
         // Far beyond what a program reads or sends, or what it was loaded with: to be ignored.
         Kind::StreamData | Kind::Credit | Kind::ProgramCode => u64::MAX - rng.below(1 << 30),
+        // Requests whose rest never comes, or comes from another.
+        Kind::CallStart | Kind::CallData => rng.below(200),
         _ => rng.next(),
     };
     let body = (0..rng.below(100)).map(|_| rng.next() as u8).collect();
