@@ -90,7 +90,7 @@ pub(super) fn receive<S: System>(
                     total += n as u32;
                     buf = buf.get_mut(n..).unwrap_or_default();
                 }
-                Err(SocketError::WouldBlock) if total > 0 && !(how.wait_all && !how.nonblock) => {
+                Err(SocketError::WouldBlock) if total > 0 && (how.nonblock || !how.wait_all) => {
                     return Ok(total);
                 }
                 Err(SocketError::WouldBlock) if how.nonblock => return Err(Errno::Again.into()),
