@@ -66,11 +66,11 @@ pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
 /// Lets the host know of what is on this vCPU's ring.
 fn ring() {
     vcpu::local().own().unrung_since.set(0);
-    // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote. Who rings says
-    // so in the same word: it counts until the host is awake, so the others need not ring again.
+    // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote. Only the host
+    // says that it is awake: if we did, for others not to ring too, a vCPU that is stopped between its word and its
+    // doorbell would keep everybody's messages from being seen.
     fence(Ordering::SeqCst);
-    if window().control(ControlWord::HostAwake) == 0 && window().swap_control(ControlWord::HostAwake, 1) == 0
-    {
+    if window().control(ControlWord::HostAwake) == 0 {
         DOORBELLS.fetch_add(1, Ordering::Relaxed);
         arch::hypercall(DOORBELL, 0);
     }
