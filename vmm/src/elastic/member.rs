@@ -161,7 +161,8 @@ impl Member {
         fence(Ordering::SeqCst);
         let running = (1..=self.workers).filter_map(VcpuId::new).filter(|worker| workers & worker.bit() != 0);
         for worker in running {
-            if !self.shared.machine.nudge(worker) {
+            let started = self.shared.vcpus[worker.index()].started.load(Ordering::Relaxed);
+            if !(started && self.shared.machine.nudge(worker)) {
                 // It brings all of them to a safe point.
                 return self.ring_normal();
             }

@@ -39,12 +39,15 @@ exception_stubs:
 .balign 16
 deliver:                        // vector error rip cs rflags rsp ss
     testb $3, 24(%rsp)          // came from ring 0: only a host's injection can, drop it
-    jz drop
+    jz drop_in_ring0
     cmpq $upcall_entry, 16(%rsp)
     jb 1f
     cmpq $upcall_copied, 16(%rsp) // between delivery and the copy of its frame: likewise
     jb drop
-1:  push %rax
+1:  cmpb $2, (%rsp)             // an NMI, which may come at any time and any number of times
+    je nmi
+deliver_to_upcall:
+    push %rax
     mov %cr2, %rax
     push %rax
     mov 80(%rsp), %rax          // [rsp0+8]
@@ -58,6 +61,32 @@ deliver:                        // vector error rip cs rflags rsp ss
 drop:
     add $16, %rsp
     iretq
+drop_in_ring0:                  // back without iretq, which not every KVM that emulates ring 0 has for this
+    push %rax
+    push %rcx
+    mov 56(%rsp), %rax          // the interrupted stack pointer, behind two words and vector error rip cs rflags
+    mov 32(%rsp), %rcx          // rip
+    mov %rcx, -8(%rax)
+    mov 48(%rsp), %rcx          // rflags
+    mov %rcx, -16(%rax)
+    pop %rcx
+    xchg %rax, (%rsp)
+    mov (%rsp), %rsp
+    lea -16(%rsp), %rsp
+    popfq
+    ret
+nmi:                            // during an upcall: drop it, else they would pile up on its stack; it looks by itself
+    push %rax
+    mov 64(%rsp), %rax          // [rsp0]: upcall stack pointer
+    cmp %rax, 48(%rsp)          // the interrupted one
+    ja 1f
+    mov 8(%rax), %rax           // lowest address of the upcall stack
+    cmp %rax, 48(%rsp)
+    jb 1f
+    pop %rax
+    jmp drop
+1:  pop %rax
+    jmp deliver_to_upcall
 
 // int3 gate: flush this vCPU's translations. An injected #BP only flushes.
 .balign 16
