@@ -231,3 +231,38 @@ fn the_end_of_a_cvm_ends_its_calls() {
     assert_eq!(results.iter().filter(|exit| matches!(exit, Exit::Error(_))).count(), 10);
     assert_eq!(cvm.call(&module, Call::default(), |_| ()).err(), Some(CallError::Ended));
 }
+
+/// A worker rings once for several brief calls; a call that is brief as a rule and then is not must not keep their results back.
+#[test]
+fn results_come_though_the_next_call_takes_long() {
+    let Some(cvm) = launch("calls", 1) else { return };
+    let moody = compiled(
+        r#"(module (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "\10\00\00\00\01\00\00\00")
+            (func (export "_start")
+              (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+              (if (i32.eq (i32.load8_u (i32.const 16)) (i32.const 108)) (then (loop $l (br $l))))))"#,
+    );
+    let module = cvm.load_module(moody.file()).unwrap();
+    for _ in 0..200 {
+        assert_eq!(run(&cvm, &module, b"n").exit, Exit::Code(0));
+    }
+    for _ in 0..20 {
+        let (sender, results) = mpsc::channel();
+        let brief = |_| {
+            let sender = sender.clone();
+            let call = Call { stdin: b"n", ..Call::default() };
+            cvm.call(&module, call, move |result| sender.send(result.exit).unwrap()).unwrap();
+        };
+        (0..5).for_each(brief);
+        let (ended, end) = mpsc::channel();
+        let call = Call { stdin: b"l", ..Call::default() };
+        let long = cvm.call(&module, call, move |result| ended.send(result.exit).unwrap()).unwrap();
+        for _ in 0..5 {
+            assert_eq!(results.recv().unwrap(), Exit::Code(0));
+        }
+        long.cancel();
+        assert!(matches!(end.recv().unwrap(), Exit::Error(_)));
+    }
+}

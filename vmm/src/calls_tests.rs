@@ -95,9 +95,11 @@ fn numbers_are_used_again_only_after_the_answer() {
     let all: Vec<_> = (0..14).map(|_| entered(&calls, 0)).collect();
     assert!(calls.enter(0, Box::new(|_| ())).is_err_and(|error| error == CallError::Busy));
     calls.deliver(Header::new(Kind::CallDone, all[5].0), &head(0, 0, false).encode());
-    assert_eq!(entered(&calls, 0).0, all[5].0);
+    let again = entered(&calls, 0);
+    assert_eq!(again.0, all[5].0);
     calls.close();
     assert!(matches!(all[0].1.recv().unwrap().exit, Exit::Error(_)));
+    assert!(matches!(again.1.recv().unwrap().exit, Exit::Error(_)));
     assert!(calls.enter(0, Box::new(|_| ())).is_err_and(|error| error == CallError::Ended));
 }
 

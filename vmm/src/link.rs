@@ -375,11 +375,6 @@ const MESSAGES_PER_LOOK: usize = 64;
 const LINGER: Duration = Duration::from_millis(10);
 const LINGER_LOOK_MS: i32 = 1;
 
-/// While answers of calls are on their way the rings are looked at even without a doorbell: a worker leaves an answer unrung
-/// while it runs another brief call, and may be stopped in that. First after a millisecond, then each time after
-/// twice as long, up to this.
-const LONGEST_LOOK_MS: i32 = 64;
-
 /// What a message was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traffic {
@@ -409,7 +404,7 @@ pub fn read_rings(
         .map(Consumer::new)
         .collect();
     let mut body = vec![0; window::TO_HOST_BYTES as usize];
-    let (mut traffic, mut lingering_since, mut look_ms) = (false, None, 1);
+    let (mut traffic, mut lingering_since) = (false, None);
     window.set_control(ControlWord::HostAwake, 1);
     let mut vain = 0;
     loop {
@@ -422,7 +417,7 @@ pub fn read_rings(
                 let len = incoming.copy_body(0, &mut body);
                 incoming.finish();
                 traffic |= handle(header, &body[..len]) == Traffic::Connection;
-                (any, look_ms) = (true, 1);
+                any = true;
                 sender.counters.received.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -455,10 +450,6 @@ pub fn read_rings(
             // Blocks until the guest rings, a socket has something or the CVM is stopped.
             match lingering_since {
                 Some(_) => drop(relay.wait(LINGER_LOOK_MS)),
-                None if expects() => {
-                    drop(relay.wait(look_ms));
-                    look_ms = (2 * look_ms).min(LONGEST_LOOK_MS);
-                }
                 None if relay.is_empty() => drop(doorbell.read()),
                 None => drop(relay.wait(-1)),
             }

@@ -25,6 +25,8 @@ use nacre_wval::Priority;
 
 /// After how long a task that must come to a safe point and has not is reminded.
 const RETRY_NS: u64 = 1_000_000;
+/// For how long messages of a busy worker may be left unrung at most, twice.
+const UNRUNG_NS: u64 = 5_000_000;
 /// Interval at which a CVM whose workers are awake is looked at in any case: nobody tells vCPU 0 that tasks begin to wait.
 const BACKSTOP_NS: u64 = 20_000_000;
 /// Messages after which timers are looked at: fewer than requests for timers that vCPU 0 can have on their way.
@@ -41,6 +43,8 @@ pub struct Dispatcher {
     body: &'static mut [u8],
     timers: Timers,
     reclaimer: elastic::Reclaimer,
+    /// The vCPUs that had left messages unrung at the last tick.
+    unrung: u64,
     /// When running tasks are to be looked at, in cycles.
     next_tick: u64,
     /// When they may be brought to a safe point again, in cycles.
@@ -52,7 +56,7 @@ impl Dispatcher {
     pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
         let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
         let (ring, reclaimer) = (Consumer::new(link::window().to_guest()), elastic::Reclaimer::default());
-        Dispatcher { ring, body, timers, reclaimer, next_tick: 0, next_bump: 0 }
+        Dispatcher { ring, body, timers, reclaimer, unrung: 0, next_tick: 0, next_bump: 0 }
     }
 
     /// The loop of vCPU 0.
@@ -116,6 +120,15 @@ impl Dispatcher {
         let some_awake = load.parked.count() < scheduler.vcpus().count() - 1;
         if some_awake || load.queued != 0 {
             wait = Some(wait.map_or(backstop, |wait| wait.min(backstop)));
+        }
+        // A worker that has not rung since the last tick is busy with a call that takes longer than was thought.
+        let unrung = link::unrung();
+        if unrung & core::mem::replace(&mut self.unrung, unrung) != 0 {
+            link::ring_for_all();
+        }
+        if unrung != 0 {
+            let unrung_wait = clock::ns_to_cycles(UNRUNG_NS);
+            wait = Some(wait.map_or(unrung_wait, |wait| wait.min(unrung_wait)));
         }
         self.next_tick = wait.map_or(0, |wait| now.saturating_add(wait));
         wait.map(|wait| clock::monotonic_ns().saturating_add(clock::cycles_to_ns(wait)))

@@ -17,6 +17,8 @@ agent_static! {
     static RECEIVED: AtomicU64 = AtomicU64::new(0);
     static SENT: AtomicU64 = AtomicU64::new(0);
     static DOORBELLS: AtomicU64 = AtomicU64::new(0);
+    /// The vCPUs that have left something unrung.
+    static UNRUNG: AtomicU64 = AtomicU64::new(0);
 }
 
 /// Counts a message that came from the host.
@@ -65,7 +67,19 @@ pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
 
 /// Lets the host know of what is on this vCPU's ring.
 fn ring() {
-    vcpu::local().own().unrung_since.set(0);
+    if vcpu::local().own().unrung_since.replace(0) != 0 {
+        UNRUNG.fetch_and(!vcpu::id().bit(), Ordering::Relaxed);
+    }
+    ring_for_all();
+}
+
+/// The vCPUs that have left something unrung.
+pub fn unrung() -> u64 {
+    UNRUNG.load(Ordering::Relaxed)
+}
+
+/// Lets the host know of what is on any vCPU's ring: it looks at all of them.
+pub fn ring_for_all() {
     // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote. Only the host
     // says that it is awake: if we did, for others not to ring too, a vCPU that is stopped between its word and its
     // doorbell would keep everybody's messages from being seen.
@@ -80,7 +94,8 @@ fn ring() {
 const UNRUNG_NS: u64 = 100_000;
 
 /// Puts a message on this vCPU's ring and leaves the doorbell to [`ring_before`] and [`ring_now`], which the scheduler calls
-/// before whatever it does next: a worker that ends many short calls rings once for several.
+/// before whatever it does next: a worker that ends many short calls rings once for several. Should the next one take long
+/// after all, vCPU 0 rings.
 pub fn send_unrung(header: Header, body: &[u8]) {
     let own = vcpu::local().own();
     let sent = own.transmit.borrow_mut().send(header, body);
@@ -92,6 +107,7 @@ pub fn send_unrung(header: Header, body: &[u8]) {
         ring();
     } else if own.unrung_since.get() == 0 {
         own.unrung_since.set(arch::rdtsc().max(1));
+        UNRUNG.fetch_or(vcpu::id().bit(), Ordering::Relaxed);
     }
 }
 
@@ -111,7 +127,7 @@ pub fn ring_now() {
 }
 
 /// Messages that [`send_later`] lets wait for a doorbell at most, and for how long after the last one it does so.
-const UNRUNG: u32 = 16;
+const UNRUNG_MESSAGES: u32 = 16;
 const QUIET_NS: u64 = 2_000_000;
 
 /// As [`send`], for messages about connections: if the host's reader sleeps, but was woken a moment ago, it is not woken for
@@ -127,7 +143,7 @@ pub fn send_later(header: Header, body: &[u8]) {
     local.unrung.set(local.unrung.get() + 1);
     // Wrapping: a counter that the host has set back rings for nothing.
     let since = arch::rdtsc().wrapping_sub(local.rung_at.get());
-    if local.unrung.get() >= UNRUNG || since > clock::ns_to_cycles(QUIET_NS) {
+    if local.unrung.get() >= UNRUNG_MESSAGES || since > clock::ns_to_cycles(QUIET_NS) {
         flush();
     }
 }
