@@ -83,7 +83,7 @@ fn logs_have_a_size_and_say_when_they_are_cut() {
 #[test]
 fn hostile_output_is_bounded_work() {
     for stdout in
-        ["{\"a\":\n".repeat(200_000) + "}", "{\n".repeat(500_000) + "}", "{}\n".repeat(300_000) + "x}"]
+        ["{\"a\":\n".repeat(200_000) + "}", "{[\n".repeat(500_000) + "}", "{}\n".repeat(300_000) + "x}"]
     {
         let begin = find_result(stdout.as_bytes());
         assert!(matches!(begin, Found::None));

@@ -1,7 +1,7 @@
 //! OpenWhisk's JSON: bodies of requests as types, records as bodies. Pure.
 
 use crate::BadRequest;
-use crate::body;
+use crate::body::{self, Record};
 use crate::limits::{ActionLimits, TenantLimits};
 use crate::names::{EntityName, TenantName};
 use crate::records::{Action, Activation, KIND, KeyValue, Version};
@@ -19,13 +19,13 @@ const WASM_MAGIC: &[u8] = b"\0asm";
 #[derive(Debug, Default, Deserialize)]
 struct ActionBody<'t> {
     #[serde(borrow, default)]
-    exec: Option<ExecBody<'t>>,
+    exec: Option<Record<ExecBody<'t>>>,
     #[serde(default)]
-    parameters: Option<Vec<KeyValue>>,
+    parameters: Option<Vec<Record<KeyValue>>>,
     #[serde(default)]
-    annotations: Option<Vec<KeyValue>>,
+    annotations: Option<Vec<Record<KeyValue>>>,
     #[serde(default)]
-    limits: Option<LimitsBody>,
+    limits: Option<Record<LimitsBody>>,
     #[serde(default)]
     publish: Option<bool>,
     #[serde(default)]
@@ -68,8 +68,13 @@ pub struct ActionPut {
 /// # Errors
 /// [`BadRequest`] with what is wrong.
 pub fn action_put(body: &[u8]) -> Result<ActionPut, BadRequest> {
-    let body: ActionBody<'_> = body::json(body)?;
-    for pairs in [&body.parameters, &body.annotations].into_iter().flatten() {
+    let body: ActionBody<'_> = body::record(body)?;
+    let plain = |pairs: Option<Vec<Record<KeyValue>>>| -> Option<Vec<KeyValue>> {
+        Some(pairs?.into_iter().map(|pair| pair.0).collect())
+    };
+    let (parameters, annotations) = (plain(body.parameters), plain(body.annotations));
+    let exec = body.exec.map(|exec| exec.0);
+    for pairs in [&parameters, &annotations].into_iter().flatten() {
         let mut keys = HashSet::new();
         if let Some(twice) = pairs.iter().find(|pair| !keys.insert(pair.key.as_str())) {
             return Err(BadRequest::new(format!("The key '{}' is given twice.", short(&twice.key))));
@@ -82,13 +87,13 @@ pub fn action_put(body: &[u8]) -> Result<ActionPut, BadRequest> {
                 .ok_or_else(|| BadRequest::new("A version has three numbers, such as 0.0.1."))?,
         ),
     };
-    let binary = body.exec.as_ref().and_then(|exec| exec.binary);
+    let binary = exec.as_ref().and_then(|exec| exec.binary);
     Ok(ActionPut {
-        code: body.exec.map(code).transpose()?,
+        code: exec.map(code).transpose()?,
         binary,
-        parameters: body.parameters,
-        annotations: body.annotations,
-        limits: body.limits.unwrap_or_default(),
+        parameters,
+        annotations,
+        limits: body.limits.unwrap_or_default().0,
         publish: body.publish,
         version,
     })

@@ -1,7 +1,6 @@
 //! Administration: tenants. On the administrator's socket, or with the administrator's token.
 
 use super::error::ApiError;
-use super::extract;
 use super::native::ErrorBody;
 use crate::daemon::Node;
 use crate::limits::TenantLimits;
@@ -101,7 +100,7 @@ async fn add(State(node): State<Arc<Node>>, body: Body) -> Result<(StatusCode, J
     let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, MAX_BODY).collect()).await;
     let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body came too slowly.");
     let body = body.map_err(slow)?.map_err(|_| ApiError::too_large(None, MAX_BODY as u64))?.to_bytes();
-    let NewTenant { name, limits } = extract::json(&body)?;
+    let NewTenant { name, limits } = nacre_node_api::body::record(&body)?;
     let credentials = Credentials::random();
     let record = credentials.record(name, limits.checked()?);
     node.store.add_tenant(record.clone()).await?;

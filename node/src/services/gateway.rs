@@ -26,9 +26,18 @@ pub(super) async fn run(listener: Arc<TcpListener>, tenant: Arc<Tenant>, mut sta
         let accept = accept_all(&listener, &tenant, &connector);
         tokio::select! {
             () = accept => {}
-            gone = state.wait_for(|state| state.connector.is_none()) => if gone.is_err() { return },
+            over = ended(&mut state) => {
+                if over {
+                    return;
+                }
+            }
         }
     }
+}
+
+/// Waits until the program has ended; whether the service is over for good.
+async fn ended(state: &mut watch::Receiver<State>) -> bool {
+    state.wait_for(|state| state.connector.is_none()).await.is_err()
 }
 
 async fn accept_all(listener: &TcpListener, tenant: &Tenant, connector: &Connector) {

@@ -106,6 +106,10 @@ impl Supervised {
                     *this.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener.clone());
                 }
                 keeper.keep(listener).await;
+                // Over for good: clients are refused rather than kept waiting.
+                if let Some(this) = weak.upgrade() {
+                    this.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+                }
             };
             tokio::select! {
                 () = keep => {}
