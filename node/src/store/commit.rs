@@ -5,7 +5,7 @@ use super::modules::{Draft, Modules};
 use super::{Directory, StoreError, tables};
 use crate::names::{Digest, TenantName};
 use crate::records::Activation;
-use redb::{Database, ReadableTable, WriteTransaction};
+use redb::{Database, ReadableTable, ReadableTableMetadata, WriteTransaction};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
