@@ -280,7 +280,9 @@ pub enum BenchPart {
 
 /// `nacre bench invoke`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --only http --only cold --json result.json")]
+#[command(
+    after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --only http --only cold --json result.json"
+)]
 pub struct BenchInvokeArgs {
     /// Measure this part only; may be given several times
     #[arg(long, value_enum, value_name = "PART")]

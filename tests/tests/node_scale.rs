@@ -125,8 +125,9 @@ fn many_tenants_actions_and_connections() {
     let place = Place::new().unwrap();
     let node = Node::start(&nacre, &place, &[]).unwrap();
     let start = resident(&node);
-    let tenants: Vec<Tenant> =
-        (0..size.tenants).map(|i| node.tenant(&format!("t{i}"), &["--memory", "64MiB", "--no-context"]).unwrap()).collect();
+    let tenants: Vec<Tenant> = (0..size.tenants)
+        .map(|i| node.tenant(&format!("t{i}"), &["--memory", "64MiB", "--no-context"]).unwrap())
+        .collect();
     let function = wat::parse_str(include_str!("../../bench/programs/echo.wat")).unwrap();
     std::thread::scope(|scope| {
         for tenants in tenants.chunks(tenants.len().div_ceil(THREADS)) {

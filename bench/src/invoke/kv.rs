@@ -52,7 +52,8 @@ pub(super) fn measure(
     skipped: &mut Vec<String>,
 ) -> Result<Vec<Row>, BenchError> {
     for program in [REDIS, BENCHMARK] {
-        let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let found =
+            Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !found.is_ok_and(|status| status.success()) {
             skipped.push(format!("kv: there is no {program}; install redis-server and redis-tools"));
             return Ok(Vec::new());
@@ -84,7 +85,8 @@ pub(super) fn measure(
     let mut rows = Vec::new();
     for (rates, (pipeline, _)) in rates.iter().zip(PIPELINES) {
         for (at, command) in COMMANDS.into_iter().enumerate() {
-            let [own, native] = [0, 1].map(|which| rates[which].iter().map(|rates| rates[at]).collect::<Vec<_>>());
+            let [own, native] =
+                [0, 1].map(|which| rates[which].iter().map(|rates| rates[at]).collect::<Vec<_>>());
             let row = Row::new(format!("kv: {command}, -P {pipeline}"), arm::SERVICE, Unit::PerSecond, &own);
             rows.extend(row.map(|row| row.against(arm::REDIS, &own, &native).target(THROUGHPUT_TARGET)));
         }
@@ -122,7 +124,8 @@ fn redis(port: u16, directory: &Path) -> Result<Server, BenchError> {
 /// Deploys the service by the command line, as its users do.
 fn deploy(nacre: &Path, node: &Node, directory: &Path, port: u16) -> Result<(), BenchError> {
     let runtime = crate::load::runtime()?;
-    let tenant = runtime.block_on(node.add_tenant("kv", serde_json::json!({ "memory_bytes": MEMORY_BYTES })))?;
+    let tenant =
+        runtime.block_on(node.add_tenant("kv", serde_json::json!({ "memory_bytes": MEMORY_BYTES })))?;
     let file = directory.join("kv.wasm");
     std::fs::write(&file, KV).map_err(BenchError::system("a temporary file"))?;
     let auth = tenant.authorization.trim_start_matches("Basic ");
@@ -226,7 +229,8 @@ mod tests {
 
     #[test]
     fn rates_are_read_from_csv() {
-        let csv = "\"test\",\"rps\",\"avg_latency_ms\"\n\"SET\",\"102040.82\",\"0.2\"\n\"GET\",\"99.5\",\"0.1\"\n";
+        let csv =
+            "\"test\",\"rps\",\"avg_latency_ms\"\n\"SET\",\"102040.82\",\"0.2\"\n\"GET\",\"99.5\",\"0.1\"\n";
         assert_eq!(rates(csv), Some([102_040.82, 99.5]));
         assert_eq!((rates(""), rates("\"SET\",\"1\"\n")), (None, None));
     }

@@ -266,11 +266,12 @@ impl Writer {
             }
             Err(error) => Err(error.to_string()),
         };
-        for job in jobs {
-            job.finish(committed.clone());
-        }
+        // Before anybody is told: who then asks finds what is on the disk, no more.
         for Record { owner, activation, .. } in &records {
             self.recent.remove(&owner.name, activation.id);
+        }
+        for job in jobs {
+            job.finish(committed.clone());
         }
         crate::metrics::committed(count, begin.elapsed());
     }
