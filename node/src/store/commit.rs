@@ -5,7 +5,7 @@ use super::modules::{Draft, Modules};
 use super::{Directory, StoreError, tables};
 use crate::names::{Digest, TenantName};
 use crate::records::Activation;
-use redb::{Database, ReadableTable, WriteTransaction};
+use redb::{Database, ReadableTable, ReadableTableMetadata, WriteTransaction};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -266,11 +266,12 @@ impl Writer {
             }
             Err(error) => Err(error.to_string()),
         };
-        for job in jobs {
-            job.finish(committed.clone());
-        }
+        // Before anybody is told: who then asks finds what is on the disk, no more.
         for Record { owner, activation, .. } in &records {
             self.recent.remove(&owner.name, activation.id);
+        }
+        for job in jobs {
+            job.finish(committed.clone());
         }
         crate::metrics::committed(count, begin.elapsed());
     }
