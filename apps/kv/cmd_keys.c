@@ -113,7 +113,7 @@ static void time_left(bool seconds, bool relative) {
         return;
     }
     int64_t time = entry_expiry(e) - (relative ? store.now : 0);
-    reply_int(!seconds ? time : (time + 500) / 1000);
+    reply_int(!seconds ? time : time / 1000 + (time % 1000 >= 500));
 }
 
 void cmd_ttl(void) {

@@ -203,7 +203,7 @@ impl Random {
                 r.extend([self.key(), when.as_bytes().to_vec()]);
             }
             "PEXPIREAT" => {
-                let when = self.pick(&["4102444800000", "1", "-1", "x", "9223372036854775807"]);
+                let when = self.pick(&["4102444800000", "1", "-1", "x"]);
                 r.extend([self.key(), when.as_bytes().to_vec()]);
             }
             "RENAME" | "RENAMENX" => r.extend([self.key(), self.key()]),
@@ -211,7 +211,7 @@ impl Random {
             "PING" => {
                 let n = self.below(2_000);
                 let text = self.bytes(n);
-                r.extend((n % 2 == 0).then_some(text));
+                r.extend(n.is_multiple_of(2).then_some(text));
             }
             "SELECT" => r.push(self.number()),
             "FLUSHALL" => r.push(self.pick(&["sync", "ASYNC", "junk"]).as_bytes().to_vec()),
@@ -499,6 +499,9 @@ fn expired_keys_are_gone_at_once_and_their_memory_soon() {
     assert!(client.ask("INFO keyspace").unwrap().contains("db0:keys=1000,expires=500,"));
     pipeline(&mut client, (0..1_000).map(|i| request(&["DEL", &format!("long:{i}")])));
     assert_eq!(client.info("used_memory_dataset").unwrap(), before, "nothing is left of them");
+    // The last moment there is; redis-server 7.0 answers with a negative number.
+    assert_eq!(client.ask("SET k v PXAT 9223372036854775807").unwrap(), "+OK\r\n");
+    assert_eq!(client.ask("EXPIRETIME k").unwrap(), ":9223372036854776\r\n");
 }
 
 #[test]
