@@ -6,9 +6,9 @@
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
-use nacre_abi::message::{Header, Kind, STREAM_WINDOW_BYTES};
 use nacre_abi::call::{AnswerHead, PIECE_BYTES};
 use nacre_abi::message::ExitKind;
+use nacre_abi::message::{Header, Kind, STREAM_WINDOW_BYTES};
 use nacre_vmm::calls::{CallError, Calls};
 use nacre_vmm::events::{Events, Mailboxes, ProgramEvent, ProgramId};
 use nacre_vmm::program::TreeEntry;
@@ -304,7 +304,10 @@ fuzz_target!(|steps: Vec<Step>| {
     for step in steps {
         host.step(step);
         let kept = IN_USE.load(Ordering::Relaxed).saturating_sub(before);
-        let bound = PROGRAMS as usize * KEPT_PER_PROGRAM + MAX_TASKS as usize * KEPT_PER_CALL + host.messages * KEPT_PER_MESSAGE + 65536;
+        let bound = PROGRAMS as usize * KEPT_PER_PROGRAM
+            + MAX_TASKS as usize * KEPT_PER_CALL
+            + host.messages * KEPT_PER_MESSAGE
+            + 65536;
         assert!(kept <= bound, "the host keeps {kept} bytes for a guest whose windows allow {bound}");
     }
 });
