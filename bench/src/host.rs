@@ -137,7 +137,7 @@ impl HostProgram {
     /// If it traps or exits with anything else than 0.
     pub fn run(&self, argv: Vec<String>) -> Result<Run, BenchError> {
         let name = argv.first().cloned().unwrap_or_default();
-        let wasi = context(argv, Vec::new())?;
+        let wasi = context(argv, Vec::new(), Vec::new())?;
         let timer = Timer::start();
         let mut store = self.store(wasi);
         let ended = self.start(&mut store);
@@ -158,7 +158,7 @@ impl HostProgram {
     pub fn instances(&self, count: usize) -> Result<Vec<f64>, BenchError> {
         let mut samples = Vec::with_capacity(count);
         for _ in 0..count {
-            let wasi = context(Vec::new(), Vec::new())?;
+            let wasi = context(Vec::new(), Vec::new(), Vec::new())?;
             let begin = Instant::now();
             let mut store = self.store(wasi);
             self.start(&mut store)?;
@@ -168,12 +168,12 @@ impl HostProgram {
         Ok(samples)
     }
 
-    /// Runs `_start` in a fresh instance with this standard input; returns what it wrote to standard output.
+    /// Runs `_start` in a fresh instance with this environment and standard input; returns what it wrote to standard output.
     ///
     /// # Errors
     /// If it traps or exits with anything else than 0.
-    pub fn call(&self, input: &[u8]) -> Result<Vec<u8>, BenchError> {
-        let mut store = self.store(context(Vec::new(), input.to_vec())?);
+    pub fn call(&self, env: Vec<(String, String)>, input: Vec<u8>) -> Result<Vec<u8>, BenchError> {
+        let mut store = self.store(context(Vec::new(), env, input)?);
         match self.start(&mut store) {
             Err(error) if !matches!(error.downcast_ref(), Some(Stopped(Stop::Exit(0)))) => Err(error.into()),
             _ => Ok(store.into_data().wasi.into_parts().0.output),
@@ -196,11 +196,16 @@ impl HostProgram {
     }
 }
 
-fn context(argv: Vec<String>, input: Vec<u8>) -> Result<WasiCtx<HostSystem>, BenchError> {
+fn context(
+    argv: Vec<String>,
+    env: Vec<(String, String)>,
+    input: Vec<u8>,
+) -> Result<WasiCtx<HostSystem>, BenchError> {
     let fs = Fs::new(0).map_err(|error| BenchError::program("the file system", format!("{error:?}")))?;
     let system = HostSystem { begin: Instant::now(), output: Vec::new(), lost: false, input, read: 0 };
     Builder::new()
         .args(argv)
+        .env(env)
         .build(system, fs)
         .map_err(|error| BenchError::program("WASI", error.to_string()))
 }

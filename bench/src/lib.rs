@@ -4,18 +4,22 @@
 //! * [`elastic`]: waking, parking and reclaiming workers, and what they cost.
 //! * [`service`]: requests to a service.
 //! * [`host`]: the same engine as an ordinary process. [`cvm`]: the same program in a CVM. [`programs`]: what both run.
+//! * [`load`]: requests to HTTP servers. [`child`]: the servers as processes. [`serve`]: the reference among them.
 //! * [`summary`]: medians and ratios. [`report`]: the result. [`machine`]: where it was measured.
 //!
 //! Nothing is printed here and no target fails a run: machines are shared and noisy, a result says what it found.
 #![forbid(unsafe_code)]
 
+pub mod child;
 pub mod cvm;
 pub mod elastic;
 pub mod host;
 pub mod invoke;
+pub mod load;
 pub mod machine;
 pub mod programs;
 pub mod report;
+pub mod serve;
 pub mod service;
 pub mod summary;
 

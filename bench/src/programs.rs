@@ -40,6 +40,15 @@ pub const COMPUTE: [Compute; 3] = [
 /// The smallest command.
 pub const EMPTY: &str = include_str!("../../apps/features/empty.wat");
 
+/// A function: standard input becomes standard output.
+pub const ECHO: &str = include_str!("../programs/echo.wat");
+
+/// A function in C.
+pub const ACTION: &[u8] = include_bytes!("../../apps/action/action.wasm");
+
+/// The key-value service.
+pub const KV: &[u8] = include_bytes!("../../apps/kv/kv.wasm");
+
 /// A program that touches fresh memory of this size in bytes, more than 64 KiB. Sizes over 4 GiB make it use a 64-bit
 /// memory.
 #[must_use]

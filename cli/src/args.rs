@@ -237,6 +237,7 @@ impl BenchArgs {
         let json = match &self.bench {
             BenchCommand::Invoke(args) => &args.json,
             BenchCommand::Elastic(args) => &args.json,
+            BenchCommand::ServeReference => return false,
         };
         *json == Some(None)
     }
@@ -249,12 +250,43 @@ pub enum BenchCommand {
     Invoke(BenchInvokeArgs),
     /// Waking, parking and reclaiming workers, what they cost, and two CVMs that share CPUs; or a simulation
     Elastic(BenchElasticArgs),
+    /// The server that the node is compared with; prints its address
+    #[command(hide = true)]
+    ServeReference,
+}
+
+/// `--only`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchPart {
+    /// Compute-bound programs
+    Compute,
+    /// Start of a process
+    Boot,
+    /// Fresh instances
+    Instances,
+    /// Warm calls of modules in a CVM
+    Calls,
+    /// First touch of memory
+    Touch,
+    /// Launch and end of CVMs
+    Life,
+    /// Warm functions of a node over HTTP
+    Http,
+    /// First calls of functions
+    Cold,
+    /// The key-value service against redis-server
+    Kv,
 }
 
 /// `nacre bench invoke`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --json result.json")]
+#[command(
+    after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --only http --only cold --json result.json"
+)]
 pub struct BenchInvokeArgs {
+    /// Measure this part only; may be given several times
+    #[arg(long, value_enum, value_name = "PART")]
+    pub only: Vec<BenchPart>,
     /// Write the result as JSON to FILE, or to stdout without FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]

@@ -10,10 +10,12 @@ use crate::store::{Store, StoreError};
 use crate::tenants::{Share, Tenant};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinHandle;
 
 /// Why a call is refused before it begins.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,37 @@ pub enum Invoked {
     Done(Arc<Activation>),
     /// It goes on, and will end in the store.
     Accepted(ActivationId),
+}
+
+/// A future that goes on by itself when whoever waits for it goes away. Until then it runs within its waiter's task: a call that
+/// is waited for costs no task of its own, and none has to be woken at its end.
+struct Detached<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
+
+impl<T: Send + 'static> Detached<T> {
+    fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(Some(Box::pin(future)))
+    }
+}
+
+impl<T: Send + 'static> Future for Detached<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        // After its end nobody asks again.
+        let Some(future) = &mut self.0 else { return Poll::Pending };
+        let output = ready!(future.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<T: Send + 'static> Drop for Detached<T> {
+    fn drop(&mut self) {
+        let future = self.0.take().filter(|_| !std::thread::panicking());
+        if let (Some(future), Ok(runtime)) = (future, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(future);
+        }
+    }
 }
 
 /// Calls actions.
@@ -89,21 +122,21 @@ impl Invoker {
             Pending { action: action.name.clone(), version: action.version, start_ms, limits: action.limits };
         let Some(patience) = patience else {
             self.store.begin(tenant.owner(), id, pending).await?;
-            drop(self.spawn(tenant, action, id, start_ms, stdin, (share, under_way)));
+            drop(Detached::new(self.call(tenant, action, id, start_ms, stdin, (share, under_way))));
             return Ok(Invoked::Accepted(id));
         };
-        let mut call = self.spawn(tenant, action, id, start_ms, stdin, (share, under_way));
-        match tokio::time::timeout(patience, &mut call).await {
-            Ok(Ok(activation)) => Ok(Invoked::Done(activation)),
-            Ok(Err(_)) => Err(Refused::Stopping),
-            Err(_) => {
-                self.store.begin(tenant.owner(), id, pending).await?;
-                Ok(Invoked::Accepted(id))
-            }
+        let mut call = Detached::new(self.call(tenant, action, id, start_ms, stdin, (share, under_way)));
+        if let Ok(activation) = tokio::time::timeout(patience, &mut call).await {
+            return Ok(Invoked::Done(activation));
         }
+        // It goes on while the store works.
+        drop(call);
+        self.store.begin(tenant.owner(), id, pending).await?;
+        Ok(Invoked::Accepted(id))
     }
 
-    fn spawn(
+    /// A call to its end, with what it holds till then.
+    fn call(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
         action: &Arc<Action>,
@@ -111,16 +144,16 @@ impl Invoker {
         start_ms: u64,
         stdin: Vec<u8>,
         held: (Share, mpsc::Sender<()>),
-    ) -> JoinHandle<Arc<Activation>> {
+    ) -> impl Future<Output = Arc<Activation>> + Send + use<> {
         let (this, tenant, action) = (self.clone(), tenant.clone(), action.clone());
-        tokio::spawn(async move {
+        async move {
             let activation = Arc::new(this.run(&tenant, &action, id, start_ms, stdin).await);
             if let Err(error) = this.store.record(tenant.owner(), activation.clone()).await {
                 tracing::error!(%error, "an activation is not kept");
             }
             drop(held);
             activation
-        })
+        }
     }
 
     async fn run(
@@ -205,6 +238,24 @@ fn with_defaults(defaults: &[KeyValue], parameters: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_goes_on_without_its_waiter() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            assert_eq!(Detached::new(async { 7 }).await, 7);
+            let (go, gone) = tokio::sync::oneshot::channel::<()>();
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let mut call = Detached::new(async move {
+                gone.await.unwrap();
+                tell.send("done").unwrap();
+            });
+            assert!(tokio::time::timeout(Duration::ZERO, &mut call).await.is_err());
+            drop(call);
+            go.send(()).unwrap();
+            assert_eq!(told.await, Ok("done"));
+        });
+    }
 
     #[test]
     fn a_call_has_the_last_word_over_defaults() {

@@ -196,7 +196,7 @@ fn state(text: &mut String, views: &[View], gauges: Gauges) {
     Family::new(text, "gauge", "nacre_build_info", "The version that runs; always 1.")
         .value(&format!("version=\"{version}\""), 1.0);
     type Value = fn(&View) -> f64;
-    let families: [(&str, &'static str, &str, Value); 5] = [
+    let families: [(&str, &'static str, &str, Value); 9] = [
         ("counter", "nacre_tenant_cpu_seconds_total", "CPU time of a tenant's CVM.", |view| {
             view.cpu.cpu_time().as_secs_f64()
         }),
@@ -205,6 +205,30 @@ fn state(text: &mut String, views: &[View], gauges: Gauges) {
             "nacre_tenant_wakes_total",
             "Times that workers of a tenant's CVM were given a CPU.",
             |view| view.cpu.sum(|vcpu| vcpu.wakes) as f64,
+        ),
+        (
+            "counter",
+            "nacre_tenant_messages_sent_total",
+            "Messages to a tenant's CVM over its ring.",
+            |view| view.link.sent as f64,
+        ),
+        (
+            "counter",
+            "nacre_tenant_messages_received_total",
+            "Messages from a tenant's CVM over its rings.",
+            |view| view.link.received as f64,
+        ),
+        (
+            "counter",
+            "nacre_tenant_doorbells_total",
+            "Times the node woke a tenant's CVM for a message.",
+            |view| view.link.wakes as f64,
+        ),
+        (
+            "counter",
+            "nacre_tenant_reader_sleeps_total",
+            "Times the reader of a tenant's rings slept until the CVM rang.",
+            |view| view.link.sleeps as f64,
         ),
         ("gauge", "nacre_tenant_memory_bytes", "Memory committed for a tenant's CVM.", |view| {
             view.resident_bytes as f64

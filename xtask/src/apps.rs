@@ -15,7 +15,7 @@ use std::process::Command;
 const SMALL_STACK: &str = "-Wl,-z,stack-size=65536";
 
 /// Programs in C: the folder, and its sources and options.
-const C_APPS: [(&str, &[&str]); 8] = [
+const C_APPS: [(&str, &[&str]); 9] = [
     ("action", &["action.c"]),
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
@@ -24,6 +24,25 @@ const C_APPS: [(&str, &[&str]); 8] = [
     ("parallel", &["parallel.c", SMALL_STACK]),
     ("spawns", &["spawns.c", SMALL_STACK]),
     ("echo", &["echo.c"]),
+    ("kv", &KV),
+];
+
+/// The key-value store: the sources of its native build (`nacre_tests::kv`) with the other platform layer.
+const KV: [&str; 14] = [
+    "main.c",
+    "alloc.c",
+    "dict.c",
+    "store.c",
+    "resp.c",
+    "reply.c",
+    "commands.c",
+    "cmd_string.c",
+    "cmd_keys.c",
+    "cmd_server.c",
+    "server.c",
+    "platform_wasi.c",
+    "-msimd128",
+    "-O3",
 ];
 
 /// Debian's Rust for WASI with what its compiler and linker load; used without installing them.

@@ -270,7 +270,7 @@ fn host_loop(program: &HostProgram, threads: usize) -> Result<Loop, BenchError> 
         let mut latencies = Vec::new();
         while begin.elapsed() < TIME {
             let call = Instant::now();
-            program.call(INPUT)?;
+            program.call(Vec::new(), INPUT.to_vec())?;
             latencies.push(call.elapsed().as_nanos() as f64);
         }
         Ok::<_, BenchError>(latencies)

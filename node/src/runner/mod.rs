@@ -18,6 +18,7 @@ use crate::tenants::Tenant;
 use live::{Live, NoCode};
 use machine::{CallFailed, Ended, Machine, MachineSpec};
 use nacre_vmm::elastic::CpuStats;
+use nacre_vmm::link::LinkStats;
 use nacre_vmm::{CpuLimits, CpuManager, Cvm};
 use std::any::Any;
 use std::collections::HashMap;
@@ -70,6 +71,7 @@ impl Seat {
         Some(View {
             tenant: self.tenant.clone(),
             cpu: live.machine.cpu()?,
+            link: live.machine.cvm().link_stats(),
             resident_bytes: live.machine.resident_bytes(),
             age: live.since.elapsed(),
             modules: live.module_count(),
@@ -119,6 +121,8 @@ pub struct View {
     pub tenant: Arc<Tenant>,
     /// What its CPUs have done.
     pub cpu: CpuStats,
+    /// What went over its rings.
+    pub link: LinkStats,
     /// Memory that the host has committed for it, in bytes.
     pub resident_bytes: u64,
     /// Since when it is there.

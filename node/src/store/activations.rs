@@ -68,14 +68,20 @@ impl<'t> Tables<'t> {
         })
     }
 
-    /// Adds one.
-    pub(super) fn insert(&mut self, tenant: &str, activation: &Activation) -> Result<(), StoreError> {
-        let value = serde_json::to_vec(activation)?;
-        let old = self.activations.insert((tenant, &activation.id.bytes()), value.as_slice())?;
-        let old = old.map(|old| old.value().len() as u64);
-        let (count, bytes) = self.kept(tenant)?;
-        let count = count + u64::from(old.is_none());
-        let bytes = (bytes + value.len() as u64).saturating_sub(old.unwrap_or(0));
+    /// Adds some of one tenant.
+    pub(super) fn insert<'a>(
+        &mut self,
+        tenant: &str,
+        activations: impl IntoIterator<Item = &'a Activation>,
+    ) -> Result<(), StoreError> {
+        let (mut count, mut bytes) = self.kept(tenant)?;
+        for activation in activations {
+            let value = serde_json::to_vec(activation)?;
+            let old = self.activations.insert((tenant, &activation.id.bytes()), value.as_slice())?;
+            let old = old.map(|old| old.value().len() as u64);
+            count += u64::from(old.is_none());
+            bytes = (bytes + value.len() as u64).saturating_sub(old.unwrap_or(0));
+        }
         self.kept.insert(tenant, (count, bytes))?;
         Ok(())
     }

@@ -4,10 +4,9 @@ use super::activations::{Recent, Tables};
 use super::modules::{Draft, Modules};
 use super::{Directory, StoreError, tables};
 use crate::names::{Digest, TenantName};
-use crate::records::{Activation, TenantRecord};
-use redb::{Database, ReadableTable, WriteTransaction};
+use crate::records::Activation;
+use redb::{Database, ReadableTable, ReadableTableMetadata, WriteTransaction};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -112,7 +111,36 @@ where
 
 enum Message {
     Edit(Box<dyn Job>),
-    Activation { owner: Owner, activation: Arc<Activation>, _weight: OwnedSemaphorePermit },
+    /// Activations wait: the first ones since the last transaction, or many.
+    Activations,
+}
+
+/// An activation on its way, and its part of what may be on the way.
+struct Record {
+    owner: Owner,
+    activation: Arc<Activation>,
+    _weight: OwnedSemaphorePermit,
+}
+
+/// Activations for the next transaction. The writer is woken once for all of them, not for each.
+#[derive(Default)]
+struct Waiting(std::sync::Mutex<Vec<Record>>);
+
+impl Waiting {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Record>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether the writer has to be told.
+    fn put(&self, record: Record) -> bool {
+        let mut waiting = self.lock();
+        waiting.push(record);
+        waiting.len() == 1 || waiting.len() == MAX_BATCH
+    }
+
+    fn take(&self) -> Vec<Record> {
+        std::mem::take(&mut *self.lock())
+    }
 }
 
 /// Takes changes from everywhere.
@@ -120,6 +148,7 @@ pub(super) struct Committer {
     sender: Mutex<Option<mpsc::UnboundedSender<Message>>>,
     quick: mpsc::WeakUnboundedSender<Message>,
     weight: Arc<Semaphore>,
+    waiting: Arc<Waiting>,
     recent: Arc<Recent>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -132,12 +161,15 @@ impl Committer {
         recent: Arc<Recent>,
     ) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let writer = Arc::new(Writer { database, directory, modules, recent: recent.clone() });
+        let waiting = Arc::<Waiting>::default();
+        let (kept, shared) = (recent.clone(), waiting.clone());
+        let writer = Arc::new(Writer { database, directory, modules, waiting: shared, recent: kept });
         let task = tokio::spawn(writer.run(receiver));
         Self {
             quick: sender.downgrade(),
             sender: Mutex::new(Some(sender)),
             weight: Arc::new(Semaphore::new(WAITING_KIB)),
+            waiting,
             recent,
             task: Mutex::new(Some(task)),
         }
@@ -166,7 +198,10 @@ impl Committer {
         let kib = (activation.weight() >> 10).clamp(1, WAITING_KIB) as u32;
         let weight = self.weight.clone().acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
         self.recent.insert(owner.name.clone(), activation.clone());
-        self.send(Message::Activation { owner, activation, _weight: weight })
+        if self.waiting.put(Record { owner, activation, _weight: weight }) {
+            self.send(Message::Activations)?;
+        }
+        Ok(())
     }
 
     pub(super) async fn close(&self) {
@@ -182,53 +217,40 @@ struct Writer {
     database: Arc<Database>,
     directory: Arc<Directory>,
     modules: Arc<Modules>,
+    waiting: Arc<Waiting>,
     recent: Arc<Recent>,
 }
 
 impl Writer {
     async fn run(self: Arc<Self>, mut receiver: mpsc::UnboundedReceiver<Message>) {
         while let Some(first) = receiver.recv().await {
-            let mut batch = vec![first];
-            let only_activations =
-                |batch: &[Message]| matches!(batch.last(), Some(Message::Activation { .. }));
-            if only_activations(&batch) {
-                // Nobody waits for these: gather more, but go at once when somebody does.
-                let deadline = tokio::time::Instant::now() + ACTIVATION_DELAY;
-                while batch.len() < MAX_BATCH
-                    && only_activations(&batch)
-                    && let Ok(Some(next)) = tokio::time::timeout_at(deadline, receiver.recv()).await
-                {
-                    batch.push(next);
-                }
+            let mut edits = Vec::new();
+            let mut next = Some(first);
+            if matches!(next, Some(Message::Activations)) {
+                // Nobody waits for these: gather more, but go at once when somebody waits, or when there are many.
+                next = tokio::time::timeout(ACTIVATION_DELAY, receiver.recv()).await.ok().flatten();
             }
-            while batch.len() < MAX_BATCH
-                && let Ok(next) = receiver.try_recv()
-            {
-                batch.push(next);
+            while let Some(message) = next {
+                if let Message::Edit(edit) = message {
+                    edits.push(edit);
+                }
+                next = if edits.len() < MAX_BATCH { receiver.try_recv().ok() } else { None };
+            }
+            let records = self.waiting.take();
+            if edits.is_empty() && records.is_empty() {
+                continue;
             }
             let writer = self.clone();
-            if let Err(error) = tokio::task::spawn_blocking(move || writer.commit(batch)).await {
+            if let Err(error) = tokio::task::spawn_blocking(move || writer.commit(edits, records)).await {
                 tracing::error!(%error, "a change to the store was given up");
             }
         }
     }
 
-    fn commit(&self, batch: Vec<Message>) {
+    fn commit(&self, mut jobs: Vec<Box<dyn Job>>, records: Vec<Record>) {
         let begin = std::time::Instant::now();
-        let mut jobs = Vec::new();
-        let mut activations = Vec::new();
-        let mut weights = Vec::new();
-        for message in batch {
-            match message {
-                Message::Edit(job) => jobs.push(job),
-                Message::Activation { owner, activation, _weight } => {
-                    activations.push((owner, activation));
-                    weights.push(_weight);
-                }
-            }
-        }
-        let count = jobs.len() + activations.len();
-        let written = self.write(&mut jobs, &activations);
+        let count = jobs.len() + records.len();
+        let written = self.write(&mut jobs, &records);
         if let Err(error) = &written {
             tracing::error!(%error, changes = count, "a transaction failed");
         }
@@ -244,11 +266,12 @@ impl Writer {
             }
             Err(error) => Err(error.to_string()),
         };
+        // Before anybody is told: who then asks finds what is on the disk, no more.
+        for Record { owner, activation, .. } in &records {
+            self.recent.remove(&owner.name, activation.id);
+        }
         for job in jobs {
             job.finish(committed.clone());
-        }
-        for (owner, activation) in &activations {
-            self.recent.remove(&owner.name, activation.id);
         }
         crate::metrics::committed(count, begin.elapsed());
     }
@@ -257,7 +280,7 @@ impl Writer {
     fn write(
         &self,
         jobs: &mut [Box<dyn Job>],
-        activations: &[(Owner, Arc<Activation>)],
+        records: &[Record],
     ) -> Result<(Vec<After>, Vec<Digest>), StoreError> {
         let transaction = self.database.begin_write()?;
         let (directory, modules) = (&*self.directory, &*self.modules);
@@ -274,7 +297,7 @@ impl Writer {
             }
         }
         let Change { after, mut unreferenced, .. } = change;
-        self.write_activations(&transaction, activations)?;
+        self.write_activations(&transaction, records)?;
         {
             // A later change of the same transaction may have taken a module up again.
             let table = transaction.open_table(tables::MODULES)?;
@@ -293,30 +316,27 @@ impl Writer {
     fn write_activations(
         &self,
         transaction: &WriteTransaction,
-        activations: &[(Owner, Arc<Activation>)],
+        records: &[Record],
     ) -> Result<(), StoreError> {
-        if activations.is_empty() {
+        if records.is_empty() {
             return Ok(());
         }
         let mut tables = Tables::open(transaction)?;
         let mut pending = transaction.open_table(tables::PENDING)?;
-        let mut tenants: HashMap<&str, Option<TenantRecord>> = HashMap::new();
-        for (owner, activation) in activations {
-            let name = owner.name.as_str();
-            pending.remove((name, &activation.id.bytes()))?;
-            let record = match tenants.entry(name) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(unknown) => unknown.insert(tables::tenant(transaction, name)?),
-            };
-            // A tenant that was removed meanwhile leaves nothing behind, also not to another one of its name.
-            if record.as_ref().is_some_and(|record| record.uuid == owner.uuid) {
-                tables.insert(name, activation)?;
-            }
+        let any_pending = !pending.is_empty()?;
+        let mut tenants: HashMap<&str, Vec<&Record>> = HashMap::new();
+        for record in records {
+            tenants.entry(record.owner.name.as_str()).or_default().push(record);
         }
-        for (name, record) in tenants {
-            if let Some(TenantRecord { limits, .. }) = record {
-                tables.prune(name, limits.activations.into(), limits.activations_bytes)?;
+        for (name, mut records) in tenants {
+            for record in records.iter().filter(|_| any_pending) {
+                pending.remove((name, &record.activation.id.bytes()))?;
             }
+            let Some(tenant) = tables::tenant(transaction, name)? else { continue };
+            // A tenant that was removed meanwhile leaves nothing behind, also not to another one of its name.
+            records.retain(|record| record.owner.uuid == tenant.uuid);
+            tables.insert(name, records.iter().map(|record| &*record.activation))?;
+            tables.prune(name, tenant.limits.activations.into(), tenant.limits.activations_bytes)?;
         }
         Ok(())
     }

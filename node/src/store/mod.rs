@@ -198,7 +198,7 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         pending.retain(|_, _| false)?;
         let tables = &mut activations::Tables::open(&transaction)?;
         for (tenant, activation) in interrupted {
-            tables.insert(&tenant, &activation)?;
+            tables.insert(&tenant, [&activation])?;
         }
     }
     Ok(transaction.commit()?)

@@ -1,0 +1,666 @@
+//! The key-value store of `apps/kv`, as a native program under sanitizers: the same requests to it and to `redis-server`
+//! must have the same replies, byte for byte, whatever the requests are; and what only a store of ours promises: scans
+//! while the table changes, memory that runs out, clients that are slow or mean.
+#![forbid(unsafe_code)]
+
+use anyhow::Result;
+use nacre_tests::cache::Cache;
+use nacre_tests::kv::{Client, Flavour, LIMIT, Server, bulks, native, request};
+use nacre_tests::skip::{Unavailable, need};
+use std::collections::HashSet;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+fn start(options: &[&str]) -> Result<Server> {
+    Server::kv(&native(&Cache::open()?, Flavour::Checked)?, options)
+}
+
+/// The store, or `None` after saying why the test is skipped.
+fn store(name: &str, options: &[&str]) -> Option<Server> {
+    need(name, start(options))
+}
+
+/// Both servers.
+fn both(name: &str) -> Option<(Server, Server)> {
+    need(name, start(&[]).and_then(|kv| Ok((kv, Server::redis()?))))
+}
+
+/// Deterministic random numbers (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+
+    fn bytes(&mut self, n: u64) -> Vec<u8> {
+        (0..n).map(|_| u8::try_from(self.below(256)).unwrap()).collect()
+    }
+
+    fn key(&mut self) -> Vec<u8> {
+        match self.below(20) {
+            0 => vec![],
+            1 => b"\r\n\0\xff".to_vec(),
+            2 => vec![b'k'; 300],
+            n => format!("key:{}", n % 12).into_bytes(),
+        }
+    }
+
+    fn number(&mut self) -> Vec<u8> {
+        let words = [
+            "0",
+            "1",
+            "-1",
+            "7",
+            "10",
+            "100",
+            "-5",
+            "9223372036854775807",
+            "-9223372036854775808",
+            "9223372036854775808",
+            "92233720368547758",
+            "-9223372036854775",
+            "01",
+            "+1",
+            " 1",
+            "1 ",
+            "-0",
+            "",
+            "x",
+            "1.5",
+            "536870911",
+            "536870912",
+            "4294967296",
+        ];
+        self.pick(&words).as_bytes().to_vec()
+    }
+
+    fn value(&mut self) -> Vec<u8> {
+        match self.below(10) {
+            0..3 => self.number(),
+            3 => vec![],
+            4 => {
+                let n = self.below(200_000);
+                self.bytes(n)
+            }
+            5 => {
+                let n = self.below(2_000);
+                self.bytes(n)
+            }
+            _ => {
+                let n = self.below(60);
+                self.bytes(n)
+            }
+        }
+    }
+
+    /// Times that are far from now, or nonsense: nothing expires while a sequence runs.
+    fn time(&mut self) -> Vec<u8> {
+        let words =
+            ["100000000", "1000", "0", "-1", "9223372036854775807", "9223372036854775", "x", "4102444800000"];
+        self.pick(&words).as_bytes().to_vec()
+    }
+
+    fn option(&mut self) -> Vec<u8> {
+        let words = ["NX", "xx", "GET", "KEEPTTL", "EX", "px", "EXAT", "PXAT", "PERSIST", "GT", "lt", "junk"];
+        self.pick(&words).as_bytes().to_vec()
+    }
+
+    fn request(&mut self) -> Vec<Vec<u8>> {
+        let name = self.pick(&[
+            "GET",
+            "get",
+            "SET",
+            "SET",
+            "Set",
+            "SETNX",
+            "SETEX",
+            "PSETEX",
+            "GETSET",
+            "GETDEL",
+            "GETEX",
+            "MGET",
+            "MSET",
+            "MSETNX",
+            "APPEND",
+            "APPEND",
+            "STRLEN",
+            "GETRANGE",
+            "SUBSTR",
+            "SETRANGE",
+            "INCR",
+            "DECR",
+            "INCRBY",
+            "DECRBY",
+            "DEL",
+            "UNLINK",
+            "EXISTS",
+            "TOUCH",
+            "EXPIRE",
+            "PEXPIRE",
+            "EXPIREAT",
+            "PEXPIREAT",
+            "PERSIST",
+            "EXPIRETIME",
+            "TTL",
+            "TYPE",
+            "RENAME",
+            "RENAMENX",
+            "DBSIZE",
+            "PING",
+            "ECHO",
+            "SELECT",
+            "FLUSHALL",
+            "NOSUCH",
+            "CLIENT",
+            "SCAN",
+            "AUTH",
+            "HELLO",
+            "CONFIG",
+            "MEMORY",
+        ]);
+        let mut r = vec![name.as_bytes().to_vec()];
+        match name.to_ascii_uppercase().as_str() {
+            "SET" => r.extend([self.key(), self.value()]),
+            "SETNX" | "GETSET" | "APPEND" => r.extend([self.key(), self.value()]),
+            "SETEX" | "PSETEX" => r.extend([self.key(), self.time(), self.value()]),
+            "MSET" | "MSETNX" => {
+                for _ in 0..1 + self.below(4) {
+                    r.extend([self.key(), self.value()]);
+                }
+            }
+            "MGET" | "DEL" | "UNLINK" | "EXISTS" | "TOUCH" => {
+                for _ in 0..1 + self.below(4) {
+                    r.push(self.key());
+                }
+            }
+            "GETRANGE" | "SUBSTR" => r.extend([self.key(), self.number(), self.number()]),
+            "SETRANGE" => {
+                let offset = self.pick(&["0", "5", "1000", "-1", "x", "536870910", "9223372036854775807"]);
+                // Half a gigabyte of zeros is a test of its own.
+                let part = if offset == "536870910" { b"long".to_vec() } else { self.value() };
+                r.extend([self.key(), offset.as_bytes().to_vec(), part]);
+            }
+            "INCRBY" | "DECRBY" => r.extend([self.key(), self.number()]),
+            "EXPIRE" | "PEXPIRE" => r.extend([self.key(), self.time()]),
+            "EXPIREAT" => {
+                let when = self.pick(&["4102444800", "1", "-1", "x", "9223372036854775807"]);
+                r.extend([self.key(), when.as_bytes().to_vec()]);
+            }
+            "PEXPIREAT" => {
+                let when = self.pick(&["4102444800000", "1", "-1", "x", "9223372036854775807"]);
+                r.extend([self.key(), when.as_bytes().to_vec()]);
+            }
+            "RENAME" | "RENAMENX" => r.extend([self.key(), self.key()]),
+            "ECHO" => r.push(self.value()),
+            "PING" => {
+                let n = self.below(2_000);
+                let text = self.bytes(n);
+                r.extend((n % 2 == 0).then_some(text));
+            }
+            "SELECT" => r.push(self.number()),
+            "FLUSHALL" => r.push(self.pick(&["sync", "ASYNC", "junk"]).as_bytes().to_vec()),
+            "NOSUCH" => r.extend([self.value(), self.value()]),
+            "CLIENT" => r.push(self.pick(&["GETNAME", "nosuch", "ID "]).as_bytes().to_vec()),
+            "SCAN" => r.push(self.pick(&["x", "99999999999999999999999"]).as_bytes().to_vec()),
+            "AUTH" => r.push(self.key()),
+            "HELLO" => r.push(self.pick(&["1", "4", "x", "02"]).as_bytes().to_vec()),
+            "CONFIG" | "MEMORY" => r.push(b"nosuch".to_vec()),
+            "DBSIZE" => {}
+            _ => r.push(self.key()),
+        }
+        if matches!(name.to_ascii_uppercase().as_str(), "SET" | "GETEX" | "EXPIRE") && self.below(2) == 0 {
+            for _ in 0..=self.below(3) {
+                let option = self.option();
+                let takes_time = ["EX", "PX"].iter().any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
+                let takes_date =
+                    ["EXAT", "PXAT"].iter().any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
+                r.push(option);
+                if takes_time {
+                    r.push(self.time());
+                } else if takes_date {
+                    r.push(b"4102444800".to_vec());
+                }
+            }
+        }
+        match self.below(60) {
+            0 => drop(r.pop()),
+            1 => r.push(b"more".to_vec()),
+            _ => {}
+        }
+        if r.is_empty() { vec![b"PING".to_vec()] } else { r }
+    }
+}
+
+/// A greeting without the connection's number.
+fn without_id(reply: &[u8]) -> Vec<u8> {
+    let id = b"$2\r\nid\r\n:";
+    match reply.windows(id.len()).position(|part| part == id) {
+        Some(at) => {
+            let number = at + id.len();
+            let digits = reply[number..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+            [&reply[..number], &reply[number + digits..]].concat()
+        }
+        None => reply.to_vec(),
+    }
+}
+
+/// A reply in which what may differ does not: times that pass, up to a few seconds, and connections' numbers.
+fn comparable(request: &[Vec<u8>], reply: Vec<u8>) -> Vec<u8> {
+    if request[0].eq_ignore_ascii_case(b"HELLO") {
+        return without_id(&reply);
+    }
+    if !request[0].eq_ignore_ascii_case(b"TTL") && !request[0].eq_ignore_ascii_case(b"EXPIRETIME") {
+        return reply;
+    }
+    let text = String::from_utf8_lossy(&reply).into_owned();
+    match text.trim_end().strip_prefix(':').and_then(|number| number.parse::<i64>().ok()) {
+        Some(number) if number > 100 => format!(":{}\r\n", (number + 50) / 100 * 100).into_bytes(),
+        _ => reply,
+    }
+}
+
+#[test]
+fn random_requests_have_the_replies_of_redis() {
+    let Some((kv, redis)) = both("kv: differential") else { return };
+    let rounds = if nacre_tests::long() { 400 } else { 40 };
+    for seed in 1..=rounds {
+        let mut random = Random(seed * 0x9e37_79b9);
+        let (mut ours, mut theirs) = (kv.connect().unwrap(), redis.connect().unwrap());
+        assert_eq!(ours.ask("FLUSHALL").unwrap(), theirs.ask("FLUSHALL").unwrap());
+        if seed % 3 == 0 {
+            ours.ask("HELLO 3").unwrap();
+            theirs.ask("HELLO 3").unwrap();
+        }
+        for _ in 0..50 {
+            let requests: Vec<_> = (0..1 + random.below(20)).map(|_| random.request()).collect();
+            let bytes: Vec<u8> = requests.iter().flat_map(|r| request(r)).collect();
+            theirs.send(&bytes).unwrap();
+            // Ours comes in pieces, so that every place is once the end of what has come.
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                let most = if random.below(3) == 0 { 10 } else { 100_000 };
+                let n = usize::try_from(1 + random.below(most)).unwrap().min(rest.len());
+                ours.send(&rest[..n]).unwrap();
+                rest = &rest[n..];
+            }
+            for request in &requests {
+                let theirs = comparable(request, theirs.reply().unwrap());
+                let ours = comparable(request, ours.reply().unwrap());
+                let shown: Vec<_> =
+                    request.iter().map(|a| String::from_utf8_lossy(&a[..a.len().min(80)])).collect();
+                let lossy =
+                    |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
+                assert!(
+                    ours == theirs,
+                    "seed {seed}, {shown:?}: {:?} is not {:?}",
+                    lossy(&ours),
+                    lossy(&theirs)
+                );
+            }
+        }
+    }
+}
+
+/// What is sent on one connection, then its end.
+fn conversation(server: &Server, bytes: &[u8]) -> String {
+    let mut client = server.connect().unwrap();
+    // A server that has closed already refuses the rest.
+    let _ = client.send(bytes);
+    let _ = client.end();
+    String::from_utf8_lossy(&without_id(&client.rest())).into_owned()
+}
+
+#[test]
+fn protocol_errors_and_inline_requests_are_those_of_redis() {
+    let Some((kv, redis)) = both("kv: protocol") else { return };
+    let long_line = [b"*".as_slice(), &[b'1'; 70_000]].concat();
+    let long_bulk = [b"*1\r\n$".as_slice(), &[b'1'; 70_000]].concat();
+    let long_inline = vec![b'a'; 70_000];
+    let cases: Vec<&[u8]> = vec![
+        b"PING\r\n",
+        b"PING\n",
+        b"ping hello\r\n",
+        b"\r\n\r\nPING\r\n",
+        b"   PING   \r\nECHO \"a b\\x41\\n\\\"\"\r\n",
+        b"ECHO 'it\\'s \\n'\r\n",
+        b"ECHO \"\"\r\n",
+        b"ECHO \"open\r\nPING\r\n",
+        b"ECHO \"a\"b\r\n",
+        b"ECHO a\"b c\"\r\n",
+        b"ECHO \"\\xzz\\q\"\r\n",
+        b"*0\r\nPING\r\n",
+        b"*-1\r\nPING\r\n",
+        b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nping\r\n",
+        b"*x\r\nPING\r\n",
+        b"*99999999999999999999\r\n",
+        b"*01\r\n$4\r\nPING\r\n",
+        b"*1\r\nPING\r\n",
+        b"*1\r\n:4\r\n",
+        b"*1\r\n$-1\r\n",
+        b"*1\r\n$x\r\n",
+        b"*1\r\n$536870913\r\n",
+        b"*2\r\n$4\r\nECHO\r\n$0\r\n\r\n",
+        b"*2\r\n$4\r\nECHO\r\n$3\r\nabcXYPING\r\n",
+        b"*1\r\n$4\r\nPING\r\nPING\r\n*1\r\n$4\r\nPING\r\n",
+        b"SET a b\r\nGET a\r\nDEL a\r\nGET a\r\n",
+        b"GET\r\nnosuch a b\r\n\x01\x02\x03\r\n",
+        b"*1\r\n$4\r\nQUIT\r\nPING\r\n",
+        b"QUIT\r\n",
+        b"*3\r\n$3\r\nSET\r\n$1\r\na",
+        b"*3\r\n",
+        b"*",
+        b"RESET\r\n",
+        b"CLIENT SETNAME a\\ b\r\nCLIENT SETNAME ok\r\nCLIENT GETNAME\r\nRESET\r\nCLIENT GETNAME\r\n",
+        b"CLIENT ID x\r\nCLIENT GETNAME x\r\nCONFIG GET\r\nMEMORY USAGE\r\nCOMMAND COUNT x\r\n",
+        b"HELLO 3 SETNAME me AUTH default any\r\n \r\n",
+        b"HELLO 2 AUTH who any\r\nHELLO 2 AUTH default\r\nHELLO 3 JUNK\r\n",
+        b"AUTH a\r\nAUTH default x\r\nAUTH a b c\r\nAUTH who x\r\n",
+        &long_line,
+        &long_bulk,
+        &long_inline,
+    ];
+    for case in cases {
+        let (ours, theirs) = (conversation(&kv, case), conversation(&redis, case));
+        assert_eq!(ours, theirs, "{:?}", String::from_utf8_lossy(&case[..case.len().min(100)]));
+    }
+    let too_many = conversation(&kv, b"*1048577\r\n");
+    assert_eq!(too_many, "-ERR Protocol error: invalid multibulk length\r\n");
+}
+
+#[test]
+fn patterns_match_as_in_redis() {
+    let Some((kv, redis)) = both("kv: patterns") else { return };
+    let (mut ours, mut theirs) = (kv.connect().unwrap(), redis.connect().unwrap());
+    let letters = b"ab-]^\\*?[c";
+    let mut random = Random(7);
+    let mut word =
+        |longest| -> Vec<u8> { (0..random.below(longest)).map(|_| random.pick(letters)).collect() };
+    let keys: Vec<_> = (0..60).map(|_| word(6)).collect();
+    for key in &keys {
+        ours.call(&[b"SET", key.as_slice(), b""]).unwrap();
+        theirs.call(&[b"SET", key.as_slice(), b""]).unwrap();
+    }
+    for _ in 0..2000 {
+        let pattern = word(8);
+        let sorted = |client: &mut Client| {
+            let mut keys = bulks(&client.call(&[b"KEYS", pattern.as_slice()]).unwrap());
+            keys.sort();
+            keys
+        };
+        assert_eq!(sorted(&mut ours), sorted(&mut theirs), "{:?}", String::from_utf8_lossy(&pattern));
+    }
+}
+
+/// Sends requests and reads as many replies, all of which must be fine.
+fn pipeline(client: &mut Client, requests: impl Iterator<Item = Vec<u8>>) {
+    let mut requests = requests.peekable();
+    while requests.peek().is_some() {
+        let batch: Vec<_> = requests.by_ref().take(500).collect();
+        client.send(&batch.concat()).unwrap();
+        for _ in batch {
+            let reply = client.reply().unwrap();
+            assert!(!reply.starts_with(b"-"), "{}", String::from_utf8_lossy(&reply));
+        }
+    }
+}
+
+/// One step of a scan: the next cursor and the keys.
+fn scan(client: &mut Client, cursor: &[u8], options: &[&[u8]]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let mut args = vec![b"SCAN".as_slice(), cursor];
+    args.extend(options);
+    let mut found = bulks(&client.call(&args).unwrap());
+    let next = found.remove(0);
+    (next, found)
+}
+
+#[test]
+fn scans_see_every_key_while_the_table_grows_and_shrinks() {
+    let Some(kv) = store("kv: scan", &[]) else { return };
+    let mut client = kv.connect().unwrap();
+    let stays: HashSet<Vec<u8>> = (0..5_000).map(|i| format!("stays:{i}").into_bytes()).collect();
+    pipeline(&mut client, stays.iter().map(|key| request(&[b"SET", key.as_slice(), b"v"])));
+    for change in ["grows", "shrinks"] {
+        let mut seen = HashSet::new();
+        let (mut cursor, mut step) = (b"0".to_vec(), 0u32);
+        loop {
+            let (next, keys) = scan(&mut client, &cursor, &[b"MATCH", b"st?ys:*", b"COUNT", b"50"]);
+            seen.extend(keys);
+            cursor = next;
+            if cursor == b"0" {
+                break;
+            }
+            if step < 100 {
+                let names = (0..500).map(|i| format!("other:{}", step * 500 + i));
+                pipeline(
+                    &mut client,
+                    names.map(|name| {
+                        if change == "grows" {
+                            request(&["SET", &name, "x"])
+                        } else {
+                            request(&["DEL", &name])
+                        }
+                    }),
+                );
+            }
+            step += 1;
+        }
+        assert_eq!(seen, stays, "while it {change}");
+        assert!(step >= 100, "the table changed while the scan ran: {step} steps");
+    }
+    let (mut all, mut cursor) = (0, b"0".to_vec());
+    loop {
+        let (next, keys) = scan(&mut client, &cursor, &[b"TYPE", b"hash"]);
+        all += keys.len();
+        cursor = next;
+        if cursor == b"0" {
+            break;
+        }
+    }
+    assert_eq!(all, 0, "there are only strings");
+    assert_eq!(client.ask("DBSIZE").unwrap(), ":5000\r\n");
+}
+
+#[test]
+fn expired_keys_are_gone_at_once_and_their_memory_soon() {
+    let Some(kv) = store("kv: expiry", &[]) else { return };
+    let mut client = kv.connect().unwrap();
+    let before = client.info("used_memory_dataset").unwrap();
+    pipeline(&mut client, (0..20_000).map(|i| request(&["SET", &format!("short:{i}"), "v", "PX", "30"])));
+    pipeline(&mut client, (0..1_000).map(|i| request(&["SET", &format!("long:{i}"), "v", "EX", "1000"])));
+    assert_eq!(client.ask("SET fleeting v PX 1").unwrap(), "+OK\r\n");
+    let start = Instant::now();
+    while client.ask("GET fleeting").unwrap() != "$-1\r\n" {
+        assert!(start.elapsed() < LIMIT);
+    }
+    // Nobody looks at the others: they go by themselves.
+    while client.ask("DBSIZE").unwrap() != ":1000\r\n" {
+        assert!(start.elapsed() < LIMIT, "{}", client.ask("DBSIZE").unwrap());
+    }
+    assert_eq!(client.info("expired_keys").unwrap(), 20_001);
+    assert!(client.ask("INFO keyspace").unwrap().contains("db0:keys=1000,expires=1000,"));
+    pipeline(&mut client, (0..500).map(|i| request(&["PERSIST", &format!("long:{i}")])));
+    assert!(client.ask("INFO keyspace").unwrap().contains("db0:keys=1000,expires=500,"));
+    pipeline(&mut client, (0..1_000).map(|i| request(&["DEL", &format!("long:{i}")])));
+    assert_eq!(client.info("used_memory_dataset").unwrap(), before, "nothing is left of them");
+}
+
+#[test]
+fn a_full_store_says_so_and_goes_on() {
+    let Some(mut kv) = store("kv: out of memory", &["--arena", "24mb"]) else { return };
+    let mut client = kv.connect().unwrap();
+    let full = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
+    let value = "v".repeat(1000);
+    let mut stored = 0;
+    while client.call(&["SET", &format!("key:{stored}"), &value]).unwrap() == b"+OK\r\n" {
+        stored += 1;
+        assert!(stored < 100_000);
+    }
+    assert!(stored > 15_000, "{stored}");
+    assert_eq!(client.call(&["SET", "one more", &value]).unwrap(), full.as_bytes());
+    assert_eq!(client.call(&["MSET", "a", "1", "b", &value]).unwrap(), full.as_bytes());
+    assert_eq!(client.ask("EXISTS a b").unwrap(), ":0\r\n", "all or nothing");
+    assert_eq!(client.call(&["APPEND", "key:1", &value]).unwrap(), full.as_bytes());
+    assert_eq!(client.call(&["SETRANGE", "key:1", "100000", "x"]).unwrap(), full.as_bytes());
+    assert_eq!(client.call(&["GET", "key:1"]).unwrap(), format!("$1000\r\n{value}\r\n").as_bytes());
+    // An argument that does not even fit into the buffers: dropped as it comes, and the next request is understood.
+    let huge = "h".repeat(30_000_000);
+    client.send(&[request(&["SET", "huge", &huge]), request(&["PING"])].concat()).unwrap();
+    assert_eq!(client.reply().unwrap(), full.as_bytes());
+    assert_eq!(client.reply().unwrap(), b"+PONG\r\n");
+    // A reply that there is no room for.
+    let mut many = vec!["MGET"];
+    many.resize(3000, "key:1");
+    let reply = client.call(&many).unwrap();
+    assert!(
+        reply.starts_with(b"-OOM the reply needs more memory"),
+        "{}",
+        String::from_utf8_lossy(&reply[..reply.len().min(100)])
+    );
+    pipeline(&mut client, (0..1000).map(|i| request(&["DEL", &format!("key:{i}")])));
+    assert_eq!(client.call(&["SET", "one more", &value]).unwrap(), b"+OK\r\n");
+    assert_eq!(client.ask("FLUSHALL").unwrap(), "+OK\r\n");
+    assert_eq!(client.call(&["SET", "big", &"b".repeat(8_000_000)]).unwrap(), b"+OK\r\n");
+    assert_eq!(client.ask("CONFIG SET maxmemory 1mb").unwrap(), "+OK\r\n");
+    assert_eq!(client.ask("SET a b").unwrap(), full);
+    assert_eq!(client.ask("DEL big").unwrap(), ":1\r\n");
+    assert_eq!(client.ask("SET a b").unwrap(), "+OK\r\n");
+    assert!(kv.alive());
+}
+
+#[test]
+fn idle_connections_cost_little_and_too_many_are_refused() {
+    let Some(kv) = store("kv: connections", &["--maxclients", "400"]) else { return };
+    let mut first = kv.connect().unwrap();
+    let before = first.info("used_memory_clients").unwrap();
+    let mut others: Vec<Client> = (1..400).map(|_| kv.connect().unwrap()).collect();
+    for client in &mut others {
+        assert_eq!(client.ask("SET k v").unwrap(), "+OK\r\n");
+    }
+    let each = (first.info("used_memory_clients").unwrap() - before) / 399;
+    assert!(each <= 512, "{each} bytes per idle connection");
+    let refused = kv.connect().unwrap().rest();
+    assert_eq!(String::from_utf8_lossy(&refused), "-ERR max number of clients reached\r\n");
+    assert_eq!(first.info("rejected_connections").unwrap(), 1);
+    drop(others);
+    let start = Instant::now();
+    while first.info("connected_clients").unwrap() > 1 {
+        assert!(start.elapsed() < LIMIT);
+    }
+    assert_eq!(first.info("used_memory_clients").unwrap(), before, "nothing is left of them");
+}
+
+#[test]
+fn clients_that_do_not_read_or_never_finish_harm_nobody() {
+    let Some(kv) = store("kv: slow clients", &[]) else { return };
+    let mut client = kv.connect().unwrap();
+    let value = "v".repeat(100_000);
+    assert_eq!(client.call(&["SET", "big", &value]).unwrap(), b"+OK\r\n");
+    // Asks for 200 MB without reading any of it; the requests themselves fit into the socket.
+    let mut lazy = kv.connect().unwrap();
+    lazy.send(&request(&["GET", "big"]).repeat(2_000)).unwrap();
+    let mut never: Vec<Client> = (0..50).map(|_| kv.connect().unwrap()).collect();
+    for (i, client) in never.iter_mut().enumerate() {
+        let part = [
+            "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$500000000\r\nabc",
+            "*1000000\r\n$3\r\nDEL\r\n",
+            "*1",
+            "PIN",
+            "*2\r\n$4\r\n",
+        ];
+        client.send(part[i % part.len()].as_bytes()).unwrap();
+    }
+    pipeline(&mut client, (0..2_000).map(|i| request(&["SET", &format!("k{i}"), "v"])));
+    let held = client.info("used_memory_clients").unwrap();
+    assert!(held < 80 << 20, "{held} bytes are held for clients");
+    let expected = format!("$100000\r\n{value}\r\n").into_bytes();
+    for _ in 0..2_000 {
+        assert!(lazy.reply().unwrap() == expected);
+    }
+    assert_eq!(lazy.ask("PING").unwrap(), "+PONG\r\n");
+    // Half-closed: replies still come.
+    let mut ends = kv.connect().unwrap();
+    ends.send(&request(&["GET", "big"]).repeat(300)).unwrap();
+    ends.end().unwrap();
+    assert_eq!(ends.rest().len(), expected.len() * 300);
+}
+
+#[test]
+fn large_values_and_many_arguments_survive() {
+    let Some(kv) = store("kv: large values", &[]) else { return };
+    let mut client = kv.connect().unwrap();
+    let mut random = Random(11);
+    for length in [16_383, 65_535, 65_536, 200_000, 1 << 20, 20 << 20] {
+        let value = random.bytes(64).repeat(length / 64 + 1)[..length].to_vec();
+        assert_eq!(client.call(&[b"SET".as_slice(), b"k", &value]).unwrap(), b"+OK\r\n");
+        let got = bulks(&client.call(&["GET", "k"]).unwrap());
+        assert!(got[0] == value, "{length} bytes");
+    }
+    let names: Vec<String> = (0..100_000).map(|i| format!("many:{i}")).collect();
+    let mut mset = vec!["MSET"];
+    names.iter().for_each(|name| mset.extend([name.as_str(), name.as_str()]));
+    assert_eq!(client.call(&mset).unwrap(), b"+OK\r\n");
+    let mut mget = vec!["MGET"];
+    mget.extend(names.iter().map(String::as_str));
+    let got = bulks(&client.call(&mget).unwrap());
+    assert!(got.iter().zip(&names).all(|(got, name)| got == name.as_bytes()) && got.len() == names.len());
+    let mut del = vec!["DEL"];
+    del.extend(names.iter().map(String::as_str));
+    assert_eq!(client.call(&del).unwrap(), b":100000\r\n");
+    assert_eq!(
+        client.ask("SETRANGE zeros 536870911 x").unwrap(),
+        ":536870912\r\n",
+        "the longest value there is"
+    );
+    assert_eq!(
+        client.ask("APPEND zeros x").unwrap(),
+        "-ERR string exceeds maximum allowed size (proto-max-bulk-len)\r\n"
+    );
+    assert_eq!(client.ask("FLUSHALL").unwrap(), "+OK\r\n");
+    assert!(client.info("used_memory").unwrap() < 1 << 20);
+}
+
+#[test]
+fn the_clients_of_redis_work() {
+    let Some(kv) = store("kv: redis-cli and redis-benchmark", &[]) else { return };
+    let port = kv.port().to_string();
+    let run = |program: &str, args: &[&str], input: &str| -> Result<String> {
+        let mut command = Command::new(program);
+        command
+            .args(["-p", &port])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .map_err(|error| Unavailable(format!("{program} (Debian package redis-tools): {error}")))?;
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success() && errors.is_empty(), "{program}: {errors}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let Some(said) =
+        need("kv: redis-cli", run("redis-cli", &[], "set a 1\nincr a\nget nosuch\nmget a b\nscan 0\n"))
+    else {
+        return;
+    };
+    assert_eq!(said, "OK\n2\n\n2\n\n0\na\n");
+    assert!(run("redis-cli", &["-3", "--json", "HELLO", "3"], "").unwrap().contains("\"proto\":3"));
+    assert!(run("redis-cli", &["COMMAND", "DOCS", "get"], "").unwrap().contains("Get the value of a key"));
+    assert!(run("redis-cli", &["--bigkeys"], "").unwrap().contains("1 strings with 1 bytes"));
+    assert!(
+        run("redis-cli", &["--pipe"], "SET x y\r\nSET z y\r\n").unwrap().contains("errors: 0, replies: 2")
+    );
+    let args = ["-t", "ping,set,get,incr,mset", "-n", "5000", "-r", "1000", "-P", "16", "--csv"];
+    let table = run("redis-benchmark", &args, "").unwrap();
+    assert_eq!(table.lines().count(), 7, "{table}");
+}
