@@ -117,6 +117,7 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
         elapsed_seconds: begin.elapsed().as_secs_f64(),
         rows,
         skipped: Vec::new(),
+        tables: Vec::new(),
     })
 }
 
