@@ -17,7 +17,7 @@
 //!
 //! # Who tells whom
 //! ```text
-//! host: takes a worker away   Reclaim, Grant; fence; interrupts that worker (NMI) or wakes vCPU 0; the worker parks (PARK)
+//! host: takes a worker away   Reclaim, Grant; fence; wakes vCPU 0, which bumps the epoch; the worker parks (PARK)
 //! host: gives one             Reclaim, Grant; fence; wakes that worker (and it wakes others if tasks wait)
 //! guest: more tasks wait      Demand; fence; reads DemandSeen; if the demand is higher, hypercall DEMAND
 //! guest: fewer wait           Demand, no more

@@ -7,10 +7,7 @@
 use crate::hooks::Hooks;
 use crate::launch::{Launch, USER_CODE, USER_DATA, VcpuState};
 use crate::memory::{PrivateMemory, SharedMemory};
-use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_enable_cap, kvm_mp_state,
-    kvm_msi, kvm_regs, kvm_segment, kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use nacre_abi::layout::{AGENT_IDT, RAM_GPA, SHARED_GPA, TSS_LIMIT};
 use nacre_abi::{VcpuId, hypercall};
@@ -31,12 +28,6 @@ const XCR0_WANTED: u64 = 0xe7;
 const XCR0_AVX512: u64 = 0xe0;
 /// Where KVM on Intel keeps three pages for itself; away from everything of ours.
 const KVM_TSS_ADDRESS: usize = 0xfffb_d000;
-/// Pins of the I/O interrupt controller that a split one leaves to us; nobody uses them.
-const UNUSED_PINS: u64 = 24;
-/// A message-signalled interrupt to one processor (Intel SDM vol. 3, 11.11): its number goes to bits 12 to 19 of the address;
-/// the data is a delivery mode, here NMI.
-const MSI_ADDRESS: u32 = 0xfee0_0000;
-const MSI_NMI: u32 = 4 << 8;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +62,6 @@ pub struct Machine {
     vm: VmFd,
     cpuid: CpuId,
     xcr0: u64,
-    /// Whether vCPUs have interrupt controllers of the kernel's.
-    interrupts: bool,
     // The kernel uses both until the machine is gone: they are dropped after it.
     private: PrivateMemory,
     shared: SharedMemory,
@@ -92,7 +81,6 @@ impl Machine {
         let vm = call("create a virtual machine", create_vm(&kvm))?;
         // Only KVM on Intel knows this call.
         let _ = vm.set_tss_address(KVM_TSS_ADDRESS);
-        let interrupts = enable_interrupts(&vm);
         let mut cpuid = call("tell its CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
         add_unprivileged_features(&mut cpuid);
         let mut xcr0 = supported_xcr0(&cpuid)?;
@@ -109,7 +97,7 @@ impl Machine {
             // SAFETY: the mapping is that long and lives as long as this machine, which owns it.
             call("map guest memory", unsafe { vm.set_user_memory_region(region) })?;
         }
-        Ok(Machine { vm, cpuid, xcr0, interrupts, private, shared })
+        Ok(Machine { vm, cpuid, xcr0, private, shared })
     }
 
     /// The private memory, for releasing parts of it.
@@ -145,17 +133,6 @@ impl Machine {
         )
     }
 
-    /// Interrupts a vCPU wherever it is in the guest, without a way through its thread: the guest takes it as a hint to
-    /// look at the shared page. False if this KVM can't.
-    pub fn nudge(&self, vcpu: VcpuId) -> bool {
-        let message = kvm_msi {
-            address_lo: MSI_ADDRESS | (vcpu.index() as u32) << 12,
-            data: MSI_NMI,
-            ..kvm_msi::default()
-        };
-        self.interrupts && self.vm.signal_msi(message).is_ok_and(|delivered| delivered > 0)
-    }
-
     /// Makes a vCPU in its launch state.
     ///
     /// # Errors
@@ -178,21 +155,8 @@ impl Machine {
             ..kvm_regs::default()
         };
         call("set registers", vcpu.set_regs(&registers))?;
-        if self.interrupts {
-            // Nobody will send it a start-up interrupt; and KVM enters a controller that was set into its map of receivers.
-            call("start a vCPU", vcpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }))?;
-            let controller = call("read its interrupt controller", vcpu.get_lapic())?;
-            call("set its interrupt controller", vcpu.set_lapic(&controller))?;
-        }
         Ok(vcpu)
     }
-}
-
-/// Gives each vCPU an interrupt controller in the kernel, and nothing else to the machine. Before its first vCPU.
-fn enable_interrupts(vm: &VmFd) -> bool {
-    let mut capability = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
-    capability.args[0] = UNUSED_PINS;
-    vm.enable_cap(&capability).is_ok()
 }
 
 fn open() -> Result<Kvm, KvmError> {

@@ -76,8 +76,6 @@ pub struct VcpuHandle {
     pub wake: EventFd,
     /// What it has done.
     pub counters: VcpuCounters,
-    /// It has left the guest by itself: what it needs for exceptions is set up.
-    pub started: AtomicBool,
     /// Time stamp counter when it was last entered; 0 while it is outside of the guest.
     pub entered_tsc: AtomicU64,
     /// Its thread's place under the CPU manager.
@@ -90,7 +88,6 @@ impl VcpuHandle {
         VcpuHandle {
             wake,
             counters: VcpuCounters::default(),
-            started: AtomicBool::new(false),
             entered_tsc: AtomicU64::new(0),
             seat: Seat::default(),
         }
@@ -348,7 +345,6 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
         match exit {
             Ok(VcpuExit::IoOut(hypercall::PARK, _)) => {
                 count(&counters.park);
-                handle.started.store(true, Ordering::Relaxed);
                 let mailbox = window.mailbox(id);
                 let (deadline, wake) =
                     (mailbox[0].load(Ordering::Relaxed), mailbox[1].load(Ordering::Relaxed));

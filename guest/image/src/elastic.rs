@@ -6,7 +6,7 @@
 
 use crate::agent::agent_static;
 use crate::arch::{self, clock};
-use crate::{link, sched, vcpu, wasm};
+use crate::{link, sched, wasm};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use nacre_abi::elastic::{self, ElasticWord};
 use nacre_abi::hypercall;
@@ -49,12 +49,6 @@ pub fn poll() {
 fn unmet() -> usize {
     let load = sched::scheduler().load();
     load.queued.saturating_sub(load.allowed.count().saturating_sub(load.running))
-}
-
-/// Whether the host wants this vCPU back.
-pub fn must_park() -> bool {
-    let (Some(window), vcpu) = (link::try_window(), vcpu::id()) else { return false };
-    vcpu.is_worker() && window.elastic().allowed(window.vcpus() - 1) & vcpu.bit() == 0
 }
 
 /// A task was queued and nobody could be woken for it: tells the host if it could help and does not know. With all workers

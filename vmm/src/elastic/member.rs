@@ -156,19 +156,6 @@ impl Member {
         page.set(ElasticWord::Grant, permitted.count_ones().into());
     }
 
-    /// Workers of this set that run look at the page soon.
-    fn call_back(&self, workers: u64) {
-        fence(Ordering::SeqCst);
-        let running = (1..=self.workers).filter_map(VcpuId::new).filter(|worker| workers & worker.bit() != 0);
-        for worker in running {
-            let started = self.shared.vcpus[worker.index()].started.load(Ordering::Relaxed);
-            if !(started && self.shared.machine.nudge(worker)) {
-                // It brings all of them to a safe point.
-                return self.ring_normal();
-            }
-        }
-    }
-
     /// vCPU 0 looks at the page, whatever it does now.
     pub(super) fn ring_normal(&self) {
         fence(Ordering::SeqCst);
@@ -180,7 +167,9 @@ impl Member {
         self.grant = grant;
         self.publish();
         // A worker that was let go of without a reclaim of its own has to hear of it too.
-        self.call_back(before & !self.published & self.active);
+        if before & !self.published & self.active != 0 {
+            self.ring_normal();
+        }
     }
 
     /// A worker's doorbell rang. False if it may not ask for a CPU now.
@@ -223,7 +212,7 @@ impl Member {
         self.asked[worker.index()].at_ns = now_ns;
         self.seat(worker).count_reclaim();
         self.publish();
-        self.call_back(worker.bit());
+        self.ring_normal();
         Some(now_ns.saturating_add(u64::try_from(self.grace.as_nanos()).unwrap_or(u64::MAX)))
     }
 

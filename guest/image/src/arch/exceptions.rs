@@ -6,8 +6,8 @@
 //! itself (`doubt`): the address it uses, not the one in CR2, or its divisor. Where that can't be told, the instruction
 //! runs again, and what is real comes again at once.
 
-use crate::wasm::{self, hooks};
-use crate::{elastic, memory};
+use crate::memory;
+use crate::wasm::hooks;
 use crate::{task, vcpu};
 use nacre_abi::PAGE_BYTES;
 use nacre_abi::hypercall::ExitReason;
@@ -18,8 +18,6 @@ use nacre_mm::address_space::Fault;
 use nacre_mm::entry::Access;
 
 const DIVIDE_ERROR: u64 = 0;
-/// The host's hint that a worker has to park (decision 0011). Whether one has is on the shared page, where each safe point looks.
-const NON_MASKABLE_INTERRUPT: u64 = 2;
 const BREAKPOINT: usize = 3;
 const INVALID_OPCODE: u64 = 6;
 const PAGE_FAULT: u64 = 14;
@@ -101,18 +99,6 @@ const KERNEL_CODE: u16 = 0x08;
 /// Called by the stub on the upcall stack.
 #[unsafe(no_mangle)]
 extern "C" fn exception_upcall(frame: &mut Frame, registers: &mut Registers) {
-    // Nothing of the vCPU's own is touched for it: a worker that begins may not have set that up.
-    if frame.vector == NON_MASKABLE_INTERRUPT {
-        return wasm::bump_epoch();
-    }
-    handle(frame, registers);
-    // The stub drops an NMI that comes during an upcall.
-    if elastic::must_park() {
-        wasm::bump_epoch();
-    }
-}
-
-fn handle(frame: &mut Frame, registers: &mut Registers) {
     match frame.vector {
         PAGE_FAULT => page_fault(frame, registers),
         INVALID_OPCODE if Code::at(frame.rip).bytes().starts_with(&UD2) => wasm_trap(frame, registers, None),

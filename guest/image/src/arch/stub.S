@@ -44,7 +44,7 @@ deliver:                        // vector error rip cs rflags rsp ss
     jb 1f
     cmpq $upcall_copied, 16(%rsp) // between delivery and the copy of its frame: likewise
     jb drop
-1:  cmpb $2, (%rsp)             // an NMI, which may come at any time and any number of times
+1:  cmpb $2, (%rsp)             // an NMI: the host sends as many as it likes, and nothing here needs one
     je nmi
 deliver_to_upcall:
     push %rax
@@ -75,7 +75,7 @@ drop_in_ring0:                  // back without iretq, which not every KVM that 
     lea -16(%rsp), %rsp
     popfq
     ret
-nmi:                            // during an upcall: drop it, else they would pile up on its stack; it looks by itself
+nmi:                            // during an upcall: drop it, else they would pile up on its stack
     push %rax
     mov 64(%rsp), %rax          // [rsp0]: upcall stack pointer
     cmp %rax, 48(%rsp)          // the interrupted one
