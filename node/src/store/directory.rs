@@ -162,18 +162,17 @@ impl Directory {
         }
     }
 
-    /// Whether there is room for one more, or for `more` bytes of what is kept in memory of it.
-    fn room(&self, tenant: &TenantName, is_new: bool, more: usize) -> Result<(), EditError> {
+    /// Whether the tenant may have one more (if it is new), with so many bytes.
+    fn room(&self, tenant: &TenantName, is_new: bool, weight: usize) -> Result<(), EditError> {
         let state = self.read();
-        let (count, bytes) = state
-            .owned
-            .get(tenant)
-            .map_or((0, 0), |owned| (owned.actions.len() + owned.services.len(), owned.bytes));
+        let owned = state.owned.get(tenant);
+        let (count, bytes) =
+            owned.map_or((0, 0), |owned| (owned.actions.len() + owned.services.len(), owned.bytes));
         let most = state.tenants.get(tenant).map_or(0, |tenant| tenant.limits.actions);
         if is_new && count >= most as usize {
             return Err(EditError::TooMany(most));
         }
-        if bytes + more > MAX_METADATA_BYTES {
+        if bytes + weight > MAX_METADATA_BYTES {
             return Err(EditError::TooMuch);
         }
         Ok(())
