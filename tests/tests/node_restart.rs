@@ -147,7 +147,8 @@ fn nothing_acknowledged_is_lost() {
     let mut node = Node::start(&nacre, &place, &[]).unwrap();
     let tenant = node.tenant("guest", &["--concurrency", "1000", "--activations", "1000000"]).unwrap();
     let (begin, mut rounds) = (Instant::now(), 0);
-    while begin.elapsed() < length {
+    // On a busy machine longer: until it has something to say.
+    while begin.elapsed() < length || rounds < 2 || acknowledged(&ledgers) < 20 {
         let over = AtomicBool::new(false);
         let pause = Duration::from_millis(random.below(1500));
         std::thread::scope(|scope| {
@@ -168,9 +169,7 @@ fn nothing_acknowledged_is_lost() {
         }
         rounds += 1;
     }
-    let acknowledged: u64 = ledgers.iter().map(|ledger| ledger.acknowledged).sum();
-    println!("{rounds} kills, {acknowledged} changes acknowledged and found");
-    assert!(rounds > 1 && acknowledged > 20);
+    println!("{rounds} kills, {} changes acknowledged and found", acknowledged(&ledgers));
     // Nothing is left behind either: modules are those that somebody refers to.
     let names = ledgers.iter().flat_map(|ledger| ledger.actions.keys()).cloned().collect::<Vec<_>>();
     for name in names {
@@ -180,6 +179,10 @@ fn nothing_acknowledged_is_lost() {
     assert_eq!(files(&place.state().join("modules")), 0);
     let (code, log) = node.terminate().unwrap();
     assert_eq!(code, 0, "{log}");
+}
+
+fn acknowledged(ledgers: &[Ledger]) -> u64 {
+    ledgers.iter().map(|ledger| ledger.acknowledged).sum()
 }
 
 fn files(dir: &Path) -> usize {

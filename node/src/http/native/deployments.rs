@@ -104,9 +104,12 @@ pub(super) async fn describe(
     place: Place,
 ) -> Result<Json<DeploymentView>, ApiError> {
     let name = place.entity()?;
-    let action =
-        node.store.directory().action(place.tenant.name(), name.as_str()).ok_or_else(ApiError::missing)?;
-    Ok(Json(DeploymentView::action(&action)))
+    let directory = node.store.directory();
+    if let Some(action) = directory.action(place.tenant.name(), name.as_str()) {
+        return Ok(Json(DeploymentView::action(&action)));
+    }
+    let service = directory.service(place.tenant.name(), name.as_str()).ok_or_else(ApiError::missing)?;
+    Ok(Json(DeploymentView::service(&node, &place.tenant, &service)))
 }
 
 /// Deploy a function or a service, or a new version of one. The body is a WASI command module.
