@@ -5,7 +5,7 @@ use super::seat::{Seat, State};
 use crate::link::window_of;
 use crate::vcpu::Shared;
 use nacre_abi::VcpuId;
-use nacre_abi::elastic::{self, ElasticWord, worker_mask};
+use nacre_abi::elastic::{self, EPOCH_NOW, EPOCHS, ElasticWord, worker_mask};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -156,6 +156,14 @@ impl Member {
         page.set(ElasticWord::Grant, permitted.count_ones().into());
     }
 
+    /// Workers that compute look at the page, at their next epoch check.
+    fn raise_epochs(&self) {
+        let page = window_of(&self.shared).elastic();
+        for epoch in EPOCHS {
+            page.set(epoch, EPOCH_NOW);
+        }
+    }
+
     /// vCPU 0 looks at the page, whatever it does now.
     pub(super) fn ring_normal(&self) {
         fence(Ordering::SeqCst);
@@ -168,6 +176,7 @@ impl Member {
         self.publish();
         // A worker that was let go of without a reclaim of its own has to hear of it too.
         if before & !self.published & self.active != 0 {
+            self.raise_epochs();
             self.ring_normal();
         }
     }
@@ -212,6 +221,7 @@ impl Member {
         self.asked[worker.index()].at_ns = now_ns;
         self.seat(worker).count_reclaim();
         self.publish();
+        self.raise_epochs();
         self.ring_normal();
         Some(now_ns.saturating_add(u64::try_from(self.grace.as_nanos()).unwrap_or(u64::MAX)))
     }

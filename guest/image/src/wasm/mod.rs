@@ -1,6 +1,7 @@
 //! Runs precompiled Wasm: the engine, loading, one run of a program, and what its end means.
 
 mod call;
+mod epoch;
 pub mod hooks;
 pub mod memory;
 pub mod slots;
@@ -25,6 +26,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::ptr::NonNull;
+use epoch::SharedEpoch;
+use nacre_abi::elastic::ElasticWord;
 use nacre_abi::message::ExitKind;
 use nacre_abi::spawn::Status;
 use nacre_engine::Header;
@@ -44,11 +47,13 @@ pub struct Context {
     kids: Option<Kids>,
     /// How much memory it may still have. For calls.
     limit: call::MemoryLimit,
+    runtime: &'static Runtime,
 }
 
 /// The engine and the functions it provides, shared by all programs of this CVM.
 pub struct Runtime {
     engine: Engine,
+    epoch: SharedEpoch,
     linker: Linker<Context>,
 }
 
@@ -144,18 +149,19 @@ fn protect(start: *const u8, bytes: usize, perms: Perms) -> wasmtime::Result<()>
 
 /// The runtime of programs, made at its first use.
 pub fn runtime() -> wasmtime::Result<&'static Runtime> {
-    made(&RUNTIME, |config| {
+    made(&RUNTIME, ElasticWord::EpochOfPrograms, |config| {
         config.with_host_memory(Arc::new(memory::Creator));
     })
 }
 
 /// The runtime of calls, made at its first use.
 pub fn calls_runtime() -> wasmtime::Result<&'static Runtime> {
-    made(&CALLS, |_| ())
+    made(&CALLS, ElasticWord::EpochOfCalls, |_| ())
 }
 
 fn made(
     place: &'static Once<Runtime>,
+    word: ElasticWord,
     configure: impl FnOnce(&mut Config),
 ) -> wasmtime::Result<&'static Runtime> {
     if let Some(runtime) = place.get() {
@@ -172,13 +178,13 @@ fn made(
     wasi::link(&mut linker)?;
     spawn::link(&mut linker)?;
     // Two tasks may have made one each: the first to come here wins.
-    Ok(place.get_or_set(Box::new(Runtime { engine, linker })))
+    Ok(place.get_or_set(Box::new(Runtime { engine, epoch: SharedEpoch::new(word), linker })))
 }
 
 /// Makes all running Wasm reach a safe point soon.
 pub fn bump_epoch() {
     for runtime in [&RUNTIME, &CALLS].into_iter().filter_map(Once::get) {
-        runtime.engine.increment_epoch();
+        runtime.epoch.bump(&runtime.engine);
     }
 }
 
@@ -350,15 +356,19 @@ fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context>, O
 }
 
 /// A store whose Wasm comes to a safe point when the epoch is bumped.
-fn new_store(runtime: &Runtime, wasi: WasiCtx<TaskSystem>, kids: Option<Kids>) -> Store<Context> {
+fn new_store(runtime: &'static Runtime, wasi: WasiCtx<TaskSystem>, kids: Option<Kids>) -> Store<Context> {
     let mut store = Store::new(
         &runtime.engine,
-        Context { wasi, memory: None, kids, limit: call::MemoryLimit::new(u64::MAX) },
+        Context { wasi, memory: None, kids, limit: call::MemoryLimit::new(u64::MAX), runtime },
     );
     store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(|_| match task::safe_point() {
-        Ok(()) => Ok(UpdateDeadline::Continue(1)),
-        Err(_) => Err(wasi::Stopped(Stop::Killed).into()),
+    store.epoch_deadline_callback(|context| {
+        let runtime = context.data().runtime;
+        runtime.epoch.settle(&runtime.engine);
+        match task::safe_point() {
+            Ok(()) => Ok(UpdateDeadline::Continue(1)),
+            Err(_) => Err(wasi::Stopped(Stop::Killed).into()),
+        }
     });
     store
 }
@@ -401,6 +411,7 @@ unsafe fn call_checked(
 ) -> wasmtime::Result<()> {
     let function = instance.get_func(&mut *store, name);
     let function = function.ok_or_else(|| wasmtime::Error::msg("it exports no such function"))?;
+    store.data().runtime.epoch.share(&function, store);
     // SAFETY: the caller's promise.
     unsafe { function.call_unchecked(&mut *store, values) }
 }
