@@ -50,6 +50,7 @@ impl System for Kernel {
             (_, Some(deadline)) => self.now = self.now.max(deadline),
             (Some(Interest::Readable(_)), None) => self.input += 5,
             (Some(Interest::Writable(_)), None) => self.room += 300,
+            (Some(other), None) => panic!("it has no socket to wait for: {other:?}"),
             (None, None) => return Err(Stop::Killed),
         }
         Ok(())
