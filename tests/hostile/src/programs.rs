@@ -31,6 +31,11 @@ impl Work {
     pub const ALL: [Work; 7] =
         [Work::Compute, Work::Sleep, Work::Grow, Work::Files, Work::Output, Work::Echo, Work::Trap];
 
+    /// Whether calls can do it: they have no files.
+    pub fn can_be_called(self) -> bool {
+        self != Work::Files
+    }
+
     fn letter(self) -> char {
         match self {
             Work::Compute => 'c',
@@ -51,6 +56,8 @@ pub struct Job {
     pub work: Work,
     /// The number it does it with.
     pub number: u64,
+    /// Whether it runs as calls of a module, one after another in the same memory, rather than as a program of its own.
+    pub calls: bool,
 }
 
 /// How a program must end and what it must have written.
