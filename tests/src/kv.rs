@@ -83,10 +83,10 @@ enum Address {
     Unix(PathBuf),
 }
 
-/// A running server. It is killed when this is dropped.
+/// A running server. It is killed when this is dropped, unless it is somebody else's.
 #[derive(Debug)]
 pub struct Server {
-    child: Child,
+    child: Option<Child>,
     address: Address,
     _folder: Option<tempfile::TempDir>,
 }
@@ -103,7 +103,7 @@ impl Server {
         BufReader::new(child.stdout.take().context("a piped stdout")?).read_line(&mut line)?;
         let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
         let address = Address::Tcp(port.with_context(|| format!("kv said {line:?}"))?);
-        Ok(Server { child, address, _folder: None })
+        Ok(Server { child: Some(child), address, _folder: None })
     }
 
     /// Starts Debian's `redis-server`, without persistence, on a socket in a folder of its own.
@@ -121,13 +121,19 @@ impl Server {
         let child = command
             .spawn()
             .map_err(|error| Unavailable(format!("redis-server (Debian package redis-server): {error}")))?;
-        let server = Server { child, address: Address::Unix(socket), _folder: Some(folder) };
+        let server = Server { child: Some(child), address: Address::Unix(socket), _folder: Some(folder) };
         let start = Instant::now();
         while server.connect().is_err() {
             ensure!(start.elapsed() < LIMIT, "redis-server does not answer");
             std::thread::yield_now();
         }
         Ok(server)
+    }
+
+    /// A server that somebody else runs, on this port of the loopback.
+    #[must_use]
+    pub fn at(port: u16) -> Server {
+        Server { child: None, address: Address::Tcp(port), _folder: None }
     }
 
     /// A new connection.
@@ -158,17 +164,19 @@ impl Server {
         }
     }
 
-    /// Whether it still runs.
+    /// Whether it still runs, as far as its process is ours.
     pub fn alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(None)))
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

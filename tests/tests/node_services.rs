@@ -13,9 +13,8 @@ use std::time::Duration;
 /// How long an answer may take before it counts as never coming.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A port that is free now.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    nacre_tests::node::free_port().unwrap()
 }
 
 fn deploy(node: &Node<'_>, tenant: &Tenant, name: &str, port: u16, options: &[&str]) -> Ended {

@@ -147,6 +147,14 @@ impl ActivationId {
         Self(bytes)
     }
 
+    /// The last id of a millisecond.
+    #[must_use]
+    pub fn last_at(ms: u64) -> Self {
+        let mut id = Self::at(ms);
+        id.0[6..].fill(255);
+        id
+    }
+
     /// The id behind these bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {

@@ -3,7 +3,7 @@
 use super::commit::{Change, Owner};
 use super::{Store, StoreError, tables};
 use crate::names::{ActivationId, EntityName, TenantName, now_ms};
-use crate::records::{Activation, Pending};
+use crate::records::{Activation, Pending, TenantRecord};
 use redb::{ReadableDatabase, ReadableTable, Table, WriteTransaction};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,30 +26,31 @@ pub struct Filter {
     pub limit: usize,
 }
 
-/// Activations on their way to the disk.
+/// Activations on their way to the disk, by the first half of their tenant's credentials: a later tenant of the same name has
+/// another.
 #[derive(Debug, Default)]
-pub struct Recent(Mutex<BTreeMap<(TenantName, ActivationId), Arc<Activation>>>);
+pub struct Recent(Mutex<BTreeMap<(String, ActivationId), Arc<Activation>>>);
 
 impl Recent {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(TenantName, ActivationId), Arc<Activation>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, ActivationId), Arc<Activation>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn insert(&self, tenant: TenantName, activation: Arc<Activation>) {
-        self.lock().insert((tenant, activation.id), activation);
+    pub(super) fn insert(&self, owner: &Owner, activation: Arc<Activation>) {
+        self.lock().insert((owner.uuid.clone(), activation.id), activation);
     }
 
-    pub(super) fn remove(&self, tenant: &TenantName, id: ActivationId) {
-        self.lock().remove(&(tenant.clone(), id));
+    pub(super) fn remove(&self, owner: &Owner, id: ActivationId) {
+        self.lock().remove(&(owner.uuid.clone(), id));
     }
 
-    fn get(&self, tenant: &TenantName, id: ActivationId) -> Option<Arc<Activation>> {
-        self.lock().get(&(tenant.clone(), id)).cloned()
+    fn get(&self, tenant: &TenantRecord, id: ActivationId) -> Option<Arc<Activation>> {
+        self.lock().get(&(tenant.uuid.clone(), id)).cloned()
     }
 
-    fn of(&self, tenant: &TenantName) -> BTreeMap<ActivationId, Arc<Activation>> {
-        let from = (tenant.clone(), ActivationId::from_bytes([0; 16]));
-        let to = (tenant.clone(), ActivationId::from_bytes([255; 16]));
+    fn of(&self, tenant: &TenantRecord) -> BTreeMap<ActivationId, Arc<Activation>> {
+        let from = (tenant.uuid.clone(), ActivationId::from_bytes([0; 16]));
+        let to = (tenant.uuid.clone(), ActivationId::from_bytes([255; 16]));
         self.lock().range(from..=to).map(|((_, id), activation)| (*id, activation.clone())).collect()
     }
 }
@@ -164,7 +165,8 @@ impl Store {
         tenant: &TenantName,
         id: ActivationId,
     ) -> Result<Option<Arc<Activation>>, StoreError> {
-        if let Some(recent) = self.recent.get(tenant, id) {
+        let now = self.directory.tenant(tenant.as_str());
+        if let Some(recent) = now.and_then(|tenant| self.recent.get(&tenant, id)) {
             return Ok(Some(recent));
         }
         let transaction = self.database.begin_read()?;
@@ -226,9 +228,10 @@ impl Store {
         mut visit: impl FnMut(Arc<Activation>) -> bool,
     ) -> Result<(), StoreError> {
         let from = filter.since_ms.map_or([0; 16], |ms| ActivationId::at(ms).bytes());
-        let to = filter.upto_ms.map_or([255; 16], |ms| ActivationId::at(ms.saturating_add(1)).bytes());
+        let to = filter.upto_ms.map_or([255; 16], |ms| ActivationId::last_at(ms).bytes());
         // Both snapshots in this order: what leaves the first in between is in the second.
-        let mut recent = self.recent.of(tenant);
+        let now = self.directory.tenant(tenant.as_str());
+        let mut recent = now.map(|tenant| self.recent.of(&tenant)).unwrap_or_default();
         recent.retain(|id, _| (from..=to).contains(&id.bytes()));
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(tables::ACTIVATIONS)?;

@@ -2,7 +2,7 @@
 
 use super::activations::{Recent, Tables};
 use super::modules::{Draft, Modules};
-use super::{Directory, StoreError, tables};
+use super::{Directory, Lock, StoreError, tables};
 use crate::names::{Digest, TenantName};
 use crate::records::Activation;
 use redb::{Database, ReadableTable, ReadableTableMetadata, WriteTransaction};
@@ -154,17 +154,10 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    pub(super) fn start(
-        database: Arc<Database>,
-        directory: Arc<Directory>,
-        modules: Arc<Modules>,
-        recent: Arc<Recent>,
-    ) -> Self {
+    pub(super) fn start(writer: Writer) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let waiting = Arc::<Waiting>::default();
-        let (kept, shared) = (recent.clone(), waiting.clone());
-        let writer = Arc::new(Writer { database, directory, modules, waiting: shared, recent: kept });
-        let task = tokio::spawn(writer.run(receiver));
+        let (waiting, recent) = (writer.waiting.clone(), writer.recent.clone());
+        let task = tokio::spawn(Arc::new(writer).run(receiver));
         Self {
             quick: sender.downgrade(),
             sender: Mutex::new(Some(sender)),
@@ -197,7 +190,7 @@ impl Committer {
     ) -> Result<(), StoreError> {
         let kib = (activation.weight() >> 10).clamp(1, WAITING_KIB) as u32;
         let weight = self.weight.clone().acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
-        self.recent.insert(owner.name.clone(), activation.clone());
+        self.recent.insert(&owner, activation.clone());
         if self.waiting.put(Record { owner, activation, _weight: weight }) {
             self.send(Message::Activations)?;
         }
@@ -213,15 +206,28 @@ impl Committer {
     }
 }
 
-struct Writer {
+/// Does what is asked of the [`Committer`], in a task of its own.
+pub(super) struct Writer {
     database: Arc<Database>,
     directory: Arc<Directory>,
     modules: Arc<Modules>,
     waiting: Arc<Waiting>,
     recent: Arc<Recent>,
+    /// Nobody else opens the database before the last change is written, even if the store is dropped meanwhile.
+    _lock: Arc<Lock>,
 }
 
 impl Writer {
+    pub(super) fn new(
+        database: Arc<Database>,
+        directory: Arc<Directory>,
+        modules: Arc<Modules>,
+        recent: Arc<Recent>,
+        lock: Arc<Lock>,
+    ) -> Self {
+        Self { database, directory, modules, waiting: Arc::default(), recent, _lock: lock }
+    }
+
     async fn run(self: Arc<Self>, mut receiver: mpsc::UnboundedReceiver<Message>) {
         while let Some(first) = receiver.recv().await {
             let mut edits = Vec::new();
@@ -268,7 +274,7 @@ impl Writer {
         };
         // Before anybody is told: who then asks finds what is on the disk, no more.
         for Record { owner, activation, .. } in &records {
-            self.recent.remove(&owner.name, activation.id);
+            self.recent.remove(owner, activation.id);
         }
         for job in jobs {
             job.finish(committed.clone());

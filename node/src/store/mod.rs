@@ -30,7 +30,7 @@ pub use lock::Lock;
 
 use crate::names::{ActivationId, TenantName, now_ms};
 use crate::records::{Action, Pending, Service, TenantRecord};
-use commit::Committer;
+use commit::{Committer, Writer};
 use modules::Modules;
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
@@ -118,8 +118,8 @@ pub struct Store {
     committer: Committer,
     recent: Arc<activations::Recent>,
     dir: PathBuf,
-    /// Held as long as the store is open.
-    _lock: Lock,
+    /// Held as long as the store is open, and as its writer is at work.
+    _lock: Arc<Lock>,
 }
 
 impl Store {
@@ -129,7 +129,7 @@ impl Store {
     /// [`StoreError`].
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         private_directory(dir)?;
-        let lock = Lock::take(dir)?;
+        let lock = Arc::new(Lock::take(dir)?);
         let path = dir.join("node.redb");
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -142,8 +142,9 @@ impl Store {
         let modules = Arc::new(Modules::open(&dir.join("modules"), &references)?);
         let directory = Arc::new(Directory::new(tenants, actions, services));
         let recent = Arc::new(activations::Recent::default());
-        let committer =
-            Committer::start(database.clone(), directory.clone(), modules.clone(), recent.clone());
+        let writer =
+            Writer::new(database.clone(), directory.clone(), modules.clone(), recent.clone(), lock.clone());
+        let committer = Committer::start(writer);
         Ok(Self { database, directory, modules, committer, recent, dir: dir.to_owned(), _lock: lock })
     }
 

@@ -198,6 +198,10 @@ async fn a_name_used_again_inherits_nothing() {
     store.add_tenant(second.clone()).await.unwrap();
     let late = ActivationId::new();
     store.record(owner(&first), activation(late, "a", "secret")).await.unwrap();
+    // On its way to the disk already it is nobody's.
+    let all = Filter { limit: 10, ..Filter::default() };
+    assert!(store.activation(&second.name, late).unwrap().is_none());
+    assert!(store.activations(&second.name, &all).unwrap().is_empty());
     // A change behind it has it written.
     put(&store, "t", "a", b"one").await.unwrap();
     assert!(store.activation(&second.name, late).unwrap().is_none());
@@ -210,8 +214,11 @@ async fn one_node_at_a_time_and_nobody_else_enters() {
     let store = Store::open(&path).unwrap();
     let second = Store::open(&path).err().unwrap().to_string();
     assert!(second.contains(&std::process::id().to_string()) && second.contains("--state-dir"), "{second}");
+    store.close().await;
     drop(store);
-    drop(Store::open(&path).unwrap());
+    let store = Store::open(&path).unwrap();
+    store.close().await;
+    drop(store);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Open(_))));
 }

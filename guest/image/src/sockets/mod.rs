@@ -241,7 +241,10 @@ impl nacre_wasi::Sockets for GuestSystem {
     }
 
     fn socket_unlisten(&mut self) {
-        let _ = self.with_table(|table, link| Ok(table.unlisten(link)));
+        let _ = self.with_table(|table, link| {
+            table.unlisten(link);
+            Ok(())
+        });
     }
 
     fn socket_recv(&mut self, id: SocketId, buf: &mut [u8]) -> Result<usize, SocketError> {
@@ -257,11 +260,17 @@ impl nacre_wasi::Sockets for GuestSystem {
     }
 
     fn socket_shutdown(&mut self, id: SocketId, read: bool, write: bool) {
-        let _ = self.with_table(|table, link| Ok(table.shutdown(id, read, write, link)));
+        let _ = self.with_table(|table, link| {
+            table.shutdown(id, read, write, link);
+            Ok(())
+        });
     }
 
     fn socket_close(&mut self, id: SocketId) {
-        let _ = self.with_table(|table, link| Ok(table.close(id, link)));
+        let _ = self.with_table(|table, link| {
+            table.close(id, link);
+            Ok(())
+        });
     }
 
     fn socket_readable(&self, id: SocketId) -> Option<Readiness> {

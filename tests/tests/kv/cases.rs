@@ -1,286 +1,22 @@
-//! The key-value store of `apps/kv`, as a native program under sanitizers: the same requests to it and to `redis-server`
-//! must have the same replies, byte for byte, whatever the requests are; and what only a store of ours promises: scans
-//! while the table changes, memory that runs out, clients that are slow or mean.
-#![forbid(unsafe_code)]
+//! What must hold of the store wherever it runs: the same requests to it and to `redis-server` must have the same replies,
+//! byte for byte, whatever the requests are; and what only a store of ours promises: scans while the table changes, memory
+//! that runs out, clients that are slow or mean. Each case begins with an empty store of its own or empties it.
 
+use crate::random::{Random, agree, without_id};
 use anyhow::Result;
-use nacre_tests::cache::Cache;
-use nacre_tests::kv::{Client, Flavour, LIMIT, Server, bulks, native, request};
+use nacre_tests::kv::{Client, LIMIT, Server, bulks, request};
 use nacre_tests::skip::{Unavailable, need};
 use std::collections::HashSet;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-fn start(options: &[&str]) -> Result<Server> {
-    Server::kv(&native(&Cache::open()?, Flavour::Checked)?, options)
-}
+/// Options of the store that [`full_store`] fills.
+pub const ARENA: [&str; 2] = ["--arena", "24mb"];
+/// Options of the store that [`connections`] is about.
+pub const MAX_CLIENTS: [&str; 2] = ["--maxclients", "400"];
 
-/// The store, or `None` after saying why the test is skipped.
-fn store(name: &str, options: &[&str]) -> Option<Server> {
-    need(name, start(options))
-}
-
-/// Both servers.
-fn both(name: &str) -> Option<(Server, Server)> {
-    need(name, start(&[]).and_then(|kv| Ok((kv, Server::redis()?))))
-}
-
-/// Deterministic random numbers (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
-    }
-
-    fn bytes(&mut self, n: u64) -> Vec<u8> {
-        (0..n).map(|_| u8::try_from(self.below(256)).unwrap()).collect()
-    }
-
-    fn key(&mut self) -> Vec<u8> {
-        match self.below(20) {
-            0 => vec![],
-            1 => b"\r\n\0\xff".to_vec(),
-            2 => vec![b'k'; 300],
-            n => format!("key:{}", n % 12).into_bytes(),
-        }
-    }
-
-    fn number(&mut self) -> Vec<u8> {
-        let words = [
-            "0",
-            "1",
-            "-1",
-            "7",
-            "10",
-            "100",
-            "-5",
-            "9223372036854775807",
-            "-9223372036854775808",
-            "9223372036854775808",
-            "92233720368547758",
-            "-9223372036854775",
-            "01",
-            "+1",
-            " 1",
-            "1 ",
-            "-0",
-            "",
-            "x",
-            "1.5",
-            "536870911",
-            "536870912",
-            "4294967296",
-        ];
-        self.pick(&words).as_bytes().to_vec()
-    }
-
-    fn value(&mut self) -> Vec<u8> {
-        match self.below(10) {
-            0..3 => self.number(),
-            3 => vec![],
-            4 => {
-                let n = self.below(200_000);
-                self.bytes(n)
-            }
-            5 => {
-                let n = self.below(2_000);
-                self.bytes(n)
-            }
-            _ => {
-                let n = self.below(60);
-                self.bytes(n)
-            }
-        }
-    }
-
-    /// Times that are far from now, whatever their unit, or nonsense: nothing expires while a sequence runs.
-    fn time(&mut self) -> Vec<u8> {
-        let words = [
-            "100000000",
-            "10000000",
-            "0",
-            "-1",
-            "9223372036854775807",
-            "9223372036854775",
-            "x",
-            "4102444800000",
-        ];
-        self.pick(&words).as_bytes().to_vec()
-    }
-
-    fn option(&mut self) -> Vec<u8> {
-        let words = ["NX", "xx", "GET", "KEEPTTL", "EX", "px", "EXAT", "PXAT", "PERSIST", "GT", "lt", "junk"];
-        self.pick(&words).as_bytes().to_vec()
-    }
-
-    fn request(&mut self) -> Vec<Vec<u8>> {
-        let name = self.pick(&[
-            "GET",
-            "get",
-            "SET",
-            "SET",
-            "Set",
-            "SETNX",
-            "SETEX",
-            "PSETEX",
-            "GETSET",
-            "GETDEL",
-            "GETEX",
-            "MGET",
-            "MSET",
-            "MSETNX",
-            "APPEND",
-            "APPEND",
-            "STRLEN",
-            "GETRANGE",
-            "SUBSTR",
-            "SETRANGE",
-            "INCR",
-            "DECR",
-            "INCRBY",
-            "DECRBY",
-            "DEL",
-            "UNLINK",
-            "EXISTS",
-            "TOUCH",
-            "EXPIRE",
-            "PEXPIRE",
-            "EXPIREAT",
-            "PEXPIREAT",
-            "PERSIST",
-            "EXPIRETIME",
-            "TTL",
-            "TYPE",
-            "RENAME",
-            "RENAMENX",
-            "DBSIZE",
-            "PING",
-            "ECHO",
-            "SELECT",
-            "FLUSHALL",
-            "NOSUCH",
-            "CLIENT",
-            "SCAN",
-            "AUTH",
-            "HELLO",
-            "CONFIG",
-            "MEMORY",
-        ]);
-        let mut r = vec![name.as_bytes().to_vec()];
-        match name.to_ascii_uppercase().as_str() {
-            "SET" => r.extend([self.key(), self.value()]),
-            "SETNX" | "GETSET" | "APPEND" => r.extend([self.key(), self.value()]),
-            "SETEX" | "PSETEX" => r.extend([self.key(), self.time(), self.value()]),
-            "MSET" | "MSETNX" => {
-                for _ in 0..1 + self.below(4) {
-                    r.extend([self.key(), self.value()]);
-                }
-            }
-            "MGET" | "DEL" | "UNLINK" | "EXISTS" | "TOUCH" => {
-                for _ in 0..1 + self.below(4) {
-                    r.push(self.key());
-                }
-            }
-            "GETRANGE" | "SUBSTR" => r.extend([self.key(), self.number(), self.number()]),
-            "SETRANGE" => {
-                let offset = self.pick(&["0", "5", "1000", "-1", "x", "536870910", "9223372036854775807"]);
-                // Half a gigabyte of zeros is a test of its own.
-                let part = if offset == "536870910" { b"long".to_vec() } else { self.value() };
-                r.extend([self.key(), offset.as_bytes().to_vec(), part]);
-            }
-            "INCRBY" | "DECRBY" => r.extend([self.key(), self.number()]),
-            "EXPIRE" | "PEXPIRE" => r.extend([self.key(), self.time()]),
-            "EXPIREAT" => {
-                let when = self.pick(&["4102444800", "1", "-1", "x", "9223372036854775807"]);
-                r.extend([self.key(), when.as_bytes().to_vec()]);
-            }
-            "PEXPIREAT" => {
-                let when = self.pick(&["4102444800000", "1", "-1", "x"]);
-                r.extend([self.key(), when.as_bytes().to_vec()]);
-            }
-            "RENAME" | "RENAMENX" => r.extend([self.key(), self.key()]),
-            "ECHO" => r.push(self.value()),
-            "PING" => {
-                let n = self.below(2_000);
-                let text = self.bytes(n);
-                r.extend(n.is_multiple_of(2).then_some(text));
-            }
-            "SELECT" => r.push(self.number()),
-            "FLUSHALL" => r.push(self.pick(&["sync", "ASYNC", "junk"]).as_bytes().to_vec()),
-            "NOSUCH" => r.extend([self.value(), self.value()]),
-            "CLIENT" => r.push(self.pick(&["GETNAME", "nosuch", "ID "]).as_bytes().to_vec()),
-            "SCAN" => r.push(self.pick(&["x", "99999999999999999999999"]).as_bytes().to_vec()),
-            "AUTH" => r.push(self.key()),
-            "HELLO" => r.push(self.pick(&["1", "4", "x", "02"]).as_bytes().to_vec()),
-            "CONFIG" | "MEMORY" => r.push(b"nosuch".to_vec()),
-            "DBSIZE" => {}
-            _ => r.push(self.key()),
-        }
-        if matches!(name.to_ascii_uppercase().as_str(), "SET" | "GETEX" | "EXPIRE") && self.below(2) == 0 {
-            for _ in 0..=self.below(3) {
-                let option = self.option();
-                let takes_time = ["EX", "PX"].iter().any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
-                let takes_date =
-                    ["EXAT", "PXAT"].iter().any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
-                r.push(option);
-                if takes_time {
-                    r.push(self.time());
-                } else if takes_date {
-                    r.push(b"4102444800000".to_vec());
-                }
-            }
-        }
-        match self.below(60) {
-            0 => drop(r.pop()),
-            1 => r.push(b"more".to_vec()),
-            _ => {}
-        }
-        if r.is_empty() { vec![b"PING".to_vec()] } else { r }
-    }
-}
-
-/// A greeting without the connection's number.
-fn without_id(reply: &[u8]) -> Vec<u8> {
-    let id = b"$2\r\nid\r\n:";
-    match reply.windows(id.len()).position(|part| part == id) {
-        Some(at) => {
-            let number = at + id.len();
-            let digits = reply[number..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-            [&reply[..number], &reply[number + digits..]].concat()
-        }
-        None => reply.to_vec(),
-    }
-}
-
-/// Whether both replies are the same but for what may differ: times that pass, up to a minute, and connections' numbers.
-fn agree(request: &[Vec<u8>], ours: &[u8], theirs: &[u8]) -> bool {
-    let number = |reply: &[u8]| {
-        let text = String::from_utf8_lossy(reply).into_owned();
-        text.trim_end().strip_prefix(':').and_then(|number| number.parse::<i64>().ok())
-    };
-    let name = request[0].to_ascii_uppercase();
-    match name.as_slice() {
-        b"HELLO" => without_id(ours) == without_id(theirs),
-        b"TTL" | b"EXPIRETIME" => match (number(ours), number(theirs)) {
-            (Some(ours), Some(theirs)) if ours > 100 && theirs > 100 => ours.abs_diff(theirs) < 60,
-            _ => ours == theirs,
-        },
-        _ => ours == theirs,
-    }
-}
-
-#[test]
-fn random_requests_have_the_replies_of_redis() {
-    let Some((kv, redis)) = both("kv: differential") else { return };
-    let rounds = if nacre_tests::long() { 400 } else { 40 };
+/// Random requests have the replies of redis.
+pub fn random_requests(kv: &Server, redis: &Server, rounds: u64) {
     for seed in 1..=rounds {
         let mut random = Random(seed * 0x9e37_79b9);
         let (mut ours, mut theirs) = (kv.connect().unwrap(), redis.connect().unwrap());
@@ -327,9 +63,8 @@ fn conversation(server: &Server, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&without_id(&client.rest())).into_owned()
 }
 
-#[test]
-fn protocol_errors_and_inline_requests_are_those_of_redis() {
-    let Some((kv, redis)) = both("kv: protocol") else { return };
+/// Protocol errors and inline requests have the replies of redis.
+pub fn protocol(kv: &Server, redis: &Server) {
     let long_line = [b"*".as_slice(), &[b'1'; 70_000]].concat();
     let long_bulk = [b"*1\r\n$".as_slice(), &[b'1'; 70_000]].concat();
     let long_inline = vec![b'a'; 70_000];
@@ -377,16 +112,15 @@ fn protocol_errors_and_inline_requests_are_those_of_redis() {
         &long_inline,
     ];
     for case in cases {
-        let (ours, theirs) = (conversation(&kv, case), conversation(&redis, case));
+        let (ours, theirs) = (conversation(kv, case), conversation(redis, case));
         assert_eq!(ours, theirs, "{:?}", String::from_utf8_lossy(&case[..case.len().min(100)]));
     }
-    let too_many = conversation(&kv, b"*1048577\r\n");
+    let too_many = conversation(kv, b"*1048577\r\n");
     assert_eq!(too_many, "-ERR Protocol error: invalid multibulk length\r\n");
 }
 
-#[test]
-fn patterns_match_as_in_redis() {
-    let Some((kv, redis)) = both("kv: patterns") else { return };
+/// Patterns match as in redis.
+pub fn patterns(kv: &Server, redis: &Server) {
     let (mut ours, mut theirs) = (kv.connect().unwrap(), redis.connect().unwrap());
     let letters = b"ab-]^\\*?[c";
     let mut random = Random(7);
@@ -430,9 +164,8 @@ fn scan(client: &mut Client, cursor: &[u8], options: &[&[u8]]) -> (Vec<u8>, Vec<
     (next, found)
 }
 
-#[test]
-fn scans_see_every_key_while_the_table_grows_and_shrinks() {
-    let Some(kv) = store("kv: scan", &[]) else { return };
+/// Scans see every key while the table grows and shrinks.
+pub fn scans(kv: &Server) {
     let mut client = kv.connect().unwrap();
     let stays: HashSet<Vec<u8>> = (0..5_000).map(|i| format!("stays:{i}").into_bytes()).collect();
     pipeline(&mut client, stays.iter().map(|key| request(&[b"SET", key.as_slice(), b"v"])));
@@ -477,9 +210,8 @@ fn scans_see_every_key_while_the_table_grows_and_shrinks() {
     assert_eq!(client.ask("DBSIZE").unwrap(), ":5000\r\n");
 }
 
-#[test]
-fn expired_keys_are_gone_at_once_and_their_memory_soon() {
-    let Some(kv) = store("kv: expiry", &[]) else { return };
+/// Expired keys are gone at once, and their memory soon.
+pub fn expiry(kv: &Server) {
     let mut client = kv.connect().unwrap();
     let before = client.info("used_memory_dataset").unwrap();
     pipeline(&mut client, (0..20_000).map(|i| request(&["SET", &format!("short:{i}"), "v", "PX", "30"])));
@@ -504,9 +236,8 @@ fn expired_keys_are_gone_at_once_and_their_memory_soon() {
     assert_eq!(client.ask("EXPIRETIME k").unwrap(), ":9223372036854776\r\n");
 }
 
-#[test]
-fn a_full_store_says_so_and_goes_on() {
-    let Some(mut kv) = store("kv: out of memory", &["--arena", "24mb"]) else { return };
+/// A full store says so and goes on. It runs with `ARENA`.
+pub fn full_store(kv: &Server) {
     let mut client = kv.connect().unwrap();
     let full = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
     let value = "v".repeat(1000);
@@ -544,12 +275,10 @@ fn a_full_store_says_so_and_goes_on() {
     assert_eq!(client.ask("SET a b").unwrap(), full);
     assert_eq!(client.ask("DEL big").unwrap(), ":1\r\n");
     assert_eq!(client.ask("SET a b").unwrap(), "+OK\r\n");
-    assert!(kv.alive());
 }
 
-#[test]
-fn idle_connections_cost_little_and_too_many_are_refused() {
-    let Some(kv) = store("kv: connections", &["--maxclients", "400"]) else { return };
+/// Idle connections cost little, and too many are refused. It runs with `MAX_CLIENTS`.
+pub fn connections(kv: &Server) {
     let mut first = kv.connect().unwrap();
     let before = first.info("used_memory_clients").unwrap();
     let mut others: Vec<Client> = (1..400).map(|_| kv.connect().unwrap()).collect();
@@ -569,9 +298,8 @@ fn idle_connections_cost_little_and_too_many_are_refused() {
     assert_eq!(first.info("used_memory_clients").unwrap(), before, "nothing is left of them");
 }
 
-#[test]
-fn clients_that_do_not_read_or_never_finish_harm_nobody() {
-    let Some(kv) = store("kv: slow clients", &[]) else { return };
+/// Clients that do not read or never finish harm nobody.
+pub fn slow_clients(kv: &Server) {
     let mut client = kv.connect().unwrap();
     let value = "v".repeat(100_000);
     assert_eq!(client.call(&["SET", "big", &value]).unwrap(), b"+OK\r\n");
@@ -604,9 +332,8 @@ fn clients_that_do_not_read_or_never_finish_harm_nobody() {
     assert_eq!(ends.rest().len(), expected.len() * 300);
 }
 
-#[test]
-fn large_values_and_many_arguments_survive() {
-    let Some(kv) = store("kv: large values", &[]) else { return };
+/// Large values and requests with many arguments survive.
+pub fn large_values(kv: &Server) {
     let mut client = kv.connect().unwrap();
     let mut random = Random(11);
     for length in [16_383, 65_535, 65_536, 200_000, 1 << 20, 20 << 20] {
@@ -639,9 +366,8 @@ fn large_values_and_many_arguments_survive() {
     assert!(client.info("used_memory").unwrap() < 1 << 20);
 }
 
-#[test]
-fn the_clients_of_redis_work() {
-    let Some(kv) = store("kv: redis-cli and redis-benchmark", &[]) else { return };
+/// The clients of redis work.
+pub fn clients_of_redis(kv: &Server) {
     let port = kv.port().to_string();
     let run = |program: &str, args: &[&str], input: &str| -> Result<String> {
         let mut command = Command::new(program);
