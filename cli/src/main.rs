@@ -11,6 +11,10 @@ use nacre_cli::{
     log, node, run, top,
 };
 
+/// Calls of functions allocate on one thread what another frees, which this one is made for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let _ = log::since_start();
     let cli = match Cli::try_parse() {

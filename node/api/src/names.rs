@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -122,6 +123,34 @@ macro_rules! text_type {
 text_type!(EntityName);
 text_type!(TenantName);
 
+/// Random bytes of the kernel, fetched for many ids at once.
+struct Pool {
+    bytes: [u8; 1024],
+    used: usize,
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { bytes: [0; 1024], used: 1024 }) };
+}
+
+/// Fills a short id with random bytes that nobody can guess.
+///
+/// # Panics
+/// If the kernel gives no random bytes, which it always does; or for more than 1024 bytes.
+pub fn random(id: &mut [u8]) {
+    POOL.with_borrow_mut(|pool| {
+        if pool.bytes.len() - pool.used < id.len() {
+            getrandom::fill(&mut pool.bytes).expect("the kernel has random bytes");
+            pool.used = 0;
+        }
+        let taken = &mut pool.bytes[pool.used..][..id.len()];
+        id.copy_from_slice(taken);
+        // What was given out is nowhere else.
+        taken.fill(0);
+        pool.used += id.len();
+    });
+}
+
 /// Identifies an activation: 48 bits of milliseconds since 1970, then 80 random ones, so that ids sort by time (the layout of
 /// a UUID version 7 without its fixed bits). Shown as 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -129,13 +158,10 @@ pub struct ActivationId([u8; 16]);
 
 impl ActivationId {
     /// A new id.
-    ///
-    /// # Panics
-    /// If the kernel gives no random bytes, which it always does.
     #[must_use]
     pub fn new() -> Self {
         let mut id = Self::at(now_ms());
-        getrandom::fill(&mut id.0[6..]).expect("the kernel has random bytes");
+        random(&mut id.0[6..]);
         id
     }
 

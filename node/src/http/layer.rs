@@ -1,7 +1,8 @@
 //! What happens around every request: an id, the body of errors, a log line without data of tenants, counting.
 
 use super::error::ErrorText;
-use crate::names::hex;
+use crate::metrics::Interface;
+use crate::names::{hex, random};
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -21,20 +22,24 @@ fn request_id(request: &Request) -> String {
     given.filter(plain).map_or_else(
         || {
             let mut bytes = [0; 16];
-            // Without random bytes ids are all alike; requests work all the same.
-            let _ = getrandom::fill(&mut bytes);
+            random(&mut bytes);
             hex(&bytes)
         },
         str::to_owned,
     )
 }
 
-fn interface(path: &str) -> &'static str {
+static OPENWHISK: Interface = Interface::new("openwhisk");
+static ADMIN: Interface = Interface::new("admin");
+static NATIVE: Interface = Interface::new("native");
+static OTHER: Interface = Interface::new("other");
+
+fn interface(path: &str) -> &'static Interface {
     match path {
-        path if path.starts_with("/api/") => "openwhisk",
-        path if path.starts_with("/v1/tenants") => "admin",
-        path if path.starts_with("/v1/") => "native",
-        _ => "other",
+        path if path.starts_with("/api/") => &OPENWHISK,
+        path if path.starts_with("/v1/tenants") => &ADMIN,
+        path if path.starts_with("/v1/") => &NATIVE,
+        _ => &OTHER,
     }
 }
 
@@ -58,7 +63,7 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let (status, elapsed) = (response.status(), begin.elapsed());
-    crate::metrics::request(interface, status.as_u16(), elapsed);
+    interface.request(status.as_u16(), elapsed);
     let route = route.as_ref().map_or("-", MatchedPath::as_str);
     let elapsed_us = elapsed.as_micros() as u64;
     let code = status.as_u16();
