@@ -255,8 +255,8 @@ fn call(
         let (say_result, result) = channel();
         let call = Call { args: &args, stdin: &stdin, max_output: MAX_OUTPUT, ..Call::default() };
         let made = cvm.call(&module, call, move |result| drop(say_result.send(result)));
-        if made.is_err() {
-            return Err(cvm.end_error());
+        if let Err(error) = made {
+            return Err(if cvm.has_ended() { cvm.end_error() } else { CvmError::Ended(error.to_string()) });
         }
         let _ = started.send(());
         let Ok(result) = result.recv() else { return Err(cvm.end_error()) };

@@ -13,7 +13,7 @@ fn deploy(node: &Node<'_>, tenant: &Tenant, name: &str, options: &[&str]) -> Ser
     let (module, port) = (app("kv"), free_port().unwrap());
     let text = port.to_string();
     let mut args = vec!["deploy", name, module.to_str().unwrap(), "--service", "--port", &text];
-    options.iter().for_each(|option| args.extend(["--arg", option]));
+    options.iter().for_each(|option| args.extend(["--arg", *option]));
     let ended = node.run(tenant, &args).unwrap();
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     Server::at(port)
