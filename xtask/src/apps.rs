@@ -15,8 +15,9 @@ use std::process::Command;
 const SMALL_STACK: &str = "-Wl,-z,stack-size=65536";
 
 /// Programs in C: the folder, and its sources and options.
-const C_APPS: [(&str, &[&str]); 9] = [
+const C_APPS: [(&str, &[&str]); 10] = [
     ("action", &["action.c"]),
+    ("darts", &["darts.c"]),
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
     ("traps", &["traps.c"]),
