@@ -42,7 +42,7 @@ impl Times {
 }
 
 /// A tenant of a node, to talk to.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Door {
     /// Where the node is.
     pub address: SocketAddr,
@@ -129,7 +129,6 @@ impl Watch {
 }
 
 /// Calls of the function, and what came of them.
-#[derive(Debug)]
 pub struct Calls {
     door: Door,
     seed: Cell<u64>,

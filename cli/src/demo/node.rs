@@ -225,7 +225,7 @@ impl<'s> Place<'s> {
             chart.borrow_mut().mark("nothing");
             let (after, parked) = parked(&mut watch).await?;
             sleep(CALM).await;
-            Ok((called, after, parked))
+            Ok::<_, Failure>((called, after, parked))
         };
         let mut sampler = Watch::open(&self.door).await?;
         let (called, after, parked) = tokio::select! {
