@@ -209,7 +209,7 @@ impl RunArgs {
 /// `nacre demo`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "It takes about half a minute: first two programs at once in one CVM, then a node with a function and a \
+    after_help = "It takes about 15 seconds: first two programs at once in one CVM, then a node with a function and a \
     key-value service under load. The node is a temporary one on ports of the loopback; nothing of it stays.\n\n\
     Examples:\n  \
     nacre demo\n  \

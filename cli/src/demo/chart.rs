@@ -39,15 +39,16 @@ fn milliseconds<S: serde::Serializer>(at: &Duration, serializer: S) -> Result<S:
 #[derive(Debug, Clone)]
 pub struct Chart {
     workers: u32,
+    cpus: f64,
     samples: Vec<Sample>,
     /// From which sample on something else is done.
     marks: Vec<(usize, String)>,
 }
 
 impl Chart {
-    /// Of a CVM with so many workers.
-    pub fn new(workers: u32) -> Self {
-        Self { workers, samples: Vec::new(), marks: Vec::new() }
+    /// Of a CVM with so many workers on a machine with so many CPUs.
+    pub fn new(workers: u32, cpus: usize) -> Self {
+        Self { workers, cpus: cpus as f64, samples: Vec::new(), marks: Vec::new() }
     }
 
     /// Adds a sample.
@@ -96,9 +97,9 @@ impl Chart {
     pub fn block(&self, columns: usize) -> Vec<String> {
         let width = columns.saturating_sub(LEFT + RIGHT).max(MIN_COLUMNS);
         let per_cell = self.samples.len().div_ceil(width).max(1);
-        let row = |value: fn(&Sample) -> f64, least: f64| {
+        let row = |value: fn(&Sample) -> f64, full: Option<f64>| {
             let values: Vec<f64> = self.samples.iter().map(value).collect();
-            cells(&values, per_cell, least)
+            cells(&values, per_cell, full)
         };
         let last = self.samples.last();
         let last = |text: fn(&Sample) -> String| last.map(text).unwrap_or_default();
@@ -112,11 +113,15 @@ impl Chart {
             ("", self.axis(per_cell, width), String::new()),
             (
                 "workers",
-                row(|sample| sample.active.into(), workers.into()),
+                row(|sample| sample.active.into(), Some(workers.into())),
                 format!("{active} of {workers}{waiting}"),
             ),
-            ("CPUs", row(|sample| sample.cpus, 1.0), last(|sample| format!("{:.2}", sample.cpus))),
-            ("calls/s", row(|sample| sample.calls, 1.0), last(|sample| format!("{:.0}", sample.calls))),
+            (
+                "CPUs",
+                row(|sample| sample.cpus, Some(self.cpus)),
+                last(|sample| format!("{:.2}", sample.cpus)),
+            ),
+            ("calls/s", row(|sample| sample.calls, None), last(|sample| format!("{:.0}", sample.calls))),
         ];
         lines
             .iter()
@@ -141,11 +146,11 @@ impl Chart {
     }
 }
 
-/// One cell for the mean of so many values each; the largest cell, or `least` if that is more, is a full one.
-fn cells(values: &[f64], per_cell: usize, least: f64) -> String {
+/// One cell for the mean of so many values each. A full one is `full`, or the largest of them.
+fn cells(values: &[f64], per_cell: usize, full: Option<f64>) -> String {
     let means: Vec<f64> =
         values.chunks(per_cell).map(|some| some.iter().sum::<f64>() / some.len() as f64).collect();
-    let full = means.iter().copied().fold(least, f64::max);
+    let full = full.unwrap_or_else(|| means.iter().copied().fold(0.0, f64::max));
     means.iter().map(|mean| cell(*mean, full)).collect()
 }
 
@@ -163,7 +168,7 @@ mod tests {
     use super::*;
 
     fn chart(active: &[u32]) -> Chart {
-        let mut chart = Chart::new(4);
+        let mut chart = Chart::new(4, 2);
         for (n, active) in active.iter().enumerate() {
             let at = Duration::from_millis(100 * n as u64);
             let (cpus, calls) = (f64::from(*active) / 2.0, f64::from(*active) * 100.0);
@@ -174,10 +179,11 @@ mod tests {
 
     #[test]
     fn cells_show_shares_of_the_largest() {
-        assert_eq!(cells(&[0.0, 0.1, 4.0, 8.0], 1, 1.0), "·▁▄█");
-        assert_eq!(cells(&[0.0, 8.0, 4.0, 4.0, 8.0], 2, 1.0), "▄▄█", "means of two");
-        assert_eq!(cells(&[1.0, 2.0], 1, 4.0), "▂▄", "of what could be");
-        assert_eq!(cells(&[], 1, 1.0), "");
+        assert_eq!(cells(&[0.0, 0.1, 4.0, 8.0], 1, None), "·▁▄█");
+        assert_eq!(cells(&[0.0, 8.0, 4.0, 4.0, 8.0], 2, None), "▄▄█", "means of two");
+        assert_eq!(cells(&[1.0, 2.0, 9.0], 1, Some(4.0)), "▂▄█", "of what can be");
+        assert_eq!(cells(&[], 1, None), "");
+        assert_eq!(cells(&[0.0], 1, None), "·");
         assert_eq!(cell(f64::NAN, 1.0), BLOCKS[0], "nonsense is drawn and does no harm");
     }
 
@@ -198,7 +204,7 @@ mod tests {
             let lines = long.block(columns);
             assert!(lines.iter().all(|line| line.chars().count() <= columns), "{columns}: {lines:?}");
         }
-        assert_eq!(Chart::new(1).block(80).len(), 4);
+        assert_eq!(Chart::new(1, 1).block(80).len(), 4);
     }
 
     #[test]
@@ -206,7 +212,7 @@ mod tests {
         let mut chart = chart(&[0, 3]);
         chart.mark("burst");
         assert_eq!(chart.line().unwrap(), "  0.1 s   3 of 4  ###############       1.50      300  burst");
-        assert_eq!(Chart::new(1).line(), None);
+        assert_eq!(Chart::new(1, 1).line(), None);
         assert!(Chart::heading().is_ascii());
         let none = self::chart(&[0]);
         assert!(!none.line().unwrap().contains('#'));

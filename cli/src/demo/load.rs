@@ -92,6 +92,8 @@ pub struct View {
     pub active: u32,
     /// Workers that want one and have none.
     pub waiting: u32,
+    /// Since its launch, by the node's clock.
+    pub age_ms: u64,
     /// CPU time of all its vCPUs.
     pub cpu_ns: u64,
     /// Times that workers were given a CPU.

@@ -1,4 +1,4 @@
-//! `nacre demo`: shows what Nacre does, in well under a minute, and cleans up behind itself.
+//! `nacre demo`: shows what Nacre does, in a quarter of a minute, and cleans up behind itself.
 //!
 //! * [`cvm`]: two programs at once in one CVM. * [`node`]: a node with a function and a service under load, from idle to busy
 //!   and back to idle.
@@ -47,8 +47,7 @@ pub fn command(args: &DemoArgs) -> Result<ExitCode, Failure> {
 
 fn run(args: &DemoArgs) -> Result<(), Failure> {
     let screen = Screen::new(args.json);
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = cpus.clamp(*DEFAULT_WORKERS.start(), *DEFAULT_WORKERS.end());
+    let workers = node::cpus().clamp(*DEFAULT_WORKERS.start(), *DEFAULT_WORKERS.end());
     let workers = args.workers.unwrap_or(u8::try_from(workers).unwrap_or(u8::MAX));
     let memory_bytes = args.memory.bytes();
     let cvm = cvm::run(workers, memory_bytes, &screen)?;

@@ -125,6 +125,7 @@ struct Place<'s> {
     door: Door,
     client: Client,
     workers: u32,
+    cpus: usize,
     screen: &'s Screen,
 }
 
@@ -136,8 +137,7 @@ pub fn run(workers: u8, memory_bytes: u64, screen: &Screen) -> Result<Summary, F
     let begin = Instant::now();
     let node = Node::start()?;
     let start_ms = milliseconds(begin.elapsed());
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let (address, memory) = (node.address, format_size(memory_bytes));
+    let (address, memory, cpus) = (node.address, format_size(memory_bytes), cpus());
     // A node's CVMs have one at least.
     let workers = workers.max(1);
     screen.line("--- a node")?;
@@ -169,7 +169,7 @@ impl<'s> Place<'s> {
         let client = Client::http(&format!("http://{}", node.address))?;
         let client = client.with_authorization(authorization.clone());
         let door = Door { address: node.address, authorization };
-        Ok(Self { node, door, client, workers, screen })
+        Ok(Self { node, door, client, workers, cpus: cpus(), screen })
     }
 
     /// Deploys a module; how long that took in milliseconds.
@@ -214,7 +214,7 @@ impl<'s> Place<'s> {
         // The first call leaves nothing behind that runs.
         parked(&mut watch).await?;
         let before = watch.look().await?;
-        let chart = RefCell::new(Chart::new(self.workers));
+        let chart = RefCell::new(Chart::new(self.workers, self.cpus));
         let story = async {
             chart.borrow_mut().mark("nothing");
             sleep(CALM).await;
@@ -282,7 +282,7 @@ impl<'s> Place<'s> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut users = Users::connect(address, USERS).await?;
         self.screen.line(&format!("service        kv is deployed at {address} in {deploy_ms:.0} ms"))?;
-        let chart = RefCell::new(Chart::new(self.workers));
+        let chart = RefCell::new(Chart::new(self.workers, self.cpus));
         let calls = Calls::new(self.door.clone());
         let mut sampler = Watch::open(&self.door).await?;
         let story = async {
@@ -319,9 +319,9 @@ impl<'s> Place<'s> {
             ))?;
         }
         self.screen.line(&format!(
-            "  keys         {}; every answer was what had been set; {} worker active at the peak",
+            "  keys         {}; every answer was what had been set; {} active at the peak",
             grouped(keys),
-            service.active_peak
+            counted(service.active_peak)
         ))?;
         let idle = self.idle(sampler).await?;
         Ok((service, idle))
@@ -363,16 +363,18 @@ async fn sample(
     let (mut then, mut done, mut before) = (begin, calls.done.get(), watch.look().await?);
     loop {
         tick.tick().await;
-        let (view, now) = (watch.look().await?, Instant::now());
-        let seconds = (now - then).as_secs_f64().max(1e-6);
+        // Each rate by one clock: answers may be late, so CPU time goes with the node's.
+        let (now, done_now) = (Instant::now(), calls.done.get());
+        let rate = (done_now - done) as f64 / (now - then).as_secs_f64();
+        let view = watch.look().await?;
+        let seconds = view.age_ms.saturating_sub(before.age_ms).max(1) as f64 / 1000.0;
         let cpus = view.cpu_ns.saturating_sub(before.cpu_ns) as f64 / 1e9 / seconds;
-        let rate = (calls.done.get() - done) as f64 / seconds;
         let View { active, waiting, .. } = view;
         chart.borrow_mut().push(Sample { at: now - begin, active, waiting, cpus, calls: rate });
         if let Some(screen) = screen {
             screen.chart(&chart.borrow())?;
         }
-        (then, done, before) = (now, calls.done.get(), view);
+        (then, done, before) = (now, done_now, view);
     }
 }
 
@@ -394,8 +396,17 @@ async fn parked(watch: &mut Watch) -> Result<(View, Duration), Failure> {
     }
 }
 
+/// CPUs that this process may use.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn peak(samples: &[Sample]) -> u32 {
     samples.iter().map(|sample| sample.active).max().unwrap_or(0)
+}
+
+fn counted(workers: u32) -> String {
+    format!("{workers} worker{}", if workers == 1 { "" } else { "s" })
 }
 
 fn milliseconds(duration: Duration) -> f64 {

@@ -26,8 +26,14 @@ pub struct Screen {
     kind: Kind,
     /// Lines of the chart that is being drawn.
     drawn: Cell<usize>,
-    /// When the last plain line of it was due.
+    /// When the next plain line of it is due; zero before the first.
     told: Cell<Duration>,
+}
+
+/// When the line after one at this time is due: late ones do not make the rest later.
+fn next_line(now: Duration) -> Duration {
+    let lines = now.as_nanos() / LINE_EVERY.as_nanos();
+    LINE_EVERY.saturating_mul(u32::try_from(lines + 1).unwrap_or(u32::MAX))
 }
 
 fn gone(error: std::io::Error) -> Failure {
@@ -81,7 +87,7 @@ impl Screen {
                 }
                 let due = chart.now() >= self.told.get();
                 let Some(line) = chart.line().filter(|_| due) else { return Ok(()) };
-                self.told.set(chart.now() + LINE_EVERY);
+                self.told.set(next_line(chart.now()));
                 self.line(&line)
             }
             Kind::Terminal(term) => {
@@ -96,6 +102,19 @@ impl Screen {
                 self.drawn.set(lines.len());
                 Ok(())
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_every_half_second() {
+        let ms = Duration::from_millis;
+        for (now, next) in [(0, 500), (100, 500), (499, 500), (500, 1000), (612, 1000), (90_001, 90_500)] {
+            assert_eq!(next_line(ms(now)), ms(next));
         }
     }
 }
