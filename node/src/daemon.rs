@@ -42,6 +42,14 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// The administrative socket.
+    #[error("{path} can't be made: {error}; choose another state directory, with a short path")]
+    Socket {
+        /// Where.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The runtime.
     #[error("the system refuses threads or signals: {0}; raise its limits")]
     System(std::io::Error),
@@ -220,6 +228,6 @@ async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         Ok(listener)
     };
-    let admin = unix().map_err(|error| StartError::Listen { address: path.display().to_string(), error })?;
+    let admin = unix().map_err(|error| StartError::Socket { path: path.display().to_string(), error })?;
     Ok(Listeners { public, metrics, admin })
 }

@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::{Method, StatusCode};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -154,7 +154,8 @@ pub fn run(workers: u8, memory_bytes: u64, screen: &Screen) -> Result<Summary, F
     let deploy_ms = place.deploy("darts", "", DARTS_MODULE)?;
     let function = tasks.block_on(&runtime, place.function(deploy_ms))?;
     let (port, deploy_ms) = place.deploy_service()?;
-    let (service, idle) = tasks.block_on(&runtime, place.service(port, deploy_ms))?;
+    let (service, idle) =
+        tasks.block_on(&runtime, place.service(port, deploy_ms)).map_err(|failure| place.why(failure))?;
     Ok(Summary { start_ms, workers, cpus, function, service, idle })
 }
 
@@ -197,6 +198,19 @@ impl<'s> Place<'s> {
             }
             answer.success("kv")?;
             return Ok((free.port(), milliseconds(begin.elapsed())));
+        }
+    }
+
+    /// A failure of the service, as the service's end if it has ended.
+    fn why(&self, failure: Failure) -> Failure {
+        let described = self.client.send(Method::GET, "/v1/deployments/kv", "application/json", Vec::new());
+        let described = described.and_then(|answer| answer.json()).unwrap_or_default();
+        match described.pointer("/status/last_end").and_then(Value::as_str) {
+            Some(end) => Failure::new(
+                "service kv",
+                format_args!("{end}; run the demo again, with more --memory if it lacks that"),
+            ),
+            None => failure,
         }
     }
 

@@ -102,6 +102,8 @@ impl Node {
     pub fn start() -> Result<Self, Failure> {
         let system =
             |what: &str, error: std::io::Error| Failure::new(what, crate::program::io_reason(&error));
+        // Held until all is in its place, so that Ctrl-C finds either nothing or everything.
+        let mut slot = running();
         let directory = tempfile::Builder::new().prefix("nacre-demo-").tempdir().map_err(|error| {
             let reason = crate::program::io_reason(&error);
             Failure::new(
@@ -111,6 +113,7 @@ impl Node {
         })?;
         // This very binary, also when its file has been replaced since.
         let mut command = Command::new("/proc/self/exe");
+        command.arg0("nacre");
         command.args(["node", "start", "--json", "--listen", "127.0.0.1:0", "--until-stdin-ends"]);
         command.args(["--drain", "1s", "--state-dir"]).arg(directory.path().join("state"));
         command.env("NACRE_LOG", "error").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -139,7 +142,6 @@ impl Node {
             }
             let _ = complain.send(String::from_utf8_lossy(&text).into_owned());
         });
-        let mut slot = running();
         *slot = Some(Running { child, ended, _directory: directory });
         drop(slot);
         let line = said.recv_timeout(START_PATIENCE).unwrap_or_default();

@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 pub const VALUE_BYTES: usize = 64;
 /// Longest line of an answer that is not a value, in bytes.
 const MAX_LINE: u64 = 512;
+/// How much of a wrong answer is shown, in bytes.
+const MAX_SHOWN: usize = 100;
 
 /// What is done with keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,8 +101,13 @@ impl Client {
         while got < batch.answer.len() {
             let read = self.stream.read(&mut self.buffer[got..]).await?;
             let end = got + read;
-            if read == 0 || self.buffer[got..end] != batch.answer[got..end] {
-                return Err(wrong(&self.buffer[..end]));
+            let mut both = self.buffer[got..end].iter().zip(&batch.answer[got..end]);
+            if let Some(at) = both.position(|(is, should)| is != should) {
+                // With the rest of the line, as far as it is there.
+                return Err(wrong(&[&self.buffer[got + at..end], self.stream.buffer()].concat()));
+            }
+            if read == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
             }
             got = end;
         }
@@ -121,13 +128,10 @@ impl Client {
     }
 }
 
+/// An answer that should be another, from where they differ.
 fn wrong(answer: &[u8]) -> Error {
-    let tail = &answer[answer.len().saturating_sub(100)..];
-    let what = format!(
-        "an answer is not what was set, or the connection ended: {:?}",
-        String::from_utf8_lossy(tail)
-    );
-    Error::new(ErrorKind::InvalidData, what)
+    let answer = String::from_utf8_lossy(&answer[..answer.len().min(MAX_SHOWN)]);
+    Error::new(ErrorKind::InvalidData, format!("an answer is not what was set: {answer:?}"))
 }
 
 #[cfg(test)]
