@@ -39,7 +39,7 @@ pub enum Command {
     Compile(CompileArgs),
     /// Run one program in a CVM of its own
     Run(RunArgs),
-    /// Show what Nacre does: two programs at once in one CVM
+    /// Show what Nacre does: two programs in one CVM, then a node under load
     Demo(DemoArgs),
     /// Measure Nacre on this machine
     Bench(BenchArgs),
@@ -208,12 +208,19 @@ impl RunArgs {
 
 /// `nacre demo`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nacre demo\n  nacre demo --workers 3 --json")]
+#[command(
+    after_help = "It takes about 15 seconds: first two programs at once in one CVM, then a node with a function and a \
+    key-value service under load. The node is a temporary one on ports of the loopback; nothing of it stays.\n\n\
+    Examples:\n  \
+    nacre demo\n  \
+    nacre demo --workers 4\n  \
+    nacre demo --json | jq .node.function.burst"
+)]
 pub struct DemoArgs {
-    /// Worker vCPUs of the CVM: 0 to 63
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u8).range(..=i64::from(MAX_WORKERS)))]
-    pub workers: u8,
-    /// Memory of the CVM: 64MiB to 64GiB; taken from the host only as it is used
+    /// Worker vCPUs of each CVM: 0 to 63 (a node's CVMs have one at least) [default: one per CPU, 2 to 8]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(..=i64::from(MAX_WORKERS)))]
+    pub workers: Option<u8>,
+    /// Memory of each CVM: 64MiB to 64GiB; taken from the host only as it is used
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_memory)]
     pub memory: MemorySize,
     /// Print the summary as JSON

@@ -35,6 +35,8 @@ pub struct NodeConfig {
     pub max_cvms: usize,
     /// How long running activations may go on after SIGTERM.
     pub drain: Duration,
+    /// Also stop when standard input ends, as on SIGTERM: whoever started the node is gone then.
+    pub until_stdin_ends: bool,
     /// The address that actions and clients are told, if it is not the one listened on.
     pub public_url: Option<String>,
     /// The program that compiles modules: this very binary.
@@ -56,6 +58,7 @@ impl NodeConfig {
             max_connections: 4096,
             max_cvms: 128,
             drain: Duration::from_secs(30),
+            until_stdin_ends: false,
             public_url: None,
             // The running binary, also when its file has been replaced since.
             compiler: PathBuf::from("/proc/self/exe"),

@@ -42,6 +42,14 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// The administrative socket.
+    #[error("{path} can't be made: {error}; choose another state directory, with a short path")]
+    Socket {
+        /// Where.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The runtime.
     #[error("the system refuses threads or signals: {0}; raise its limits")]
     System(std::io::Error),
@@ -76,7 +84,7 @@ pub struct Node {
 /// Tells that the node is ready: where it listens, and the path of its administrative socket.
 pub type Ready<'r> = &'r mut dyn FnMut(SocketAddr, &std::path::Path);
 
-/// Runs a node until SIGTERM or SIGINT. `ready` is called once it serves.
+/// Runs a node until SIGTERM or SIGINT, or the end of standard input if the configuration says so. `ready` is called once it serves.
 ///
 /// # Errors
 /// [`StartError`]; once it serves it ends without an error.
@@ -127,6 +135,7 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = stdin_ended(node.config.until_stdin_ends) => {}
     }
     tracing::info!("the node stops: running activations may end");
     let drain = node.config.drain;
@@ -147,6 +156,22 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
     let _ = std::fs::remove_file(socket);
     tracing::info!("the node has stopped");
     Ok(())
+}
+
+/// Comes back when standard input has ended, if that `matters`.
+async fn stdin_ended(matters: bool) {
+    if !matters {
+        return std::future::pending().await;
+    }
+    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    // Not one of the runtime's threads: it may wait for as long as the process lives.
+    std::thread::spawn(move || {
+        // An input that can't be read has ended, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        drop(tell);
+    });
+    // Never sent: dropped.
+    let _ = told.await;
 }
 
 fn assemble(
@@ -203,6 +228,6 @@ async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         Ok(listener)
     };
-    let admin = unix().map_err(|error| StartError::Listen { address: path.display().to_string(), error })?;
+    let admin = unix().map_err(|error| StartError::Socket { path: path.display().to_string(), error })?;
     Ok(Listeners { public, metrics, admin })
 }

@@ -11,12 +11,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Stack of the programs that spawn tasks, each of which has one of its own: the compiler's default is 16 MiB.
+/// Stack of the programs of which many run at once, as tasks or calls: the compiler's default is 16 MiB.
 const SMALL_STACK: &str = "-Wl,-z,stack-size=65536";
 
 /// Programs in C: the folder, and its sources and options.
-const C_APPS: [(&str, &[&str]); 9] = [
+const C_APPS: [(&str, &[&str]); 10] = [
     ("action", &["action.c"]),
+    ("darts", &["darts.c", SMALL_STACK]),
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
     ("traps", &["traps.c"]),

@@ -82,6 +82,9 @@ pub struct StartArgs {
     /// How long running activations may go on after SIGTERM
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_time_limit)]
     pub drain: Duration,
+    /// Stop also when standard input ends, for a node that must not outlive who started it
+    #[arg(long)]
+    pub until_stdin_ends: bool,
     /// The URL that actions are told, if it is not the address listened on
     #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,

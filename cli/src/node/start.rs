@@ -35,6 +35,7 @@ pub fn command(args: StartArgs) -> Result<ExitCode, Failure> {
         max_connections: args.max_connections as usize,
         max_cvms: args.max_cvms as usize,
         drain: args.drain,
+        until_stdin_ends: args.until_stdin_ends,
         public_url: args.public_url,
         ..NodeConfig::new(state_dir(args.state_dir)?)
     };
