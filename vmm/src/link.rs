@@ -12,7 +12,7 @@ use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
 use nacre_abi::{VcpuId, window};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -48,6 +48,8 @@ pub struct Sender {
     room: Condvar,
     /// Messages that wait in [`SenderState::posted`].
     posted: AtomicUsize,
+    /// Messages went out for which the guest was not woken yet.
+    quiet: AtomicBool,
     counters: Counters,
 }
 
@@ -120,6 +122,7 @@ impl Sender {
             producer: Mutex::default(),
             room: Condvar::new(),
             posted: AtomicUsize::new(0),
+            quiet: AtomicBool::new(false),
             counters: Counters::default(),
         }
     }
@@ -170,6 +173,7 @@ impl Sender {
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         self.send_posted(&window, &mut state)?;
         if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+            self.quiet.store(true, Ordering::Release);
             return Ok(true);
         }
         state.wakers.push(waker.clone());
@@ -194,6 +198,7 @@ impl Sender {
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         self.send_posted(&window, &mut state)?;
         if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+            self.quiet.store(true, Ordering::Release);
             return Ok(());
         }
         state.posted_bytes += body.len();
@@ -204,9 +209,11 @@ impl Sender {
         Ok(())
     }
 
-    /// Wakes the guest if it sleeps, for what was posted.
+    /// Wakes the guest if it sleeps, for what was posted quietly since the last time.
     pub fn kick(&self) {
-        self.wake_if_parked(&window_of(&self.shared));
+        if self.quiet.load(Ordering::Relaxed) && self.quiet.swap(false, Ordering::AcqRel) {
+            self.wake_if_parked(&window_of(&self.shared));
+        }
     }
 
     /// Sends if there is room.

@@ -69,7 +69,7 @@ pub fn code(incoming: &Incoming<'_, '_>) {
     }
 }
 
-/// Loads a module whose code is complete, as a task.
+/// Loads a module whose code is complete, as a task of vCPU 0: all of it takes the engine's locks.
 pub fn load(id: u32) {
     let code = MODULES.with(|modules| match modules.get_mut(&id) {
         Some(entry @ Entry::Receiving(_)) => match core::mem::replace(entry, Entry::Loading) {
@@ -80,14 +80,16 @@ pub fn load(id: u32) {
     });
     let Some(code) = code else { return };
     let entry = Box::new(move |begin| {
+        // To its end: no worker is woken for it.
+        task::enter_normal();
         let loaded = match begin {
             Begin::Now => wasm::load_module(code),
             _ => Err(wasm::Outcome::no_stack()),
         };
-        task::on_normal(|| finish(id, loaded));
+        finish(id, loaded);
     });
     match task::create(Spec::helper(NO_PROGRAM), entry) {
-        Ok(task) => task::start(&task),
+        Ok(task) => task::start_on_normal(&task),
         Err(_) => {
             forget(id);
             refuse(id, ExitKind::OutOfMemory, "there are as many tasks as the CVM can have");

@@ -182,8 +182,8 @@ pub fn wake_again() {
 
 /// Wakes workers for tasks that are queued, after something that lets more of them run.
 pub fn wake_for_backlog() {
-    // Not more than tasks: until the first one takes its task, all workers that are parked look as if they were needed.
-    for _ in 0..scheduler().load().queued {
+    // Not more than are missing: until the first one takes its task, all workers that are parked look as if they were needed.
+    for _ in 0..scheduler().wakes_missing() {
         let Some(ticket) = scheduler().claim_for_backlog() else { break };
         ring(Some(ticket));
     }
@@ -297,6 +297,12 @@ fn refuse(pointer: *const Task, why: Begin) {
         (*pointer).refuse(why);
         task::finish(pointer);
     }
+}
+
+/// Starts a task on vCPU 0, which calls this.
+pub fn start_on_normal(task: &Task) {
+    debug_assert_eq!(vcpu::id(), VcpuId::NORMAL);
+    hand_over(task, Errand::Run);
 }
 
 /// Hands a task that is switched out to vCPU 0. It must not be touched afterwards.

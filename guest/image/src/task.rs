@@ -251,6 +251,11 @@ pub fn start(task: &Arc<Task>) {
     sched::submit(task);
 }
 
+/// The same for one that vCPU 0 is to run, which calls this.
+pub fn start_on_normal(task: &Arc<Task>) {
+    sched::start_on_normal(task);
+}
+
 impl Task {
     /// The scheduler's name for it.
     pub fn reference(&self) -> TaskRef {
