@@ -65,7 +65,7 @@ fn a_full_store_says_so_and_goes_on() {
 #[test]
 fn idle_connections_cost_little_and_too_many_are_refused() {
     let Some(kv) = store("kv: connections", &cases::MAX_CLIENTS) else { return };
-    cases::connections(&kv);
+    cases::connections(&kv, 0);
 }
 
 #[test]

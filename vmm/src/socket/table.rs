@@ -173,7 +173,10 @@ impl Connections {
             peers.extend(service.slots.iter().filter_map(|slot| slot.peer.clone()));
         }
         for peer in peers {
-            peer.reset(ErrorKind::ConnectionReset);
+            // Whose user has gone before nobody else gives back.
+            if peer.reset(ErrorKind::ConnectionReset).finished {
+                self.release(program, peer.id);
+            }
         }
     }
 

@@ -231,6 +231,15 @@ fn refusals_and_ends_are_told() {
 }
 
 #[test]
+fn a_client_that_went_first_is_gone_when_the_program_is() {
+    let world = World::new();
+    drop(world.connect());
+    assert_eq!(world.connector.stats().open, 1, "its number is the guest's until it says its last word");
+    world.connections.program_over(3);
+    assert_eq!(world.connector.stats().open, 0);
+}
+
+#[test]
 fn a_reader_gives_credit_and_a_greedy_guest_is_stopped() {
     let world = World::new();
     let mut connection = world.connect();
