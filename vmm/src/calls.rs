@@ -163,6 +163,8 @@ struct Waiting {
     max_output: usize,
     /// Output that came in pieces.
     outputs: [Pieces; 2],
+    /// The answer, if it has overtaken some of them: the call's task changed its vCPU, and with it the ring.
+    answer: Option<Vec<u8>>,
     done: Done,
 }
 
@@ -194,14 +196,16 @@ impl Pieces {
         self.come[number] = true;
     }
 
+    /// Whether all of the `len` bytes have come; `None` if they never will.
+    fn is_whole(&self, len: u64) -> Option<bool> {
+        let pieces = len.div_ceil(PIECE_BYTES as u64) as usize;
+        let possible = !self.wrong && self.bytes.len() as u64 <= len;
+        possible.then(|| self.come.len() == pieces && self.come.iter().all(|come| *come))
+    }
+
     /// All of it, if `len` bytes have come.
     fn take(self, len: u64) -> Option<Vec<u8>> {
-        let pieces = len.div_ceil(PIECE_BYTES as u64) as usize;
-        let whole = !self.wrong
-            && self.bytes.len() as u64 == len
-            && self.come.len() == pieces
-            && self.come.iter().all(|come| *come);
-        whole.then_some(self.bytes)
+        (self.is_whole(len)? && self.bytes.len() as u64 == len).then_some(self.bytes)
     }
 }
 
@@ -256,7 +260,7 @@ impl Calls {
         let generation = state.generation;
         let outputs = Default::default();
         state.waiting[index as usize] =
-            Some(Waiting { generation, cancelled: false, max_output, outputs, done });
+            Some(Waiting { generation, cancelled: false, max_output, outputs, answer: None, done });
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Ok(Place { index, generation })
     }
@@ -289,20 +293,14 @@ impl Calls {
     /// Takes a message that concerns calls or modules; false if it is somebody else's.
     pub fn deliver(&self, header: Header, body: &[u8]) -> bool {
         match header.kind {
-            Kind::CallDone => {
-                if let Some(waiting) = self.leave(header.program) {
-                    let (result, done) = waiting.answered(body);
-                    done(result);
-                }
-            }
-            Kind::CallOutput => {
+            Kind::CallDone | Kind::CallOutput => {
                 let mut state = self.state();
                 let waiting = state.waiting.get_mut(header.program as usize).and_then(Option::as_mut);
-                let number = header.stream.checked_sub(stream::STDOUT).unwrap_or(u32::MAX) as usize;
-                if let Some(waiting) = waiting
-                    && let Some(pieces) = waiting.outputs.get_mut(number)
-                {
-                    pieces.put(header.arg, body, waiting.max_output);
+                let ended = waiting.is_some_and(|waiting| waiting.hear(header, body));
+                drop(state);
+                if ended && let Some(waiting) = self.leave(header.program) {
+                    let (result, done) = waiting.answered();
+                    done(result);
                 }
             }
             Kind::ModuleLoaded => {
@@ -335,10 +333,32 @@ impl Calls {
 }
 
 impl Waiting {
-    /// The result that an answer means, and what is done with it.
-    fn answered(self, body: &[u8]) -> (CallResult, Done) {
+    /// Takes a message; true once nothing more is to come.
+    fn hear(&mut self, header: Header, body: &[u8]) -> bool {
+        if header.kind == Kind::CallDone {
+            // A second one changes nothing.
+            self.answer.get_or_insert_with(|| body.to_vec());
+        } else {
+            let number = header.stream.checked_sub(stream::STDOUT).unwrap_or(u32::MAX) as usize;
+            if let Some(pieces) = self.outputs.get_mut(number) {
+                pieces.put(header.arg, body, self.max_output);
+            }
+        }
+        let Some(answer) = &self.answer else { return false };
+        let Some(head) = AnswerHead::decode(answer, answer.len()).filter(|head| head.in_pieces) else {
+            return true;
+        };
+        let [out, err] = &self.outputs;
+        let whole = [out.is_whole(head.stdout_bytes), err.is_whole(head.stderr_bytes)];
+        let too_long = head.stdout_bytes.max(head.stderr_bytes) > self.max_output as u64;
+        // What can't be right is not waited for.
+        too_long || whole.contains(&None) || whole == [Some(true); 2]
+    }
+
+    /// The result that the answer means, and what is done with it.
+    fn answered(self) -> (CallResult, Done) {
         let done = self.done;
-        let result = decode_answer(body, self.max_output, self.outputs);
+        let result = decode_answer(&self.answer.unwrap_or_default(), self.max_output, self.outputs);
         (result.unwrap_or_else(|| CallResult::failed("the guest's answer makes no sense")), done)
     }
 }

@@ -60,17 +60,40 @@ fn pieces_come_in_any_order_and_each_once() {
     assert_eq!(run(len, &[at(2), at(0), at(1)], len).stdout, whole);
     assert_eq!(run(len, &[], 0).exit, Exit::Code(3));
     for (limit, order, said) in [
-        (len, vec![at(0), at(1)], len),
         (len, vec![at(0), at(1), at(2), at(2)], len),
         (len, vec![at(0), at(1), at(2)], len - 1),
         (len - 1, vec![at(0), at(1), at(2)], len),
         (len, vec![at(0), at(2), (7, piece(1))], len),
         (len, vec![at(0), at(1), at(2), (u64::MAX, piece(2))], len),
-        (len, vec![], len),
     ] {
         let result = run(limit, &order, said);
         assert!(matches!(result.exit, Exit::Error(_)), "{result:?}");
     }
+}
+
+/// The pieces and the answer come over different rings.
+#[test]
+fn an_answer_waits_for_pieces_that_it_has_overtaken() {
+    let calls = Calls::new(256);
+    let len = PIECE_BYTES + 1;
+    let (call, results) = entered(&calls, len);
+    let piece = |offset: usize, bytes: &[u8]| {
+        let header = Header::new(Kind::CallOutput, call).stream(stream::STDERR).arg(offset as u64);
+        calls.deliver(header, bytes)
+    };
+    calls.deliver(Header::new(Kind::CallDone, call), &head(0, len as u64, true).encode());
+    piece(PIECE_BYTES, b"e");
+    assert!(results.try_recv().is_err() && calls.any_in_flight());
+    piece(0, &[7; PIECE_BYTES]);
+    let result = results.try_recv().unwrap();
+    assert_eq!((result.exit, result.stderr), (Exit::Code(3), [&[7; PIECE_BYTES][..], b"e"].concat()));
+    assert!(!calls.any_in_flight());
+    // One that can't belong to it ends the wait.
+    let (call, results) = entered(&calls, len);
+    calls.deliver(Header::new(Kind::CallDone, call), &head(len as u64, 0, true).encode());
+    assert!(results.try_recv().is_err());
+    calls.deliver(Header::new(Kind::CallOutput, call).stream(stream::STDOUT).arg(7), b"x");
+    assert!(matches!(results.try_recv().unwrap().exit, Exit::Error(_)));
 }
 
 #[test]

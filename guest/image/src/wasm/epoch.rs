@@ -73,9 +73,8 @@ impl SharedEpoch {
     pub fn share<T: 'static>(&self, function: &Func, store: &mut Store<T>) {
         let func_ref = function.to_raw(&mut *store).cast::<u8>();
         // SAFETY: a `VMFuncRef`, laid out as the same version of the engine says.
-        let context = unsafe {
-            func_ref.add(usize::from(POINTER.vm_func_ref().vmctx())).cast::<NonNull<u8>>().read()
-        };
+        let context =
+            unsafe { func_ref.add(usize::from(POINTER.vm_func_ref().vmctx())).cast::<NonNull<u8>>().read() };
         // SAFETY: all contexts begin with their kind.
         if unsafe { context.cast::<u32>().read() } != VMCONTEXT_MAGIC {
             return;
