@@ -20,6 +20,7 @@ pub mod events;
 pub mod hooks;
 pub mod image;
 pub mod kvm;
+mod last_words;
 pub mod launch;
 pub mod link;
 pub mod memory;

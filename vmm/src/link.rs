@@ -4,10 +4,11 @@
 //! before it sleeps, and never waits for anybody else: whoever consumes a program's output does so from a queue whose
 //! length the guest's stream windows bound.
 
+use crate::last_words::LastWords;
 use crate::socket::Relay;
 use crate::vcpu::Shared;
 use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
-use nacre_abi::message::Header;
+use nacre_abi::message::{Header, Kind};
 use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
 use nacre_abi::{VcpuId, window};
@@ -413,25 +414,34 @@ pub fn read_rings(
     let mut body = vec![0; window::TO_HOST_BYTES as usize];
     let (mut traffic, mut lingering_since) = (false, None);
     window.set_control(ControlWord::HostAwake, 1);
-    let mut vain = 0;
+    let (mut vain, mut last_words, count) = (0, LastWords::default(), rings.len());
     loop {
         let mut any = false;
-        for ring in &mut rings {
+        for (number, ring) in rings.iter_mut().enumerate() {
             // Bounded, so that a guest that floods one ring cannot keep the others, or the end, from being seen.
             for _ in 0..MESSAGES_PER_LOOK {
-                let Some(incoming) = ring.receive()? else { break };
+                let Some(incoming) = ring.receive()? else {
+                    last_words.seen_empty(number);
+                    break;
+                };
                 let header = incoming.header();
                 let len = incoming.copy_body(0, &mut body);
                 incoming.finish();
-                traffic |= handle(header, &body[..len]) == Traffic::Connection;
                 any = true;
                 sender.counters.received.fetch_add(1, Ordering::Relaxed);
+                let is_last = header.kind == Kind::ProgramExited;
+                if !(is_last && last_words.keep(header, &body[..len], number, count)) {
+                    traffic |= handle(header, &body[..len]) == Traffic::Connection;
+                }
             }
+        }
+        while let Some((header, body)) = last_words.next() {
+            handle(header, &body);
         }
         sender.flush();
         let more = relay.turn();
         sender.kick();
-        if (any || more) && !shared.stop.load(Ordering::SeqCst) {
+        if (any || more || last_words.any()) && !shared.stop.load(Ordering::SeqCst) {
             if !relay.is_empty() {
                 relay.wait(0);
             }
