@@ -186,12 +186,17 @@ pub fn wake_all() {
 }
 
 /// Called by a task that is about to sleep: whether it need not, because something came for it. Else what comes wakes it,
-/// until [`awake`].
+/// until [`awake`]. What came is taken in, whatever the task is going to wait for: left where it is it would keep the task from
+/// sleeping, and from giving its vCPU up, for as long as that does not come.
 pub fn news_before_sleep(program: &Program) -> bool {
     let Some(sockets) = program.sockets.get().filter(|sockets| sockets.is_mine()) else { return false };
     sockets.waiting.store(true, Ordering::Relaxed);
     fence(Ordering::SeqCst);
-    sockets.has_news()
+    let news = sockets.has_news();
+    if news {
+        sockets.take_in(&mut sockets.table().borrow_mut(), &mut ToHost(program.id));
+    }
+    news
 }
 
 /// The task that slept is awake.
