@@ -5,7 +5,7 @@
 mod calls_support;
 
 use calls_support::{compiled, echo, launch, run, run_with, scribbler};
-use nacre_vmm::program::{Exit, RunOptions};
+use nacre_vmm::program::{Exit, ProgramSpec, RunOptions};
 use nacre_vmm::{Call, CallError, CvmError};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -265,4 +265,32 @@ fn results_come_though_the_next_call_takes_long() {
         long.cancel();
         assert!(matches!(end.recv().unwrap(), Exit::Error(_)));
     }
+}
+
+/// What is kept for later calls is no reason to refuse a program that needs the memory.
+#[test]
+fn kept_memories_make_room_for_a_program() {
+    let Some(cvm) = launch("calls", 2) else { return };
+    // 4 MiB each, of which every page is written. They wait for each other's number, so that many memories are in use at once.
+    let writer = compiled(
+        r#"(module (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32))) (memory (export "memory") 64)
+          (func (export "_start") (local $n i32)
+            (memory.fill (i32.const 0) (i32.const 7) (i32.const 4194304))
+            (loop $again
+              (drop (call $yield))
+              (local.set $n (i32.add (local.get $n) (i32.const 1)))
+              (br_if $again (i32.lt_u (local.get $n) (i32.const 200))))))"#,
+    );
+    let module = cvm.load_module(writer.file()).unwrap();
+    let (sender, results) = mpsc::channel();
+    for _ in 0..60 {
+        let sender = sender.clone();
+        cvm.call(&module, Call::default(), move |result| sender.send(result.exit).unwrap()).unwrap();
+    }
+    (0..60).for_each(|_| assert_eq!(results.recv().unwrap(), Exit::Code(0)));
+    // The CVM has 512 MiB, of which a quarter may be kept.
+    let large = compiled(r#"(module (memory (export "memory") 6800) (func (export "_start")))"#);
+    let spec = ProgramSpec { code: &large, args: vec!["large".into()], ..ProgramSpec::default() };
+    let (exit, output, errors) = cvm.load(&spec).unwrap().run_to_end().unwrap();
+    assert_eq!(exit, Exit::Code(0), "{} {}", String::from_utf8_lossy(&output), String::from_utf8_lossy(&errors));
 }

@@ -113,7 +113,7 @@ pub fn protect(start: u64, bytes: u64, perms: Option<Perms>) -> Result<(), MapEr
 }
 
 /// Unmaps what is kept for speed only; false if there was nothing.
-fn give_up_idle() -> bool {
+pub fn give_up_idle() -> bool {
     let mut any = false;
     while let Some(start) = STACKS.take(|_| true) {
         unmap(start, STACK_BYTES + PAGE_BYTES);

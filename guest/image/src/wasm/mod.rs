@@ -321,7 +321,10 @@ fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
     let bytes = code.bytes();
     let header = Header::parse(bytes).map_err(Outcome::error)?;
     header.check_compatible(cpu::features()).map_err(Outcome::error)?;
-    let available = crate::memory::available_bytes();
+    let mut available = crate::memory::available_bytes();
+    if header.min_memory_bytes > available && areas::give_up_idle() {
+        available = crate::memory::available_bytes();
+    }
     if header.min_memory_bytes > available {
         let text = format!(
             "the program's linear memory starts with {} MiB, but this CVM has only {} MiB left: give it more with --memory",
