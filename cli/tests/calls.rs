@@ -290,7 +290,13 @@ fn kept_memories_make_room_for_a_program() {
     (0..60).for_each(|_| assert_eq!(results.recv().unwrap(), Exit::Code(0)));
     // The CVM has 512 MiB, of which a quarter may be kept.
     let large = compiled(r#"(module (memory (export "memory") 6800) (func (export "_start")))"#);
-    let spec = ProgramSpec { code: &large, args: vec!["large".into()], ..ProgramSpec::default() };
+    let spec = ProgramSpec { code: large.file(), args: vec!["large".into()], ..ProgramSpec::default() };
     let (exit, output, errors) = cvm.load(&spec).unwrap().run_to_end().unwrap();
-    assert_eq!(exit, Exit::Code(0), "{} {}", String::from_utf8_lossy(&output), String::from_utf8_lossy(&errors));
+    assert_eq!(
+        exit,
+        Exit::Code(0),
+        "{} {}",
+        String::from_utf8_lossy(&output),
+        String::from_utf8_lossy(&errors)
+    );
 }

@@ -89,8 +89,8 @@ impl Client {
             return Err(usage("has more than a host and a port"));
         }
         let host = uri.host().ok_or_else(|| usage("has no host"))?;
-        if uri.port().is_some() && uri.port_u16().is_none() {
-            return Err(usage("has a port above 65535"));
+        if uri.port_u16().is_none() && authority != host {
+            return Err(usage("has a port that is none"));
         }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self { place: Place::Tcp { host, port: uri.port_u16().unwrap_or(80) }, authorization: None })
