@@ -226,6 +226,11 @@ fn state(text: &mut String, views: &[View], gauges: Gauges) {
     let version = env!("CARGO_PKG_VERSION");
     Family::new(text, "gauge", "nacre_build_info", "The version that runs; always 1.")
         .value(&format!("version=\"{version}\""), 1.0);
+    tenants(text, views);
+}
+
+/// What is so of each tenant's CVM.
+fn tenants(text: &mut String, views: &[View]) {
     type Value = fn(&View) -> f64;
     let families: [(&str, &'static str, &str, Value); 9] = [
         ("counter", "nacre_tenant_cpu_seconds_total", "CPU time of a tenant's CVM.", |view| {

@@ -238,6 +238,18 @@ struct Worker<'s> {
 }
 
 impl Worker<'_> {
+    /// Sleeps until the guest wakes it for the first time, then as [`come`](Self::come).
+    fn begin(&mut self, handle: &VcpuHandle, shared: &Shared) -> bool {
+        // An interrupted sleep is no wake.
+        let woken = || handle.wake.read().is_ok() && shared.may_see_wake(self.id);
+        loop {
+            if woken() || shared.stop.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        self.come(&shared.stop)
+    }
+
     /// Asks for a CPU and waits until there is one; false if the CVM stops first.
     fn come(&mut self, stop: &AtomicBool) -> bool {
         self.membership.manager.woke(self.membership.cvm, self.id);
@@ -287,17 +299,10 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
         membership,
         pinned: None,
     });
-    if let Some(worker) = &mut worker {
-        // Dormant until the guest wakes it: an interrupted sleep is no wake.
-        let woken = || handle.wake.read().is_ok() && shared.may_see_wake(id);
-        loop {
-            if woken() || shared.stop.load(Ordering::SeqCst) {
-                break;
-            }
-        }
-        if !worker.come(&shared.stop) {
-            return VcpuEnd::Stopped;
-        }
+    if let Some(worker) = &mut worker
+        && !worker.begin(handle, shared)
+    {
+        return VcpuEnd::Stopped;
     }
     loop {
         if let Some(worker) = &mut worker
@@ -322,16 +327,13 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
                 let mailbox = window.mailbox(id);
                 let (deadline, wake) =
                     (mailbox[0].load(Ordering::Relaxed), mailbox[1].load(Ordering::Relaxed));
-                match &mut worker {
-                    Some(worker) => {
-                        worker.membership.manager.parked(worker.membership.cvm, id);
-                        wake_after_park(wake, shared);
-                        sleep(id, shared, deadline);
-                        if !worker.come(&shared.stop) {
-                            return VcpuEnd::Stopped;
-                        }
-                    }
-                    None => sleep(id, shared, deadline),
+                if let Some(worker) = &mut worker {
+                    worker.membership.manager.parked(worker.membership.cvm, id);
+                    wake_after_park(wake, shared);
+                }
+                sleep(id, shared, deadline);
+                if worker.as_mut().is_some_and(|worker| !worker.come(&shared.stop)) {
+                    return VcpuEnd::Stopped;
                 }
             }
             Ok(VcpuExit::IoOut(hypercall::DEMAND, _)) => {
