@@ -226,6 +226,19 @@ fn a_worker_that_computes_parks_while_vcpu_0_stands_still() {
     ends_with(&program, &result_of(ROUNDS));
 }
 
+/// Without workers vCPU 0 computes itself, and no other vCPU could make it look up.
+#[test]
+fn the_only_vcpu_answers_while_it_computes() {
+    let Some(cvm) = launch(0, patient()) else { return };
+    const ROUNDS: u64 = 2_000_000_000;
+    let program = started(&cvm, &computing(ROUNDS));
+    for _ in 0..20 {
+        cvm.stats().unwrap();
+    }
+    assert!(program.events.try_recv().is_none(), "it ended before the answers came");
+    ends_with(&program, &result_of(ROUNDS));
+}
+
 #[test]
 fn without_a_grant_everything_waits_and_with_one_it_goes_on() {
     let Some(cvm) = launch(2, patient()) else { return };

@@ -7,7 +7,7 @@
 use crate::last_words::LastWords;
 use crate::socket::Relay;
 use crate::vcpu::Shared;
-use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
+use nacre_abi::elastic::{EPOCH_NOW, EPOCHS, ElasticWord, PAGE_VERSION};
 use nacre_abi::message::{Header, Kind};
 use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
@@ -321,6 +321,9 @@ impl Sender {
         {
             self.counters.wakes.fetch_add(1, Ordering::Relaxed);
             let _ = self.shared.vcpus[VcpuId::NORMAL.index()].wake.write(1);
+        } else if self.shared.vcpus.len() == 1 {
+            // Without workers it may compute: its task comes to a safe point, where it reads the ring.
+            raise_epochs(window);
         }
     }
 
@@ -350,6 +353,13 @@ impl Sender {
     /// Whether anybody waits for room.
     fn is_awaited(&self) -> bool {
         window_of(&self.shared).control(ControlWord::HostWantsRoom) != 0
+    }
+}
+
+/// Makes compiled code that runs now come to a safe point, at its next epoch check.
+pub fn raise_epochs(window: &Window<'_>) {
+    for epoch in EPOCHS {
+        window.elastic().set(epoch, EPOCH_NOW);
     }
 }
 

@@ -2,10 +2,10 @@
 //! knows what was asked of whom. Everything here happens under the manager's lock.
 
 use super::seat::{Seat, State};
-use crate::link::window_of;
+use crate::link::{raise_epochs, window_of};
 use crate::vcpu::Shared;
 use nacre_abi::VcpuId;
-use nacre_abi::elastic::{self, EPOCH_NOW, EPOCHS, ElasticWord, worker_mask};
+use nacre_abi::elastic::{self, ElasticWord, worker_mask};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -156,14 +156,6 @@ impl Member {
         page.set(ElasticWord::Grant, permitted.count_ones().into());
     }
 
-    /// Workers that compute look at the page, at their next epoch check.
-    fn raise_epochs(&self) {
-        let page = window_of(&self.shared).elastic();
-        for epoch in EPOCHS {
-            page.set(epoch, EPOCH_NOW);
-        }
-    }
-
     /// vCPU 0 looks at the page, whatever it does now.
     pub(super) fn ring_normal(&self) {
         fence(Ordering::SeqCst);
@@ -176,7 +168,7 @@ impl Member {
         self.publish();
         // A worker that was let go of without a reclaim of its own has to hear of it too.
         if before & !self.published & self.active != 0 {
-            self.raise_epochs();
+            raise_epochs(&window_of(&self.shared));
             self.ring_normal();
         }
     }
@@ -221,7 +213,7 @@ impl Member {
         self.asked[worker.index()].at_ns = now_ns;
         self.seat(worker).count_reclaim();
         self.publish();
-        self.raise_epochs();
+        raise_epochs(&window_of(&self.shared));
         true
     }
 
