@@ -188,7 +188,11 @@ impl Table {
     pub fn unlisten(&mut self, link: &mut impl Link) {
         self.listening = false;
         while let Some(slot) = self.backlog.pop_front() {
-            self.break_off(slot, link);
+            // Whatever it has sent: it was never accepted.
+            if let Some(connection) = self.slot_mut(slot).filter(|connection| !connection.silent) {
+                let id = connection.id;
+                link.send(Kind::SocketRefused, id, Refusal::NotListening as u64, &[]);
+            }
             self.remove(slot);
         }
     }

@@ -128,7 +128,7 @@ fn the_backlog_has_an_end() {
     assert_eq!(world.accept(), Ok(SocketId(1)));
     world.said.kinds();
     world.table.unlisten(&mut world.said);
-    assert_eq!(world.said.kinds(), vec![Kind::SocketReset; BACKLOG - 2]);
+    assert_eq!(world.said.kinds(), vec![Kind::SocketRefused; BACKLOG - 2]);
     world.open(7);
     assert_eq!(world.said.0[0].2, Refusal::NotListening as u64);
 }
