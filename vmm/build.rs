@@ -17,6 +17,7 @@ fn main() {
         "mm/src",
         "wval/src",
         "wasi/src",
+        "sockets/src",
         "engine/src",
         "../abi/src",
     ] {

@@ -9,6 +9,7 @@
 //! 0x090   SpinLimit    host   what a wake is worth, in nanoseconds: see `SpinPolicy` in nacre-wval
 //! 0x098   DemandSeen   host   the demand the host has in its books
 //! 0x180   Demand       guest  tasks that no allowed worker can take, quantised
+//! 0x200   Epoch...     both   what compiled code compares with its deadline: guest its epoch, host [`EPOCH_NOW`]
 //! ```
 //!
 //! All of them are levels, none is an event, and each is a hint: whoever reads copies once and validates ([`allowed`],
@@ -17,7 +18,7 @@
 //!
 //! # Who tells whom
 //! ```text
-//! host: takes a worker away   Reclaim, Grant; fence; wakes vCPU 0, which bumps the epoch; the worker parks (PARK)
+//! host: takes a worker away   Reclaim, Grant; Epoch...; fence; wakes vCPU 0, in case the epoch was not seen; the worker parks (PARK)
 //! host: gives one             Reclaim, Grant; fence; wakes that worker (and it wakes others if tasks wait)
 //! guest: more tasks wait      Demand; fence; reads DemandSeen; if the demand is higher, hypercall DEMAND
 //! guest: fewer wait           Demand, no more
@@ -30,7 +31,7 @@ use crate::MAX_VCPUS;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Version of the page, which both sides must have alike.
-pub const PAGE_VERSION: u64 = 1;
+pub const PAGE_VERSION: u64 = 2;
 /// Where the page is in the window.
 pub const PAGE_OFFSET: u64 = 0x1000;
 /// Its length in bytes.
@@ -39,6 +40,10 @@ pub const PAGE_BYTES: u64 = 0x1000;
 pub const SPIN_LIMIT_MAX_NS: u64 = 10_000_000;
 /// What a wake is worth unless somebody says otherwise: 150 us.
 pub const SPIN_LIMIT_DEFAULT_NS: u64 = 150_000;
+/// An epoch that all deadlines are below: compiled code comes to a safe point. The guest then puts its own epoch back.
+pub const EPOCH_NOW: u64 = u64::MAX;
+/// The words of the epochs: on a cache line of their own, which all workers that compute have in their caches.
+pub const EPOCHS: [ElasticWord; 2] = [ElasticWord::EpochOfPrograms, ElasticWord::EpochOfCalls];
 /// What the demand can be.
 pub const DEMAND_LEVELS: [u32; 8] = [0, 1, 2, 4, 8, 16, 32, 63];
 
@@ -57,6 +62,10 @@ pub enum ElasticWord {
     DemandSeen = 19,
     /// Guest: one of [`DEMAND_LEVELS`].
     Demand = 48,
+    /// Both: the epoch of programs, which the host may set to [`EPOCH_NOW`].
+    EpochOfPrograms = 64,
+    /// Both: the epoch of calls, likewise.
+    EpochOfCalls = 65,
 }
 
 const _: () = assert!(
@@ -65,7 +74,9 @@ const _: () = assert!(
         && ElasticWord::Reclaim as u64 == 17
         && ElasticWord::SpinLimit as u64 == 18
         && ElasticWord::DemandSeen as u64 == 19
-        && ElasticWord::Demand as u64 == 48,
+        && ElasticWord::Demand as u64 == 48
+        && ElasticWord::EpochOfPrograms as u64 == 64
+        && ElasticWord::EpochOfCalls as u64 == 65,
     "the places of the words are an interface: raise PAGE_VERSION and read docs/elasticity.md before changing them"
 );
 const _: () = assert!(
@@ -83,7 +94,7 @@ pub struct ElasticPage<'a> {
 }
 
 impl<'a> ElasticPage<'a> {
-    /// The page over its words, of which there are at least 49.
+    /// The page over its words, of which there are at least 66.
     pub(crate) fn new(words: &'a [AtomicU64]) -> ElasticPage<'a> {
         ElasticPage { words }
     }
@@ -96,6 +107,11 @@ impl<'a> ElasticPage<'a> {
     /// Writes a word.
     pub fn set(&self, word: ElasticWord, value: u64) {
         self.words[word as usize].store(value, Ordering::SeqCst);
+    }
+
+    /// Where a word is, for what a read and a write are not enough for.
+    pub fn place(&self, word: ElasticWord) -> &'a AtomicU64 {
+        &self.words[word as usize]
     }
 
     /// Which of `workers` workers may run, by the host's present word.

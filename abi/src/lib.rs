@@ -7,7 +7,8 @@
 //! * [`window`]: the shared window: the control page and the rings in it.
 //! * [`elastic`]: the shared page in it, by which guest and host agree on who runs.
 //! * [`ring`]: a byte ring between two parties that do not trust each other.
-//! * [`message`]: the messages on those rings.
+//! * [`message`]: the messages on those rings. [`call`]: what the request and the answer of a call hold. [`socket`]: TCP
+//!   connections, and their flow control.
 //!
 //! Both sides compile this crate. Its numbers are an interface: each is pinned by a `const` assert, and a change is a
 //! new [`ABI_VERSION`]. The crate is `no_std` except under test, so that fuzzers and host tools can drive it.
@@ -15,11 +16,13 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod call;
 pub mod elastic;
 pub mod hypercall;
 pub mod layout;
 pub mod message;
 pub mod ring;
+pub mod socket;
 pub mod spawn;
 #[cfg(not(stepped))]
 mod sync;
@@ -28,7 +31,7 @@ pub mod sync;
 pub mod window;
 
 /// Version of everything in this crate; host and guest of one Nacre binary always have the same.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Bytes in a small page and in the smallest unit of memory accounting.
 pub const PAGE_BYTES: u64 = 4096;

@@ -7,9 +7,22 @@
 //! H ProgramStart
 //! H StreamData/StreamEnd (stdin)    G StreamData (stdout, stderr)    both Credit (bytes consumed so far)
 //! G ProgramExited
+//! H SocketOpen ...                  connections: see [`socket`](crate::socket)
 //! H Export                          G (TreeEntry TreeData*)* TreeEnd
 //! H ProgramDrop
 //! ```
+//!
+//! A *module* is code that is loaded once and called many times. Host-chosen numbers name modules and calls, each kind in
+//! a space of its own (`program` in the header):
+//!
+//! ```text
+//! H ModuleCreate(arg: code bytes)  ModuleCode*  ModuleLoad      G ModuleLoaded
+//! H CallStart(stream: module, arg: request bytes)  CallData*    G CallOutput*  CallDone
+//! H CallCancel                                                  (a CallDone comes all the same)
+//! H ModuleDrop                                                  (its calls run to their ends)
+//! ```
+//!
+//! What a request and an answer hold is in [`call`](crate::call): in the usual case one message each way.
 //!
 //! Streams carry byte offsets from their start: a program may write from one vCPU's ring and then from another's, and the
 //! receiver puts the pieces in order. A sender has at most [`STREAM_WINDOW_BYTES`] on the way that the receiver has not
@@ -87,6 +100,28 @@ kinds! {
     Ready = 19,
     /// H, before the start: something about how the program runs; `stream` is a [`ProgramOption`], `arg` its value.
     ProgramOption = 20,
+    /// H: a new module; `program` is its number, `arg` the length of its precompiled code in bytes.
+    ModuleCreate = 21,
+    /// H: a piece of a module's code; `arg` is its offset.
+    ModuleCode = 22,
+    /// H: the code is complete: load it.
+    ModuleLoad = 23,
+    /// G: the module can be called if `stream` is [`ExitKind::Code`]; else it is gone and the body says why.
+    ModuleLoaded = 24,
+    /// H: forget the module; calls of it that were started go on.
+    ModuleDrop = 25,
+    /// H: call the module with number `stream`; `program` is the call's number, `arg` the length of the request, the body
+    /// its first bytes.
+    CallStart = 26,
+    /// H: more of a request; `arg` is the offset.
+    CallData = 27,
+    /// H: end the call at its next safe point.
+    CallCancel = 28,
+    /// G: a piece of a call's output, of [`call::PIECE_BYTES`](crate::call::PIECE_BYTES) but for the last one; `stream` says
+    /// of which, `arg` is the offset.
+    CallOutput = 29,
+    /// G: the call is over; the body is an answer (see [`call`](crate::call)).
+    CallDone = 30,
     /// H, debug images only: stop all tasks and send the tenant arena.
     ArenaDump = 32,
     /// Both, debug images only: memory at virtual address `arg`; `stream` holds the permissions.
@@ -97,6 +132,23 @@ kinds! {
     ArenaEnd = 36,
     /// H, debug images only: make the measurement [`SelfTest`] number `arg`; the body is its input. G: the result as text.
     SelfTest = 37,
+    /// H: a new connection for a program that listens; `stream` is its number in this and all that follow, `arg` up to what
+    /// cost the guest may send, the body the peer's address. All kinds of connections: see [`socket`](crate::socket).
+    SocketOpen = 48,
+    /// G: the program has accepted the connection; `arg` is up to what cost the host may send.
+    SocketAccepted = 49,
+    /// G: there is no such connection, and the guest says nothing more of it; `arg` is a [`Refusal`](crate::socket::Refusal).
+    SocketRefused = 50,
+    /// Both: bytes of a connection at offset `arg`.
+    SocketData = 51,
+    /// Both: the sender's half ends at offset `arg`.
+    SocketEnd = 52,
+    /// Both: up to what cost the other side may send.
+    SocketCredit = 53,
+    /// Both, the sender's last word: its half ends at offset `arg`, and it reads no more.
+    SocketClose = 54,
+    /// Both, the sender's last word: the connection failed.
+    SocketReset = 55,
 }
 
 /// What a debug image can measure of itself.
@@ -173,6 +225,8 @@ pub enum ProgramOption {
     CpuLimit = 1,
     /// The class of its tasks: 0 high, 1 normal, 2 low.
     Priority = 2,
+    /// It finds a listening socket behind its preopened directories. No value.
+    Listens = 16,
 }
 
 impl ProgramOption {
@@ -182,6 +236,7 @@ impl ProgramOption {
             0 => Some(ProgramOption::WallLimit),
             1 => Some(ProgramOption::CpuLimit),
             2 => Some(ProgramOption::Priority),
+            16 => Some(ProgramOption::Listens),
             _ => None,
         }
     }
@@ -354,6 +409,18 @@ stats! {
     wakes,
     /// Times a worker found that it must park.
     reclaims,
+    /// Calls of modules that were started.
+    calls,
+    /// Calls that found no memory of their module's ready for use.
+    calls_cold,
+    /// Bytes of linear memory that were put back after calls.
+    restored_bytes,
+    /// Messages that came from the host.
+    messages_in,
+    /// Messages to the host.
+    messages_out,
+    /// Doorbells rung for them.
+    doorbells,
     /// Tasks that were handed to vCPU 0 because they needed a lock of the engine's.
     handed_over,
     /// Locks that were taken on Worker vCPUs: 0, else a worker that the host stops can hold up others.

@@ -46,9 +46,11 @@ pub enum ControlWord {
     WallClockNs = 3,
     /// Time stamp counter at the moment of the wall clock.
     WallClockTsc = 4,
-    /// Guest: 1 while vCPU 0 is about to park or parked, so the host must wake it after writing to its ring.
+    /// Guest: 1 while vCPU 0 is about to park or parked, so the host must wake it after writing to its ring. Who does so
+    /// sets it to 0: others need not wake it again.
     NormalParked = 16,
-    /// Host: 0 while the thread that reads the rings sleeps, so the guest must ring the doorbell after writing.
+    /// Host: 0 while the thread that reads the rings sleeps, so the guest must ring the doorbell after writing. Who
+    /// does so sets it to 1: others need not ring again.
     HostAwake = 24,
     /// Host: 1 while somebody waits for room on the ring to the guest, so the guest must ring the doorbell after reading.
     HostWantsRoom = 32,
@@ -85,6 +87,11 @@ impl<'a> Window<'a> {
     /// Writes a control word.
     pub fn set_control(&self, word: ControlWord, value: u64) {
         self.words[word as usize].store(value, Ordering::SeqCst);
+    }
+
+    /// Writes a control word and returns what was there.
+    pub fn swap_control(&self, word: ControlWord, value: u64) -> u64 {
+        self.words[word as usize].swap(value, Ordering::SeqCst)
     }
 
     /// The shared page.

@@ -12,7 +12,7 @@ use nacre_mm::entry::{Perms, Size};
 use nacre_mm::frames::{Frames, PagePool, words_needed};
 use nacre_mm::page_tables::{PageTables, TableMemory};
 use nacre_mm::{GuestPhys, GuestVirt};
-use nacre_wasi::{Builder, Call, Clock, Fs, Interest, Stop, Stream, StreamError, System};
+use nacre_wasi::{Builder, Call, Clock, Fs, Interest, Sockets, Stop, Stream, StreamError, System};
 use nacre_wval::{RunQueue, TaskRef};
 use std::hint::black_box;
 use std::sync::atomic::AtomicU64;
@@ -120,6 +120,8 @@ fn run_queue(criterion: &mut Criterion) {
 
 /// A kernel that takes all output.
 struct Sink;
+
+impl Sockets for Sink {}
 
 impl System for Sink {
     fn clock_ns(&self, _: Clock) -> u64 {

@@ -2,19 +2,25 @@
 //!
 //! * [`invoke`]: computing, boot, instances, first touch of memory and the life of a CVM.
 //! * [`elastic`]: waking, parking and reclaiming workers, and what they cost.
+//! * [`service`]: requests to a service.
 //! * [`host`]: the same engine as an ordinary process. [`cvm`]: the same program in a CVM. [`programs`]: what both run.
+//! * [`load`]: requests to HTTP servers. [`child`]: the servers as processes. [`serve`]: the reference among them.
 //! * [`summary`]: medians and ratios. [`report`]: the result. [`machine`]: where it was measured.
 //!
 //! Nothing is printed here and no target fails a run: machines are shared and noisy, a result says what it found.
 #![forbid(unsafe_code)]
 
+pub mod child;
 pub mod cvm;
 pub mod elastic;
 pub mod host;
 pub mod invoke;
+pub mod load;
 pub mod machine;
 pub mod programs;
 pub mod report;
+pub mod serve;
+pub mod service;
 pub mod summary;
 
 /// Why a benchmark gave no result; what follows the last "; " is the remedy.
@@ -71,7 +77,7 @@ impl BenchError {
 
 /// Is told how far a benchmark is.
 pub trait Progress {
-    /// The next of [`invoke::Options::steps`] or [`elastic::Options::steps`] steps begins.
+    /// The next of [`invoke::Options::steps`], [`elastic::Options::steps`] or [`service::Options::steps`] steps begins.
     fn step(&self, doing: &str);
 }
 

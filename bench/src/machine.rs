@@ -96,14 +96,15 @@ pub fn descriptors() -> u64 {
 }
 
 /// The value of the first line `name : value`.
-fn field(text: &str, name: &str) -> Option<String> {
+pub(crate) fn field(text: &str, name: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;
         (key.trim() == name).then(|| value.trim().to_owned())
     })
 }
 
-fn kib_field(path: &str, name: &str) -> u64 {
+/// The same in bytes, of a file whose values are in KiB; 0 if there is none.
+pub(crate) fn kib_field(path: &str, name: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let value = field(&text, name).unwrap_or_default();
     value.strip_suffix("kB").and_then(|kib| kib.trim().parse::<u64>().ok()).map_or(0, |kib| kib << 10)

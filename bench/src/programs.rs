@@ -40,6 +40,15 @@ pub const COMPUTE: [Compute; 3] = [
 /// The smallest command.
 pub const EMPTY: &str = include_str!("../../apps/features/empty.wat");
 
+/// A function: standard input becomes standard output.
+pub const ECHO: &str = include_str!("../programs/echo.wat");
+
+/// A function in C.
+pub const ACTION: &[u8] = include_bytes!("../../apps/action/action.wasm");
+
+/// The key-value service.
+pub const KV: &[u8] = include_bytes!("../../apps/kv/kv.wasm");
+
 /// A program that touches fresh memory of this size in bytes, more than 64 KiB. Sizes over 4 GiB make it use a 64-bit
 /// memory.
 #[must_use]
@@ -49,6 +58,25 @@ pub fn touch(bytes: u64) -> String {
         .replace("INDEX", index)
         .replace("PAGES", &(bytes >> 16).to_string())
         .replace("BYTES", &bytes.to_string())
+}
+
+/// A program that starts with so many MiB of data, as an interpreter with its library does, and writes to a hundred pages of
+/// its memory.
+#[must_use]
+pub fn large(mib: usize) -> String {
+    let data: String = (0..mib * 64)
+        .map(|block| {
+            format!("(data (i32.const {}) \"{}\")", 65_536 + block * 16_384, "abcdefghijklmnop".repeat(1000))
+        })
+        .collect();
+    let (pages, step) = (mib * 16 + 16, mib * 10_000);
+    format!(
+        r#"(module (memory (export "memory") {pages}) {data}
+          (func (export "_start") (local $i i32)
+            (loop $next
+              (i32.store (i32.mul (local.get $i) (i32.const {step})) (i32.const 77))
+              (br_if $next (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 100))))))"#
+    )
 }
 
 /// The `.cwasm` around code that [`crate::host::HostEngine::same`] made, for a CVM. `min_memory_bytes` is what the

@@ -107,6 +107,42 @@ impl Row {
     }
 }
 
+/// Numbers side by side, without a judgement: where something goes.
+#[derive(Debug, Clone, Serialize)]
+pub struct Table {
+    /// What it shows.
+    pub title: String,
+    /// Names of the columns of numbers, with their units.
+    pub columns: Vec<&'static str>,
+    /// Names of the lines, and a number for each column.
+    pub lines: Vec<(String, Vec<f64>)>,
+}
+
+impl Table {
+    fn text(&self) -> String {
+        let cell = |number: &f64| format!("{number:.2}");
+        let names = self.lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..self.columns.len())
+            .map(|column| {
+                let cells = self.lines.iter().filter_map(|(_, numbers)| numbers.get(column));
+                cells.map(|number| cell(number).len()).chain([self.columns[column].len()]).max().unwrap_or(0)
+            })
+            .collect();
+        let mut text = format!("\n{}\n{:names$}", self.title, "");
+        for (column, width) in self.columns.iter().zip(&widths) {
+            let _ = write!(text, "  {column:>width$}");
+        }
+        for (name, numbers) in &self.lines {
+            let _ = write!(text, "\n{name:names$}");
+            for (number, width) in numbers.iter().zip(&widths) {
+                let _ = write!(text, "  {:>width$}", cell(number));
+            }
+        }
+        text.push('\n');
+        text
+    }
+}
+
 /// A finished run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -122,6 +158,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// What was left out and why.
     pub skipped: Vec<String>,
+    /// What is not judged.
+    pub tables: Vec<Table>,
 }
 
 impl Report {
@@ -155,6 +193,9 @@ impl Report {
             let padded: Vec<String> =
                 line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
             let _ = writeln!(text, "{}", padded.join("  ").trim_end());
+        }
+        for table in &self.tables {
+            text.push_str(&table.text());
         }
         let missed = self.rows.iter().filter(|row| row.met == Some(false)).count();
         let judged = self.rows.iter().filter(|row| row.met.is_some()).count();
@@ -277,11 +318,22 @@ mod tests {
             elapsed_seconds: 1.0,
             rows,
             skipped: vec!["big: no memory".into()],
+            tables: vec![Table {
+                title: "where".into(),
+                columns: vec!["us", "wakes"],
+                lines: vec![("a thread".into(), vec![12.345, 0.5]), ("b".into(), vec![1.0, 100.0])],
+            }],
         };
         let table = report.table();
         assert!(table.contains("2.00 ms (1.00 ms..3.00 ms)"), "{table}");
         assert!(table.contains("1.500 (1.000..2.000)  1.000  ratio 1.00  not met"), "{table}");
         assert!(table.contains("1 of 2 targets met, 1 not met") && table.contains("SKIPPED big"), "{table}");
+        assert!(
+            table.contains(
+                "where\n             us   wakes\na thread  12.35    0.50\nb          1.00  100.00\n"
+            ),
+            "{table}"
+        );
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(json["rows"][0]["met"], false);
         assert_eq!(json["rows"][1]["target"]["value"], 6.0);

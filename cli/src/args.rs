@@ -14,6 +14,8 @@ use nacre_engine::CpuTarget;
 
 use crate::{
     host_cpu,
+    node::args::{NodeArgs, NodeCommand, TenantArgs, WorkerArgs},
+    node::drive_args::{DeployArgs, DescribeArgs, InvokeArgs, LogsArgs, PsArgs, RmArgs},
     top::SortBy,
     values::{
         DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_duration, parse_env,
@@ -37,12 +39,31 @@ pub enum Command {
     Compile(CompileArgs),
     /// Run one program in a CVM of its own
     Run(RunArgs),
-    /// Show what Nacre does: two programs at once in one CVM
+    /// Show what Nacre does: two programs in one CVM, then a node under load
     Demo(DemoArgs),
     /// Measure Nacre on this machine
     Bench(BenchArgs),
     /// Show your running CVMs on this machine: workers, demand, CPU, memory
     Top(TopArgs),
+    /// Run a node: functions and services behind one daemon
+    Node(NodeArgs),
+    /// Add, list and remove tenants of a node
+    Tenant(TenantArgs),
+    /// Deploy a function to a node
+    Deploy(DeployArgs),
+    /// Call a function and print its result
+    Invoke(InvokeArgs),
+    /// Show what a tenant has running
+    Ps(PsArgs),
+    /// Show the logs of a deployment's last calls, or of one call
+    Logs(LogsArgs),
+    /// Describe what is deployed
+    Describe(DescribeArgs),
+    /// Remove what is deployed
+    Rm(RmArgs),
+    /// Compile one module as a child of a node
+    #[command(hide = true)]
+    CompileWorker(WorkerArgs),
 }
 
 impl Command {
@@ -55,6 +76,17 @@ impl Command {
             Self::Demo(args) => args.json,
             Self::Bench(args) => args.json(),
             Self::Top(args) => args.json,
+            Self::Node(args) => match &args.command {
+                NodeCommand::Start(args) => args.json,
+            },
+            Self::Tenant(args) => args.json(),
+            Self::Deploy(args) => args.json,
+            Self::Invoke(args) => args.json,
+            Self::Ps(args) => args.json,
+            Self::Logs(args) => args.json,
+            Self::Describe(args) => args.json,
+            Self::Rm(args) => args.json,
+            Self::CompileWorker(_) => false,
         }
     }
 }
@@ -176,12 +208,19 @@ impl RunArgs {
 
 /// `nacre demo`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nacre demo\n  nacre demo --workers 3 --json")]
+#[command(
+    after_help = "It takes about 15 seconds: first two programs at once in one CVM, then a node with a function and a \
+    key-value service under load. The node is a temporary one on ports of the loopback; nothing of it stays.\n\n\
+    Examples:\n  \
+    nacre demo\n  \
+    nacre demo --workers 4\n  \
+    nacre demo --json | jq .node.function.burst"
+)]
 pub struct DemoArgs {
-    /// Worker vCPUs of the CVM: 0 to 63
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u8).range(..=i64::from(MAX_WORKERS)))]
-    pub workers: u8,
-    /// Memory of the CVM: 64MiB to 64GiB; taken from the host only as it is used
+    /// Worker vCPUs of each CVM: 0 to 63 (a node's CVMs have one at least) [default: one per CPU, 2 to 8]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(..=i64::from(MAX_WORKERS)))]
+    pub workers: Option<u8>,
+    /// Memory of each CVM: 64MiB to 64GiB; taken from the host only as it is used
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_memory)]
     pub memory: MemorySize,
     /// Print the summary as JSON
@@ -205,6 +244,7 @@ impl BenchArgs {
         let json = match &self.bench {
             BenchCommand::Invoke(args) => &args.json,
             BenchCommand::Elastic(args) => &args.json,
+            BenchCommand::ServeReference => return false,
         };
         *json == Some(None)
     }
@@ -217,12 +257,43 @@ pub enum BenchCommand {
     Invoke(BenchInvokeArgs),
     /// Waking, parking and reclaiming workers, what they cost, and two CVMs that share CPUs; or a simulation
     Elastic(BenchElasticArgs),
+    /// The server that the node is compared with; prints its address
+    #[command(hide = true)]
+    ServeReference,
+}
+
+/// `--only`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchPart {
+    /// Compute-bound programs
+    Compute,
+    /// Start of a process
+    Boot,
+    /// Fresh instances
+    Instances,
+    /// Warm calls of modules in a CVM
+    Calls,
+    /// First touch of memory
+    Touch,
+    /// Launch and end of CVMs
+    Life,
+    /// Warm functions of a node over HTTP
+    Http,
+    /// First calls of functions
+    Cold,
+    /// The key-value service against redis-server
+    Kv,
 }
 
 /// `nacre bench invoke`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --json result.json")]
+#[command(
+    after_help = "Examples:\n  nacre bench invoke\n  nacre bench invoke --only http --only cold --json result.json"
+)]
 pub struct BenchInvokeArgs {
+    /// Measure this part only; may be given several times
+    #[arg(long, value_enum, value_name = "PART")]
+    pub only: Vec<BenchPart>,
     /// Write the result as JSON to FILE, or to stdout without FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]

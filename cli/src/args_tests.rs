@@ -107,6 +107,7 @@ fn benchmark_results_go_to_a_file_or_stdout() {
     let json = |line: &[&str]| match parse::<BenchArgs>(line).unwrap().bench {
         BenchCommand::Invoke(args) => args.json,
         BenchCommand::Elastic(args) => args.json,
+        BenchCommand::ServeReference => None,
     };
     for bench in ["invoke", "elastic"] {
         assert_eq!(json(&[bench]), None);

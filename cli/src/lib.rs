@@ -4,17 +4,16 @@
 //! -> [`program`] (a checked `.cwasm` in memory) -> [`run`] (a validated [`run::RunPlan`]) -> [`execute`] (a CVM).
 #![forbid(unsafe_code)]
 
+pub use nacre_compile::{cache, host_cpu, module, program};
+
 pub mod args;
 pub mod bench;
-pub mod cache;
 pub mod compile;
 pub mod demo;
 pub mod execute;
 pub mod failure;
-pub mod host_cpu;
 pub mod log;
-pub mod module;
-pub mod program;
+pub mod node;
 pub mod run;
 pub mod spinner;
 pub mod top;

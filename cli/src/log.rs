@@ -25,7 +25,21 @@ pub fn init() {
     }
 }
 
-/// Time since [`init`], which is called first thing in `main`.
+/// The log of a daemon on stderr instead, as text or as JSON lines; `info` without `NACRE_LOG`.
+pub fn init_daemon(json: bool) {
+    let filter = std::env::var("NACRE_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    // Fails only when a log is set up already, which then stays.
+    let _ = if json {
+        tracing_subscriber::registry().with(layer.json().flatten_event(true)).with(filter).try_init()
+    } else {
+        tracing_subscriber::registry().with(layer.with_ansi(colours)).with(filter).try_init()
+    };
+}
+
+/// Time since the first call, which is the first thing in `main`.
 #[must_use]
 pub fn since_start() -> Duration {
     START.get_or_init(Instant::now).elapsed()

@@ -8,15 +8,23 @@ use nacre_cli::{
     args::{Cli, Command},
     bench, compile, demo, execute,
     failure::{EXIT_USAGE, Failure},
-    log, run, top,
+    log, node, run, top,
 };
 
+/// Calls of functions allocate on one thread what another frees, which this one is made for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
-    log::init();
+    let _ = log::since_start();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),
     };
+    // A node has a log of its own, always.
+    if !matches!(cli.command, Command::Node(_)) {
+        log::init();
+    }
     tracing::debug!(since_start_us = log::since_start().as_micros() as u64, "command line parsed");
     let json = cli.command.json();
     let result = match cli.command {
@@ -24,6 +32,15 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Top(args) => top::command(&args),
+        Command::Node(args) => node::command(args),
+        Command::Tenant(args) => node::tenant(&args),
+        Command::Deploy(args) => node::drive::deploy(&args),
+        Command::Invoke(args) => node::drive::invoke(&args),
+        Command::Ps(args) => node::drive::ps(&args),
+        Command::Logs(args) => node::drive::logs(&args),
+        Command::Describe(args) => node::drive::describe(&args),
+        Command::Rm(args) => node::drive::rm(&args),
+        Command::CompileWorker(args) => node::worker(&args),
         Command::Run(args) => run::plan(args).and_then(|plan| execute::execute(&plan)).map(exit),
     };
     result.unwrap_or_else(|failure| failure.report(json))

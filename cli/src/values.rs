@@ -3,10 +3,9 @@
 
 use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
-/// Smallest memory of a CVM, in bytes.
-pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
-/// Largest memory of a CVM, in bytes.
-pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
+use nacre_compile::size::UNITS;
+pub use nacre_compile::size::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, format_size};
+
 /// Longest `--spin-limit`.
 const MAX_SPIN_LIMIT: Duration = Duration::from_millis(10);
 /// Most Worker vCPUs of a CVM.
@@ -14,7 +13,6 @@ pub const MAX_WORKERS: u8 = 63;
 
 /// Guest memory comes in pages of this size.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
-const UNITS: [(&str, u32); 4] = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];
 
 /// Memory of a CVM in bytes: within [`MIN_MEMORY_BYTES`] and [`MAX_MEMORY_BYTES`], a multiple of 2 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,21 +90,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn parse_spin_limit(text: &str) -> Result<Duration, String> {
     let limit = parse_duration(text)?;
     if limit > MAX_SPIN_LIMIT { Err("workers spin for 10ms at most".to_owned()) } else { Ok(limit) }
-}
-
-/// A size for people: the largest binary unit that divides it, or tenths of one.
-#[must_use]
-pub fn format_size(bytes: u64) -> String {
-    let Some((letter, shift)) = UNITS.iter().find(|(_, shift)| bytes >> shift > 0) else {
-        return format!("{bytes} bytes");
-    };
-    let whole = bytes >> shift;
-    let tenths = (u128::from(bytes - (whole << shift)) * 10) >> shift;
-    if bytes.is_multiple_of(1 << shift) {
-        format!("{whole}{letter}iB")
-    } else {
-        format!("{whole}.{tenths}{letter}iB")
-    }
 }
 
 /// `--dir HOST[::GUEST]`: a host directory copied into the CVM before the start.

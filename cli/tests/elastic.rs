@@ -9,10 +9,12 @@ use nacre_cli::compile::compile;
 use nacre_cli::module::{Entry, Module};
 use nacre_cli::program::Program as Compiled;
 use nacre_vmm::elastic::{ElasticError, Ended};
+use nacre_vmm::hooks::{Hooks, VcpuFd};
 use nacre_vmm::program::{Exit, Program, ProgramEvent, ProgramSpec};
+use nacre_vmm::vcpu::Shared;
 use nacre_vmm::{CpuConfig, CpuLimits, CpuManager, Cvm, CvmConfig, CvmError, ElasticConfig};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// Nothing here takes that long unless it hangs.
@@ -166,6 +168,75 @@ fn a_reclaimed_worker_parks_and_its_task_goes_on_elsewhere() {
     let cpu = cvm.cpu().unwrap();
     assert_eq!((cpu.sum(|vcpu| vcpu.reclaims) >= 10, cpu.sum(|vcpu| vcpu.forced)), (true, 0));
     assert!(cvm.take_reclaims().len() >= 10);
+}
+
+/// Lets vCPU 0 into the guest only while the gate is open.
+#[derive(Default)]
+struct Gate {
+    /// Whether it is closed, and whether vCPU 0 stands before it.
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn close(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.0 = true;
+        while !state.1 {
+            let (next, time) = self.changed.wait_timeout(state, LIMIT).unwrap();
+            assert!(!time.timed_out(), "vCPU 0 does not come out of the guest");
+            state = next;
+        }
+    }
+
+    fn open(&self) {
+        self.state.lock().unwrap().0 = false;
+        self.changed.notify_all();
+    }
+}
+
+impl Hooks for Gate {
+    fn entering(&self, id: VcpuId, _: &VcpuFd, _: &Shared) {
+        let mut state = self.state.lock().unwrap();
+        while id == VcpuId::NORMAL && state.0 {
+            state.1 = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+}
+
+/// A reclaim needs nobody but the worker itself: compiled code looks at the word that the host writes.
+#[test]
+fn a_worker_that_computes_parks_while_vcpu_0_stands_still() {
+    if launch(1, patient()).is_none() {
+        return;
+    }
+    let gate = Arc::new(Gate::default());
+    let hooks: Option<Arc<dyn Hooks>> = Some(gate.clone());
+    let cvm = Cvm::launch(CvmConfig { hooks, ..config(2, patient()) }).unwrap();
+    const ROUNDS: u64 = 300_000_000;
+    let program = started(&cvm, &computing(ROUNDS));
+    let here = the_active(&cvm);
+    gate.close();
+    let reclaimed = cvm.reclaim(here).unwrap().wait(LIMIT);
+    gate.open();
+    assert_eq!(reclaimed.expect("it parks").ended, Ended::Parked);
+    cvm.allow(here).unwrap();
+    ends_with(&program, &result_of(ROUNDS));
+}
+
+/// Without workers vCPU 0 computes itself, and no other vCPU could make it look up.
+#[test]
+fn the_only_vcpu_answers_while_it_computes() {
+    let Some(cvm) = launch(0, patient()) else { return };
+    const ROUNDS: u64 = 2_000_000_000;
+    let program = started(&cvm, &computing(ROUNDS));
+    for _ in 0..20 {
+        cvm.stats().unwrap();
+    }
+    assert!(program.events.try_recv().is_none(), "it ended before the answers came");
+    ends_with(&program, &result_of(ROUNDS));
 }
 
 #[test]

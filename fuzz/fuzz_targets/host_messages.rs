@@ -1,16 +1,20 @@
 //! What the host does with messages from a guest, which it does not trust either.
 //!
-//! Input: any messages about a few programs, while their readers keep up. Checked: no panic; output arrives without gaps or
+//! Input: any messages about a few programs, while their readers keep up, and about a few calls. Checked: no panic; output arrives without gaps or
 //! repetitions, an end only after all of it; what the host keeps for a guest that plays games with offsets is
-//! bounded by the stream windows.
+//! bounded by the stream windows, and by what the calls allow; each call gets one result, within what it allows.
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
+use nacre_abi::call::{AnswerHead, PIECE_BYTES};
+use nacre_abi::message::ExitKind;
 use nacre_abi::message::{Header, Kind, STREAM_WINDOW_BYTES};
+use nacre_vmm::calls::{CallError, Calls};
 use nacre_vmm::events::{Events, Mailboxes, ProgramEvent, ProgramId};
 use nacre_vmm::program::TreeEntry;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts the bytes in use.
@@ -41,6 +45,10 @@ const PROGRAMS: u32 = 3;
 const MAX_BODY: usize = (nacre_abi::window::TO_HOST_BYTES / 4) as usize;
 /// Bytes the host may keep per program: early pieces of two streams (the window, twice), and the text of its end.
 const KEPT_PER_PROGRAM: usize = 2 * 2 * STREAM_WINDOW_BYTES as usize + MAX_BODY;
+/// Tasks of the guest whose calls these are.
+const MAX_TASKS: u32 = 8;
+/// Bytes the host may keep per call: two outputs, in vectors that may have grown by doubling, and what a result copies of them.
+const KEPT_PER_CALL: usize = 2 * 2 * 4 * PIECE_BYTES + 1024;
 /// Bytes of bookkeeping per message: a map node, a vector.
 const KEPT_PER_MESSAGE: usize = 1024;
 
@@ -76,6 +84,24 @@ enum Step {
         arg: Arg,
         body: Body,
     },
+    /// A call is made that has room for so many pieces of output.
+    Call(u8),
+    /// A piece of a call's output, its number counted from the start.
+    Piece {
+        call: u8,
+        error: bool,
+        number: u8,
+        off: bool,
+        len: u16,
+    },
+    /// The end of a call, with so many bytes of output.
+    Done {
+        call: u8,
+        out: u32,
+        err: u32,
+        in_pieces: bool,
+        lie: bool,
+    },
     /// The host asks for another reader.
     Open(u8),
     Remove(u8),
@@ -99,9 +125,12 @@ enum Body {
     Long(u16),
 }
 
-#[derive(Default)]
 struct Host {
     mailboxes: Mailboxes,
+    calls: Calls,
+    /// Calls made and results told.
+    made: usize,
+    told: Arc<AtomicUsize>,
     readers: HashMap<u32, Events>,
     /// Where each output stream is, and where it ends.
     streams: HashMap<(u32, u32), (u64, Option<u64>)>,
@@ -109,6 +138,61 @@ struct Host {
 }
 
 impl Host {
+    fn new() -> Host {
+        Host {
+            mailboxes: Mailboxes::default(),
+            calls: Calls::new(MAX_TASKS),
+            made: 0,
+            told: Arc::default(),
+            readers: HashMap::new(),
+            streams: HashMap::new(),
+            messages: 0,
+        }
+    }
+
+    /// Makes a call that has room for `pieces` pieces.
+    fn call(&mut self, pieces: u8) {
+        let (room, told) = (usize::from(pieces % 4) * PIECE_BYTES, self.told.clone());
+        let made = self.calls.expect(room, move |result| {
+            assert!(result.stdout.len().max(result.stderr.len()) <= room);
+            told.fetch_add(1, Ordering::Relaxed);
+        });
+        match made {
+            Ok(call) => {
+                assert!(call < MAX_TASKS);
+                self.made += 1;
+            }
+            Err(error) => assert!(matches!(error, CallError::Busy | CallError::Ended)),
+        }
+    }
+
+    fn deliver_call(&mut self, header: Header, body: &[u8]) {
+        self.messages += 1;
+        assert!(self.calls.deliver(header, body));
+        assert!(self.told.load(Ordering::Relaxed) <= self.made);
+    }
+
+    fn done(&mut self, call: u8, [out, err]: [u32; 2], in_pieces: bool, lie: bool) {
+        let [out, err] = [out, err].map(|bytes| u64::from(bytes) % (4 * PIECE_BYTES as u64 + 1));
+        let head = AnswerHead {
+            kind: ExitKind::Code,
+            code: 0,
+            stdout_cut: false,
+            stderr_cut: false,
+            cold: false,
+            in_pieces,
+            text_bytes: 0,
+            stdout_bytes: out,
+            stderr_bytes: err,
+            cpu_ns: 0,
+            queued_ns: 0,
+            ran_ns: 0,
+        };
+        let mut body = head.encode().to_vec();
+        body.resize(body.len() + if in_pieces { 0 } else { (out + err) as usize } + usize::from(lie), 1);
+        self.deliver_call(Header::new(Kind::CallDone, u32::from(call) % MAX_TASKS), &body);
+    }
+
     fn open(&mut self, program: u32) {
         self.readers.insert(program, self.mailboxes.open(ProgramId(program)));
     }
@@ -187,6 +271,14 @@ impl Host {
                     self.message(kind, program, u32::from(stream % 6), arg, body);
                 }
             }
+            Step::Call(pieces) => self.call(pieces),
+            Step::Piece { call, error, number, off, len } => {
+                let arg = u64::from(number % 6) * PIECE_BYTES as u64 + u64::from(off);
+                let body = vec![b'y'; len as usize % (PIECE_BYTES + 2)];
+                let header = Header::new(Kind::CallOutput, u32::from(call) % MAX_TASKS);
+                self.deliver_call(header.stream(1 + u32::from(error)).arg(arg), &body);
+            }
+            Step::Done { call, out, err, in_pieces, lie } => self.done(call, [out, err], in_pieces, lie),
             Step::Open(program) => self.open(u32::from(program) % PROGRAMS),
             Step::Remove(program) => {
                 let program = u32::from(program) % PROGRAMS;
@@ -196,6 +288,8 @@ impl Host {
             }
             Step::Close => {
                 self.mailboxes.close();
+                self.calls.close();
+                assert_eq!(self.told.load(Ordering::Relaxed), self.made, "a call without a result");
                 self.streams.clear();
                 assert!(self.readers.values().all(|reader| reader.recv().is_none()));
             }
@@ -204,13 +298,16 @@ impl Host {
 }
 
 fuzz_target!(|steps: Vec<Step>| {
-    let mut host = Host::default();
+    let mut host = Host::new();
     (0..PROGRAMS).for_each(|program| host.open(program));
     let before = IN_USE.load(Ordering::Relaxed);
     for step in steps {
         host.step(step);
         let kept = IN_USE.load(Ordering::Relaxed).saturating_sub(before);
-        let bound = PROGRAMS as usize * KEPT_PER_PROGRAM + host.messages * KEPT_PER_MESSAGE + 65536;
+        let bound = PROGRAMS as usize * KEPT_PER_PROGRAM
+            + MAX_TASKS as usize * KEPT_PER_CALL
+            + host.messages * KEPT_PER_MESSAGE
+            + 65536;
         assert!(kept <= bound, "the host keeps {kept} bytes for a guest whose windows allow {bound}");
     }
 });

@@ -1,4 +1,4 @@
-//! Message headers, enumerations and counters, as either side decodes them from the shared window.
+//! Message headers, enumerations, counters, and the requests and answers of calls, as either side decodes them from the shared window.
 //!
 //! Input: raw bytes. Checked: no panic; whatever is accepted encodes to the very same bytes, so no two encodings mean the
 //! same and nothing the sender said is lost.
@@ -6,6 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use nacre_abi::VcpuId;
+use nacre_abi::call::{AnswerHead, HEAD_BYTES, MAX_OUTPUT_BYTES, MAX_REQUEST_BYTES, RequestHead, Texts};
 use nacre_abi::hypercall::{self, ExitReason};
 use nacre_abi::message::{ExitKind, GuestStats, HEADER_WORDS, Header, Kind, TreeKind};
 
@@ -27,6 +28,20 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!((vcpu.index() as u32, vcpu.bit()), (number, 1 << number));
             assert!((hypercall::WAKE_BASE..=hypercall::LAST_PORT).contains(&hypercall::wake(vcpu)));
         }
+    }
+    if let Some(head) = RequestHead::decode(data, data.len() as u64) {
+        assert!(head.request_bytes() == data.len() as u64 && head.request_bytes() <= MAX_REQUEST_BYTES);
+        // The one number that is not taken as it is, but cut.
+        assert!(head.max_output_bytes <= MAX_OUTPUT_BYTES);
+        let (again, said) = (head.encode(), &data[..HEAD_BYTES]);
+        assert!(again[..24] == said[..24] && again[32..] == said[32..]);
+        let texts = &data[HEAD_BYTES..HEAD_BYTES + head.texts_bytes as usize];
+        let all: usize = Texts::new(texts).map(|text| 4 + text.len()).sum();
+        assert!(all <= texts.len());
+    }
+    if let Some(head) = AnswerHead::decode(data, data.len()) {
+        assert_eq!(head.encode()[..], data[..HEAD_BYTES]);
+        assert!(head.stdout_bytes.max(head.stderr_bytes) <= MAX_OUTPUT_BYTES);
     }
     if let Some(bytes) = data.first_chunk() {
         assert_eq!(GuestStats::decode(bytes).encode(), *bytes);

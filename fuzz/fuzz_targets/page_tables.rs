@@ -124,6 +124,7 @@ impl World<'_> {
             for offset in (0..mapping.size.bytes()).step_by(PAGE_BYTES as usize) {
                 let (perms, frame) = match mapping.leaf {
                     Leaf::Absent => panic!("an absent page is shown"),
+                    Leaf::Hidden { .. } => panic!("nothing was hidden"),
                     Leaf::Lazy(perms) => (perms, None),
                     Leaf::Present { frame, perms, .. } => (perms, Some(GuestPhys(frame.0 + offset))),
                 };

@@ -1,7 +1,9 @@
 //! A program that calls WASI functions: a context over a [`System`] that does little, and linear memory.
 
+use crate::sockets::Clients;
 use nacre_wasi::{
-    Builder, Call, Clock, Errno, Fs, Interest, Stop, Stream, StreamError, System, WasiCtx, abi,
+    Builder, Call, Clock, Errno, Fs, Interest, Readiness, SocketError, SocketId, Sockets, Stop, Stream,
+    StreamError, System, WasiCtx, abi,
 };
 
 /// A kernel without a machine: time passes only in waits, standard input says "typed" now and then.
@@ -10,6 +12,40 @@ pub struct Kernel {
     now: u64,
     input: usize,
     room: usize,
+    clients: Clients,
+}
+
+impl Sockets for Kernel {
+    fn socket_accept(&mut self) -> Result<SocketId, SocketError> {
+        self.clients.accept()
+    }
+    fn socket_unlisten(&mut self) {
+        self.clients.unlisten();
+    }
+    fn socket_acceptable(&self) -> u64 {
+        self.clients.waiting()
+    }
+    fn socket_recv(&mut self, id: SocketId, buf: &mut [u8]) -> Result<usize, SocketError> {
+        self.clients.recv(id, buf)
+    }
+    fn socket_peek(&mut self, id: SocketId, skip: u64, buf: &mut [u8]) -> Result<usize, SocketError> {
+        self.clients.peek(id, skip, buf)
+    }
+    fn socket_send(&mut self, id: SocketId, buf: &[u8]) -> Result<usize, SocketError> {
+        self.clients.send(id, buf)
+    }
+    fn socket_shutdown(&mut self, id: SocketId, read: bool, write: bool) {
+        self.clients.shutdown(id, read, write);
+    }
+    fn socket_close(&mut self, id: SocketId) {
+        self.clients.close(id);
+    }
+    fn socket_readable(&self, id: SocketId) -> Option<Readiness> {
+        self.clients.readable(id)
+    }
+    fn socket_writable(&self, id: SocketId) -> Option<Readiness> {
+        self.clients.writable(id)
+    }
 }
 
 impl System for Kernel {
@@ -48,6 +84,9 @@ impl System for Kernel {
             (_, Some(deadline)) => self.now = self.now.max(deadline),
             (Some(Interest::Readable(_)), None) => self.input += 5,
             (Some(Interest::Writable(_)), None) => self.room += 300,
+            (Some(Interest::Acceptable), None) => self.clients.come(),
+            (Some(Interest::SocketReadable(id)), None) => self.clients.say(*id),
+            (Some(Interest::SocketWritable(id)), None) => self.clients.take(*id),
             (None, None) => return Err(Stop::Killed),
         }
         Ok(())
@@ -68,7 +107,7 @@ pub const MEMORY_BYTES: usize = 16384;
 /// The most bytes of one [`Program::read`] or [`Program::write`].
 pub const MAX_IO_BYTES: usize = MEMORY_BYTES - DATA as usize;
 
-/// A program whose directory 3 is the root of its file system.
+/// A program whose directory 3 is the root of its file system; 4 is a socket that listens.
 pub struct Program {
     /// The context.
     pub ctx: WasiCtx<Kernel>,
@@ -91,7 +130,7 @@ impl Program {
     pub fn new(fs: Fs) -> Program {
         let builder =
             Builder::new().args(vec!["fuzz".into(), "-x".into()]).env(vec![("A".into(), "b=c".into())]);
-        let ctx = builder.preopens(vec![("/".into(), ".".into())]).build(Kernel::default(), fs);
+        let ctx = builder.preopens(vec![("/".into(), ".".into())]).listens(true).build(Kernel::default(), fs);
         Program { ctx: ctx.expect("the root is there"), memory: vec![0; MEMORY_BYTES] }
     }
 
@@ -208,7 +247,8 @@ impl Program {
         for fd in 0..2048 {
             let _ = self.close(fd);
         }
-        let (_, fs) = self.ctx.into_parts();
+        let (kernel, fs) = self.ctx.into_parts();
+        kernel.clients.check_closed();
         let mut paths = Vec::new();
         let mut cursor = fs.export("/").expect("the root is there");
         while let Some(entry) = cursor.next(&fs).expect("memory for a path") {

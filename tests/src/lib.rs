@@ -1,12 +1,15 @@
 //! What the end-to-end tests and `cargo xtask` share: the cache of third-party programs and the recipes that fill it
 //! ([`cache`], [`registry`], [`programs`]), our own programs ([`apps`]), and running one program under Nacre and under
-//! the reference engine with the same input ([`job`], [`live`]). The tests themselves are in `tests/tests/`.
+//! the reference engine with the same input ([`job`], [`live`]), and the key-value store's native build with a client for
+//! it ([`kv`]). The tests themselves are in `tests/tests/`.
 #![forbid(unsafe_code)]
 
 pub mod apps;
 pub mod cache;
 pub mod job;
+pub mod kv;
 pub mod live;
+pub mod node;
 pub mod programs;
 pub mod registry;
 pub mod skip;

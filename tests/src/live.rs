@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// A running program. It is killed when this is dropped.
@@ -15,7 +16,8 @@ use std::thread::JoinHandle;
 pub struct Live {
     child: Child,
     stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
+    /// In a lock only so that threads may share a program that none of them hears.
+    lines: Mutex<Receiver<String>>,
     stderr: Option<JoinHandle<String>>,
 }
 
@@ -41,7 +43,7 @@ impl Live {
             let _ = errors.read_to_end(&mut text);
             String::from_utf8_lossy(&text).into_owned()
         });
-        Ok(Live { child, stdin, lines, stderr: Some(stderr) })
+        Ok(Live { child, stdin, lines: Mutex::new(lines), stderr: Some(stderr) })
     }
 
     /// Writes a line to the program's stdin.
@@ -53,7 +55,8 @@ impl Live {
 
     /// The next line of the program's stdout, waited for.
     pub fn hear(&mut self) -> Result<String> {
-        match self.lines.recv_timeout(LIMIT) {
+        let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match lines.recv_timeout(LIMIT) {
             Ok(line) => Ok(line),
             Err(error) => {
                 let _ = self.child.kill();
@@ -90,7 +93,7 @@ impl Live {
             bail!("it did not end within {LIMIT:?}; stderr: {}", self.take_stderr());
         }
         let code = code_of(self.child.wait()?);
-        let rest = self.lines.iter().collect();
+        let rest = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner).iter().collect();
         Ok((code, rest, self.take_stderr()))
     }
 

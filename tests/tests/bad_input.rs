@@ -142,7 +142,11 @@ fn no_kvm() {
     let mut run = Command::new("unshare");
     let script = "mkdir hidden && mount -t tmpfs none hidden && mknod -m 666 hidden/null c 1 3 && \
                   mount --move hidden /dev && exec \"$@\" </dev/null";
-    run.args(["--mount", "sh", "-c", script, "sh"]).arg(binary).arg("run").arg(module);
+    run.args(["--mount", "sh", "-c", script, "sh"]).arg(&binary).arg("run").arg(module);
     let ended = finish(run.env("HOME", dir.path()).current_dir(dir.path()), b"").unwrap();
     one_line("no /dev/kvm", &ended, &["/dev/kvm"]);
+    let mut demo = Command::new("unshare");
+    demo.args(["--mount", "sh", "-c", &script.replace("mkdir", "mkdir -p"), "sh"]).arg(binary).arg("demo");
+    let ended = finish(demo.env("HOME", dir.path()).current_dir(dir.path()), b"").unwrap();
+    one_line("no /dev/kvm for the demo", &ended, &["/dev/kvm", "enable virtualisation"]);
 }

@@ -1,4 +1,4 @@
-//! `nacre compile` and running what it made; `nacre demo`; `--stats-json`.
+//! `nacre compile` and running what it made; `--stats-json`.
 #![forbid(unsafe_code)]
 
 use nacre_tests::apps::app;
@@ -82,15 +82,5 @@ fn the_readable_statistics_go_to_stderr() {
     assert_eq!((ended.code, ended.stdout.len()), (5, 0));
     for word in ["kvm", "boot", "memory", "exits"] {
         assert!(ended.stderr.to_lowercase().contains(word), "'{word}' is not in:\n{}", ended.stderr);
-    }
-}
-
-#[test]
-fn the_demo_runs() {
-    let Some(nacre) = need("demo", Nacre::find()) else { return };
-    let ended = finish(nacre.command().arg("demo"), b"").unwrap();
-    assert_eq!(ended.code, 0, "{}\n{}", ended.text(), ended.stderr);
-    for word in ["primes", "mandelbrot"] {
-        assert!(ended.text().contains(word), "'{word}' is not in:\n{}", ended.text());
     }
 }

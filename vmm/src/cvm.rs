@@ -1,16 +1,18 @@
 //! A running CVM: launch, programs, end. Its part in the elastic CPU is in [`crate::elastic`].
 
+use crate::calls::Calls;
 use crate::elastic::manager::Membership;
 use crate::elastic::{
     self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
 };
-use crate::events::{Events, Mailboxes, ProgramEvent, ProgramId};
+use crate::events::{Events, Exit, Mailboxes, ProgramEvent, ProgramId};
 use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
-use crate::link::{self, SendError, Sender};
+use crate::link::{self, LinkStats, SendError, Sender, Traffic};
 use crate::memory::{LaunchMemory, SharedMemory};
+use crate::socket::{Connections, Connector, Intake, Relay};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
 use nacre_abi::elastic::ElasticWord;
@@ -79,6 +81,9 @@ pub enum CvmError {
     /// Something of the program does not fit a message.
     #[error(transparent)]
     TooLong(SendError),
+    /// The guest does not take a module's code.
+    #[error("the module can't be loaded: {0:?}")]
+    Module(Exit),
     /// It ended before it answered.
     #[error("the CVM ended: {0}")]
     Ended(String),
@@ -104,6 +109,9 @@ pub struct Cvm {
     shared: Arc<Shared>,
     sender: Arc<Sender>,
     mailboxes: Arc<Mailboxes>,
+    connections: Arc<Connections>,
+    intake: Arc<Intake>,
+    calls: Arc<Calls>,
     doorbell: Arc<EventFd>,
     threads: Mutex<Threads>,
     ended: Arc<Mutex<Option<VcpuEnd>>>,
@@ -177,6 +185,9 @@ impl Cvm {
         let cvm = Cvm {
             sender: Arc::new(Sender::new(shared.clone())),
             mailboxes: Arc::new(Mailboxes::default()),
+            connections: Arc::default(),
+            intake: Arc::new(Intake::new(doorbell.clone())),
+            calls: Arc::new(Calls::new(launch.layout.max_tasks)),
             doorbell,
             threads: Mutex::default(),
             ended: Arc::default(),
@@ -231,16 +242,32 @@ impl Cvm {
     fn spawn_reader(&self) -> Result<JoinHandle<()>, CvmError> {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
+        let (calls, connections) = (self.calls.clone(), self.connections.clone());
+        let mut relay = system("an event queue", Relay::new(self.intake.clone()))?;
         let body = move || {
-            let read =
-                link::read_rings(&shared, &doorbell, &sender, |header, body| mailboxes.deliver(header, body));
+            let expects = || calls.any_in_flight();
+            let read = link::read_rings(&shared, &doorbell, &sender, &mut relay, expects, |header, body| {
+                if connections.receive(header, body) {
+                    return Traffic::Connection;
+                }
+                if header.kind == Kind::ProgramExited {
+                    connections.program_over(header.program);
+                }
+                if !calls.deliver(header, body) {
+                    mailboxes.deliver(header, body);
+                }
+                Traffic::Other
+            });
             if read.is_err() {
                 let broken = VcpuEnd::Failed("the guest broke its ring".into());
                 ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(broken);
                 shared.stop.store(true, Ordering::SeqCst);
             }
+            drop(relay);
+            connections.close();
             sender.notify();
             mailboxes.close();
+            calls.close();
         };
         system("a thread", std::thread::Builder::new().name("rings".into()).spawn(body))
     }
@@ -265,6 +292,25 @@ impl Cvm {
     /// Messages about this program are no longer of interest.
     pub(crate) fn forget_program(&self, id: ProgramId) {
         self.mailboxes.remove(id);
+        self.connections.remove(id.0);
+    }
+
+    /// What opens connections to a program, from any thread and for longer than the [`Program`](crate::program::Program) lives.
+    pub fn connector(&self, id: ProgramId) -> Connector {
+        let (sender, connections) = (self.sender.clone(), self.connections.clone());
+        Connector::new(id, sender, connections, self.intake.clone())
+    }
+
+    /// The program will listen.
+    pub(crate) fn provide_sockets(&self, id: ProgramId) {
+        self.connections.provide(id.0);
+    }
+
+    /// Ends a program, from any thread: it is killed at its next safe point, and who follows its events finds their end.
+    pub fn end_program(&self, id: ProgramId) {
+        // If the CVM has ended there is nothing to end.
+        let _ = self.send(Header::new(Kind::ProgramDrop, id.0), &[]);
+        self.forget_program(id);
     }
 
     /// The queue of messages about the CVM as a whole.
@@ -279,13 +325,28 @@ impl Cvm {
     pub fn send(&self, header: Header, body: &[u8]) -> Result<(), CvmError> {
         self.sender.send(header, body).map_err(|error| match error {
             SendError::Ended => self.end_error(),
-            too_long @ SendError::TooLong(_) => CvmError::TooLong(too_long),
+            too_long @ (SendError::TooLong(_) | SendError::Full) => CvmError::TooLong(too_long),
         })
     }
 
     /// Sends from other threads.
     pub fn sender(&self) -> Arc<Sender> {
         self.sender.clone()
+    }
+
+    /// The calls of this CVM.
+    pub(crate) fn calls(&self) -> &Arc<Calls> {
+        &self.calls
+    }
+
+    /// What has gone between host and guest.
+    pub fn link_stats(&self) -> LinkStats {
+        self.sender.stats()
+    }
+
+    /// Whether it has ended, or is about to.
+    pub fn has_ended(&self) -> bool {
+        self.shared.stop.load(Ordering::SeqCst)
     }
 
     /// Why the CVM ended, as an error.
@@ -352,7 +413,10 @@ impl Cvm {
             let _ = thread.take().map(JoinHandle::join);
         }
         let _ = self.doorbell.write(1);
-        let _ = threads.reader.take().map(JoinHandle::join);
+        // The result of a call may be what ends the CVM: then this is the reader, which ends by itself.
+        let reader = threads.reader.take();
+        let other = reader.filter(|reader| reader.thread().id() != std::thread::current().id());
+        let _ = other.map(JoinHandle::join);
         // The manager's books hold on to what this CVM shares. Once: its number may be another's later.
         if let Some(Membership { manager, cvm }) = self.shared.membership.get()
             && !self.left.swap(true, Ordering::SeqCst)

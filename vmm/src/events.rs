@@ -62,9 +62,14 @@ pub enum Exit {
 
 impl Exit {
     fn decode(header: Header, body: &[u8]) -> Exit {
-        let text = || String::from_utf8_lossy(body).into_owned();
-        match ExitKind::from_number(header.stream) {
-            Some(ExitKind::Code) => Exit::Code(header.arg as u32),
+        Exit::new(ExitKind::from_number(header.stream), header.arg as u32, body)
+    }
+
+    /// The end of this kind, with its code or text.
+    pub(crate) fn new(kind: Option<ExitKind>, code: u32, text: &[u8]) -> Exit {
+        let text = || String::from_utf8_lossy(text).into_owned();
+        match kind {
+            Some(ExitKind::Code) => Exit::Code(code),
             Some(ExitKind::Trap) => Exit::Trap(text()),
             Some(ExitKind::BrokenPipe) => Exit::BrokenPipe,
             Some(ExitKind::OutOfMemory) => Exit::OutOfMemory(text()),

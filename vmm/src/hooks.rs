@@ -6,7 +6,7 @@
 
 use crate::vcpu::Shared;
 use kvm_bindings::CpuId;
-use kvm_ioctls::VcpuFd;
+pub use kvm_ioctls::VcpuFd;
 use nacre_abi::VcpuId;
 use std::sync::Arc;
 

@@ -5,25 +5,30 @@
 //! * [`memory`]: private memory, which nobody can read or write after launch, and the shared window.
 //! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
 //! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
-//!   [`events`]: what happens to them.
+//!   [`events`]: what happens to them. [`calls`]: modules that are loaded once, and calls of them.
+//! * [`socket`]: TCP connections to programs that listen.
 //! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
 //! * [`hooks`]: where a test of the guest takes the host's place.
 //!
-//! `unsafe` is in [`memory`], [`kvm`] and [`vcpu`] only.
+//! `unsafe` is in [`memory`], [`kvm`], [`vcpu`] and one function of [`socket`] only.
 
+pub mod calls;
 pub mod cvm;
 pub mod elastic;
 pub mod events;
 pub mod hooks;
 pub mod image;
 pub mod kvm;
+mod last_words;
 pub mod launch;
 pub mod link;
 pub mod memory;
 pub mod program;
+pub mod socket;
 pub mod vcpu;
 
+pub use calls::{Call, CallError, CallHandle, CallResult, Module};
 pub use cvm::{Cvm, CvmConfig, CvmError};
 pub use elastic::{CpuConfig, CpuLimits, CpuManager, ElasticConfig};
 pub use nacre_abi::message::GuestStats;

@@ -4,15 +4,19 @@
 //! before it sleeps, and never waits for anybody else: whoever consumes a program's output does so from a queue whose
 //! length the guest's stream windows bound.
 
+use crate::last_words::LastWords;
+use crate::socket::Relay;
 use crate::vcpu::Shared;
-use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
-use nacre_abi::message::Header;
+use nacre_abi::elastic::{EPOCH_NOW, EPOCHS, ElasticWord, PAGE_VERSION};
+use nacre_abi::message::{Header, Kind};
 use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
 use nacre_abi::{VcpuId, window};
-use std::sync::atomic::{Ordering, fence};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::task::Waker;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A window into the shared memory of `shared`; the memory lives as long as that.
@@ -43,6 +47,11 @@ pub struct Sender {
     /// Where the ring ends; the producer is made anew from it at each use, because it borrows the shared memory.
     producer: Mutex<SenderState>,
     room: Condvar,
+    /// Messages that wait in [`SenderState::posted`].
+    posted: AtomicUsize,
+    /// Messages went out for which the guest was not woken yet.
+    quiet: AtomicBool,
+    counters: Counters,
 }
 
 #[derive(Default)]
@@ -51,6 +60,43 @@ struct SenderState {
     producer: ProducerState,
     /// Threads that wait for room.
     waiting: usize,
+    /// The same for tasks of an executor.
+    wakers: Vec<Waker>,
+    /// Messages for which nobody waits: the thread that reads the rings sends them when there is room.
+    posted: VecDeque<(Header, Vec<u8>)>,
+    /// Bytes of them.
+    posted_bytes: usize,
+}
+
+impl SenderState {
+    fn wants_room(&self) -> bool {
+        self.waiting != 0 || !self.wakers.is_empty() || !self.posted.is_empty()
+    }
+}
+
+/// Messages for which nobody waits may take so many bytes in all, beyond the ring; more are refused.
+pub const MAX_POSTED_BYTES: usize = 8 << 20;
+
+/// What has gone between host and guest, for the costs of a call.
+#[derive(Default)]
+struct Counters {
+    sent: AtomicU64,
+    received: AtomicU64,
+    wakes: AtomicU64,
+    sleeps: AtomicU64,
+}
+
+/// What has gone between host and guest since the launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// Messages to the guest.
+    pub sent: u64,
+    /// Messages from it.
+    pub received: u64,
+    /// Times vCPU 0 was woken for a message: writes of an event descriptor.
+    pub wakes: u64,
+    /// Times the thread that reads the rings slept until the guest rang.
+    pub sleeps: u64,
 }
 
 /// Why nothing was sent.
@@ -62,12 +108,24 @@ pub enum SendError {
     /// A body is longer than a message can have: an argument, a variable or a path of the program.
     #[error("{0} bytes are too long for one argument, variable or path; 256 KiB is the limit")]
     TooLong(usize),
+    /// So much waits to be sent already that no more is taken.
+    #[error(
+        "the guest is behind: {MAX_POSTED_BYTES} bytes wait for it already; try again when a call has ended"
+    )]
+    Full,
 }
 
 impl Sender {
     /// The sender of a new CVM.
     pub fn new(shared: Arc<Shared>) -> Sender {
-        Sender { shared, producer: Mutex::default(), room: Condvar::new() }
+        Sender {
+            shared,
+            producer: Mutex::default(),
+            room: Condvar::new(),
+            posted: AtomicUsize::new(0),
+            quiet: AtomicBool::new(false),
+            counters: Counters::default(),
+        }
     }
 
     /// Longest body of one message.
@@ -94,7 +152,7 @@ impl Sender {
                 state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             state.waiting -= 1;
-            if state.waiting == 0 {
+            if !state.wants_room() {
                 window.set_control(ControlWord::HostWantsRoom, 0);
             }
             if sent {
@@ -104,6 +162,59 @@ impl Sender {
         drop(state);
         self.wake_if_parked(&window);
         Ok(())
+    }
+
+    /// Sends if there is room, and else has `waker` woken when there may be. Never waits, and does not wake the guest: see
+    /// [`kick`](Self::kick).
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub fn try_post(&self, header: Header, body: &[u8], waker: &Waker) -> Result<bool, SendError> {
+        let window = window_of(&self.shared);
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send_posted(&window, &mut state)?;
+        if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+            self.quiet.store(true, Ordering::Release);
+            return Ok(true);
+        }
+        state.wakers.push(waker.clone());
+        window.set_control(ControlWord::HostWantsRoom, 1);
+        fence(Ordering::SeqCst);
+        // If it works now the waker is woken in vain.
+        self.send_posted(&window, &mut state)?;
+        let sent = state.posted.is_empty() && self.try_send(&window, &mut state, header, body)?;
+        // Sending what was posted may have said that nobody waits.
+        window.set_control(ControlWord::HostWantsRoom, 1);
+        self.wake_if_parked(&window);
+        Ok(sent)
+    }
+
+    /// Sends a short message whose number something else bounds, now or when there is room. Never waits, and does not wake the
+    /// guest: see [`kick`](Self::kick).
+    ///
+    /// # Errors
+    /// [`SendError::Ended`].
+    pub fn post_quietly(&self, header: Header, body: &[u8]) -> Result<(), SendError> {
+        let window = window_of(&self.shared);
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send_posted(&window, &mut state)?;
+        if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+            self.quiet.store(true, Ordering::Release);
+            return Ok(());
+        }
+        state.posted_bytes += body.len();
+        state.posted.push_back((header, body.to_vec()));
+        self.posted.fetch_add(1, Ordering::Relaxed);
+        self.send_posted(&window, &mut state)?;
+        self.wake_if_parked(&window);
+        Ok(())
+    }
+
+    /// Wakes the guest if it sleeps, for what was posted quietly since the last time.
+    pub fn kick(&self) {
+        if self.quiet.load(Ordering::Relaxed) && self.quiet.swap(false, Ordering::AcqRel) {
+            self.wake_if_parked(&window_of(&self.shared));
+        }
     }
 
     /// Sends if there is room.
@@ -120,29 +231,180 @@ impl Sender {
         let mut producer = Producer::resume(window.to_guest(), state.producer);
         let sent = producer.send(header, body);
         state.producer = producer.state();
+        self.counters.sent.fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
         Ok(sent.is_ok())
+    }
+
+    /// Sends messages in their order without ever waiting for the guest: what the ring has no room for is kept, and sent by
+    /// the thread that reads the rings. All of them or none.
+    ///
+    /// # Errors
+    /// [`SendError::Full`] if more than [`MAX_POSTED_BYTES`] wait already, unless `must`: for the few whose number something
+    /// else bounds.
+    pub fn post<'b>(
+        &self,
+        messages: impl IntoIterator<Item = (Header, &'b [u8])>,
+        must: bool,
+    ) -> Result<(), SendError> {
+        let window = window_of(&self.shared);
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.posted_bytes > MAX_POSTED_BYTES && !must {
+            return Err(SendError::Full);
+        }
+        for (header, body) in messages {
+            if body.len() > Self::MAX_BODY {
+                return Err(SendError::TooLong(body.len()));
+            }
+            if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+                continue;
+            }
+            state.posted_bytes += body.len();
+            state.posted.push_back((header, body.to_vec()));
+            self.posted.fetch_add(1, Ordering::Relaxed);
+        }
+        self.send_posted(&window, &mut state)?;
+        drop(state);
+        self.wake_if_parked(&window);
+        Ok(())
+    }
+
+    /// Sends what was posted, as far as there is room now. Called by the thread that reads the rings.
+    pub fn flush(&self) {
+        if self.posted.load(Ordering::Relaxed) != 0 {
+            let window = window_of(&self.shared);
+            let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+            // Else the CVM has ended, and nobody waits for them.
+            let _ = self.send_posted(&window, &mut state);
+            drop(state);
+            self.wake_if_parked(&window);
+        }
+    }
+
+    fn send_posted(&self, window: &Window<'_>, state: &mut SenderState) -> Result<(), SendError> {
+        if state.posted.is_empty() {
+            return Ok(());
+        }
+        // Said before the last look: the guest looks in the other order, and rings when it has made room.
+        window.set_control(ControlWord::HostWantsRoom, 1);
+        fence(Ordering::SeqCst);
+        while let Some((header, body)) = state.posted.pop_front() {
+            if !self.try_send(window, state, header, &body)? {
+                state.posted.push_front((header, body));
+                return Ok(());
+            }
+            state.posted_bytes -= body.len();
+            self.posted.fetch_sub(1, Ordering::Relaxed);
+        }
+        if !state.wants_room() {
+            window.set_control(ControlWord::HostWantsRoom, 0);
+        }
+        Ok(())
+    }
+
+    /// What has gone between host and guest so far.
+    pub fn stats(&self) -> LinkStats {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LinkStats {
+            sent: count(&self.counters.sent),
+            received: count(&self.counters.received),
+            wakes: count(&self.counters.wakes),
+            sleeps: count(&self.counters.sleeps),
+        }
     }
 
     fn wake_if_parked(&self, window: &Window<'_>) {
         // The guest says that it parks before it looks at the ring for the last time.
         fence(Ordering::SeqCst);
-        if window.control(ControlWord::NormalParked) != 0 {
+        // Whoever takes the word back rings: one of many that send meanwhile.
+        if window.control(ControlWord::NormalParked) != 0
+            && window.swap_control(ControlWord::NormalParked, 0) != 0
+        {
+            self.counters.wakes.fetch_add(1, Ordering::Relaxed);
             let _ = self.shared.vcpus[VcpuId::NORMAL.index()].wake.write(1);
+        } else if self.shared.vcpus.len() == 1 {
+            // Without workers it may compute: its task comes to a safe point, where it reads the ring.
+            raise_epochs(window);
         }
     }
 
     /// The guest rang: whoever waits for room looks again. Also called when the CVM ends.
     pub fn notify(&self) {
+        let window = window_of(&self.shared);
         // Taking the lock orders this after a waiter's look at the ring.
-        drop(self.producer.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.wants_room() {
+            return;
+        }
+        let had_posted = !state.posted.is_empty();
+        // If the CVM has ended, whoever is woken finds that out.
+        let _ = self.send_posted(&window, &mut state);
+        let wakers = std::mem::take(&mut state.wakers);
+        if !state.wants_room() {
+            window.set_control(ControlWord::HostWantsRoom, 0);
+        }
+        drop(state);
+        if had_posted {
+            self.wake_if_parked(&window);
+        }
         self.room.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
     }
+
+    /// Whether anybody waits for room.
+    fn is_awaited(&self) -> bool {
+        window_of(&self.shared).control(ControlWord::HostWantsRoom) != 0
+    }
+}
+
+/// Makes compiled code that runs now come to a safe point, at its next epoch check.
+pub fn raise_epochs(window: &Window<'_>) {
+    for epoch in EPOCHS {
+        window.elastic().set(epoch, EPOCH_NOW);
+    }
+}
+
+/// How long the reader looks for an answer that is expected before it sleeps: about what its wake costs, and the doorbell.
+const READER_SPIN: Duration = Duration::from_micros(50);
+/// After so many looks in vain it sleeps at once, but for each 32nd time: answers take longer.
+const VAIN_LOOKS: u32 = 4;
+
+/// Looks for a message for as long as it is worth. Others that want this CPU go first.
+fn spin_for_message(rings: &[Consumer<'_>], shared: &Shared, vain: &mut u32) -> bool {
+    *vain = vain.wrapping_add(1);
+    if *vain > VAIN_LOOKS && !vain.is_multiple_of(32) {
+        return false;
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < READER_SPIN && !shared.stop.load(Ordering::Relaxed) {
+        if rings.iter().any(Consumer::has_message) {
+            *vain = 0;
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
 }
 
 /// Messages read from one ring before the next one's turn.
 const MESSAGES_PER_LOOK: usize = 64;
 
-/// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body.
+/// A guest may leave some messages about connections without a doorbell, if it thinks that it has more to say soon: for this
+/// long after the last one the rings are looked at this often.
+const LINGER: Duration = Duration::from_millis(10);
+const LINGER_LOOK_MS: i32 = 1;
+
+/// What a message was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// A connection.
+    Connection,
+    /// Anything else.
+    Other,
+}
+
+/// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body. Between two looks it
+/// moves what the sockets of `relay` have. While `expects` says that answers are on their way, it looks for them for a short
+/// time before it sleeps.
 ///
 /// # Errors
 /// [`Corrupt`] if the guest broke a ring.
@@ -150,7 +412,9 @@ pub fn read_rings(
     shared: &Shared,
     doorbell: &EventFd,
     sender: &Sender,
-    mut handle: impl FnMut(Header, &[u8]),
+    relay: &mut Relay,
+    expects: impl Fn() -> bool,
+    mut handle: impl FnMut(Header, &[u8]) -> Traffic,
 ) -> Result<(), Corrupt> {
     let window = window_of(shared);
     let mut rings: Vec<Consumer<'_>> = (0..shared.vcpus.len() as u32)
@@ -158,21 +422,45 @@ pub fn read_rings(
         .map(Consumer::new)
         .collect();
     let mut body = vec![0; window::TO_HOST_BYTES as usize];
+    let (mut traffic, mut lingering_since) = (false, None);
     window.set_control(ControlWord::HostAwake, 1);
+    let (mut vain, mut last_words, count) = (0, LastWords::default(), rings.len());
     loop {
         let mut any = false;
-        for ring in &mut rings {
+        for (number, ring) in rings.iter_mut().enumerate() {
             // Bounded, so that a guest that floods one ring cannot keep the others, or the end, from being seen.
             for _ in 0..MESSAGES_PER_LOOK {
-                let Some(incoming) = ring.receive()? else { break };
+                let Some(incoming) = ring.receive()? else {
+                    last_words.seen_empty(number);
+                    break;
+                };
                 let header = incoming.header();
                 let len = incoming.copy_body(0, &mut body);
                 incoming.finish();
-                handle(header, &body[..len]);
                 any = true;
+                sender.counters.received.fetch_add(1, Ordering::Relaxed);
+                let is_last = header.kind == Kind::ProgramExited;
+                if !(is_last && last_words.keep(header, &body[..len], number, count)) {
+                    traffic |= handle(header, &body[..len]) == Traffic::Connection;
+                }
             }
         }
-        if any && !shared.stop.load(Ordering::SeqCst) {
+        while let Some((header, body)) = last_words.next() {
+            handle(header, &body);
+        }
+        sender.flush();
+        let more = relay.turn();
+        sender.kick();
+        if (any || more || last_words.any()) && !shared.stop.load(Ordering::SeqCst) {
+            if !relay.is_empty() {
+                relay.wait(0);
+            }
+            if sender.is_awaited() {
+                sender.notify();
+            }
+            continue;
+        }
+        if expects() && spin_for_message(&rings, shared, &mut vain) {
             continue;
         }
         window.set_control(ControlWord::HostAwake, 0);
@@ -181,8 +469,17 @@ pub fn read_rings(
             return Ok(());
         }
         if !rings.iter().any(Consumer::has_message) {
-            // Blocks until the guest rings or the CVM is stopped.
-            let _ = doorbell.read();
+            if std::mem::take(&mut traffic) {
+                lingering_since = Some(Instant::now());
+            }
+            lingering_since = lingering_since.filter(|since: &Instant| since.elapsed() < LINGER);
+            sender.counters.sleeps.fetch_add(1, Ordering::Relaxed);
+            // Blocks until the guest rings, a socket has something or the CVM is stopped.
+            match lingering_since {
+                Some(_) => drop(relay.wait(LINGER_LOOK_MS)),
+                None if relay.is_empty() => drop(doorbell.read()),
+                None => drop(relay.wait(-1)),
+            }
             sender.notify();
         }
         window.set_control(ControlWord::HostAwake, 1);

@@ -3,7 +3,9 @@
 use crate::cvm::{Cvm, CvmError};
 pub use crate::events::{Events, Exit, ProgramEvent, ProgramId};
 use crate::link::{SendError, Sender};
+pub use crate::socket::{ConnectError, Connection, Connector};
 use nacre_abi::message::{Header, Kind, ProgramOption, STREAM_WINDOW_BYTES, TreeKind, stream};
+use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +24,8 @@ pub struct ProgramSpec<'a> {
     pub terminals: [bool; 3],
     /// How it runs.
     pub options: RunOptions,
+    /// It is a service: it finds a listening socket behind its directories, as descriptor 3 if it has none.
+    pub listens: bool,
 }
 
 /// How a program runs.
@@ -117,6 +121,10 @@ impl Cvm {
         for (option, value) in spec.options.messages() {
             program.send(Kind::ProgramOption, option as u32, value, &[])?;
         }
+        if spec.listens {
+            self.provide_sockets(id);
+            program.send(Kind::ProgramOption, ProgramOption::Listens as u32, 0, &[])?;
+        }
         for (number, name) in spec.preopens.iter().enumerate() {
             let root = TreeEntry {
                 kind: TreeKind::Directory,
@@ -156,6 +164,19 @@ impl Program<'_> {
     /// [`CvmError::Ended`].
     pub fn tree_data(&self, bytes: &[u8]) -> Result<(), CvmError> {
         bytes.chunks(Sender::MAX_BODY).try_for_each(|piece| self.send(Kind::TreeData, 0, 0, piece))
+    }
+
+    /// Opens a connection to it, for a client at `peer`. See [`Connector::connect`].
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn connect(&self, peer: SocketAddr) -> Result<Connection, ConnectError> {
+        self.connector().connect(peer)
+    }
+
+    /// What opens connections to it, from any thread.
+    pub fn connector(&self) -> Connector {
+        self.cvm.connector(self.id)
     }
 
     /// Runs it.

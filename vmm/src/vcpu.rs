@@ -229,29 +229,6 @@ fn pin_to(cpu: usize) {
     }
 }
 
-/// How long the normal vCPU's thread runs before others have their turn: the shortest slice the kernel gives.
-const NORMAL_SLICE: Duration = Duration::from_micros(100);
-
-/// Gives this thread short slices of CPU time, so that it runs soon after it is woken even where all CPUs are busy: a reclaim
-/// waits for it (EEVDF, sched(7): a shorter slice has an earlier deadline; Linux 6.12). Older kernels refuse or ignore it,
-/// which costs latency only.
-fn ask_for_short_slices() {
-    // SAFETY: a system call with two numbers: the niceness of this thread, which is to stay.
-    let sched_nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    let attributes = libc::sched_attr {
-        size: size_of::<libc::sched_attr>() as u32,
-        sched_policy: libc::SCHED_OTHER as u32,
-        sched_flags: 0,
-        sched_nice,
-        sched_priority: 0,
-        sched_runtime: NORMAL_SLICE.as_nanos() as u64,
-        sched_deadline: 0,
-        sched_period: 0,
-    };
-    // SAFETY: a valid structure of the size it names, for this thread, without flags.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-}
-
 /// A worker's thread and its manager.
 struct Worker<'s> {
     id: VcpuId,
@@ -261,6 +238,18 @@ struct Worker<'s> {
 }
 
 impl Worker<'_> {
+    /// Sleeps until the guest wakes it for the first time, then as [`come`](Self::come).
+    fn begin(&mut self, handle: &VcpuHandle, shared: &Shared) -> bool {
+        // An interrupted sleep is no wake.
+        let woken = || handle.wake.read().is_ok() && shared.may_see_wake(self.id);
+        loop {
+            if woken() || shared.stop.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        self.come(&shared.stop)
+    }
+
     /// Asks for a CPU and waits until there is one; false if the CVM stops first.
     fn come(&mut self, stop: &AtomicBool) -> bool {
         self.membership.manager.woke(self.membership.cvm, self.id);
@@ -293,9 +282,6 @@ pub fn run(mut vcpu: VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &Window<'
     IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
     let seat = &shared.vcpus[id.index()].seat;
     seat.enter();
-    if id == VcpuId::NORMAL {
-        ask_for_short_slices();
-    }
     let end = run_until_end(&mut vcpu, id, shared, window);
     seat.exit();
     IMMEDIATE_EXIT.set(std::ptr::null_mut());
@@ -313,17 +299,10 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
         membership,
         pinned: None,
     });
-    if let Some(worker) = &mut worker {
-        // Dormant until the guest wakes it: an interrupted sleep is no wake.
-        let woken = || handle.wake.read().is_ok() && shared.may_see_wake(id);
-        loop {
-            if woken() || shared.stop.load(Ordering::SeqCst) {
-                break;
-            }
-        }
-        if !worker.come(&shared.stop) {
-            return VcpuEnd::Stopped;
-        }
+    if let Some(worker) = &mut worker
+        && !worker.begin(handle, shared)
+    {
+        return VcpuEnd::Stopped;
     }
     loop {
         if let Some(worker) = &mut worker
@@ -348,16 +327,13 @@ fn run_until_end(vcpu: &mut VcpuFd, id: VcpuId, shared: &Arc<Shared>, window: &W
                 let mailbox = window.mailbox(id);
                 let (deadline, wake) =
                     (mailbox[0].load(Ordering::Relaxed), mailbox[1].load(Ordering::Relaxed));
-                match &mut worker {
-                    Some(worker) => {
-                        worker.membership.manager.parked(worker.membership.cvm, id);
-                        wake_after_park(wake, shared);
-                        sleep(id, shared, deadline);
-                        if !worker.come(&shared.stop) {
-                            return VcpuEnd::Stopped;
-                        }
-                    }
-                    None => sleep(id, shared, deadline),
+                if let Some(worker) = &mut worker {
+                    worker.membership.manager.parked(worker.membership.cvm, id);
+                    wake_after_park(wake, shared);
+                }
+                sleep(id, shared, deadline);
+                if worker.as_mut().is_some_and(|worker| !worker.come(&shared.stop)) {
+                    return VcpuEnd::Stopped;
                 }
             }
             Ok(VcpuExit::IoOut(hypercall::DEMAND, _)) => {

@@ -11,17 +11,39 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Stack of the programs that spawn tasks, each of which has one of its own: the compiler's default is 16 MiB.
+/// Stack of the programs of which many run at once, as tasks or calls: the compiler's default is 16 MiB.
 const SMALL_STACK: &str = "-Wl,-z,stack-size=65536";
 
 /// Programs in C: the folder, and its sources and options.
-const C_APPS: [(&str, &[&str]); 6] = [
+const C_APPS: [(&str, &[&str]); 10] = [
+    ("action", &["action.c"]),
+    ("darts", &["darts.c", SMALL_STACK]),
     ("hello", &["hello.c"]),
     ("primes", &["primes.c"]),
     ("traps", &["traps.c"]),
     ("checks", &["main.c", "files.c", "dirs.c", "waits.c"]),
     ("parallel", &["parallel.c", SMALL_STACK]),
     ("spawns", &["spawns.c", SMALL_STACK]),
+    ("echo", &["echo.c"]),
+    ("kv", &KV),
+];
+
+/// The key-value store: the sources of its native build (`nacre_tests::kv`) with the other platform layer.
+const KV: [&str; 14] = [
+    "main.c",
+    "alloc.c",
+    "dict.c",
+    "store.c",
+    "resp.c",
+    "reply.c",
+    "commands.c",
+    "cmd_string.c",
+    "cmd_keys.c",
+    "cmd_server.c",
+    "server.c",
+    "platform_wasi.c",
+    "-msimd128",
+    "-O3",
 ];
 
 /// Debian's Rust for WASI with what its compiler and linker load; used without installing them.

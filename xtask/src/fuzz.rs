@@ -29,6 +29,7 @@ pub fn run(steps: &mut Steps, seconds: u64, only: Option<&str>) -> Result<()> {
         only.is_none_or(|name| targets.iter().any(|target| target == name)),
         "the fuzz targets are {targets:?}"
     );
+    check_lists(&targets)?;
     let products = crate::test::target_dir().join("fuzz");
     let mut build = cargo();
     build.args(["build", "--release", "--bins", "--target", TARGET]).current_dir(&folder);
@@ -47,12 +48,25 @@ pub fn run(steps: &mut Steps, seconds: u64, only: Option<&str>) -> Result<()> {
         command
             .args(["-print_final_stats=1", &format!("-artifact_prefix={}/{target}-", artifacts.display())]);
         command.arg(found);
-        let seeds = folder.join("corpus").join(target);
-        if seeds.is_dir() {
-            command.arg(seeds);
-        }
+        command.arg(folder.join("corpus").join(target));
         steps.run(&format!("fuzz: {target}"), &mut command)?;
     }
+    Ok(())
+}
+
+/// Checks that every target has seeds and a row in docs/fuzzing.md, and that neither is there for another one.
+fn check_lists(targets: &[String]) -> Result<()> {
+    let mut seeded = Vec::new();
+    for folder in std::fs::read_dir(repository().join("fuzz/corpus"))? {
+        seeded.push(folder?.file_name().to_string_lossy().into_owned());
+    }
+    seeded.sort();
+    ensure!(seeded == targets, "fuzz/corpus has seeds for {seeded:?}, but the targets are {targets:?}");
+    let document = std::fs::read_to_string(repository().join("docs/fuzzing.md"))?;
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let mut rows: Vec<&str> = rows.collect();
+    rows.sort_unstable();
+    ensure!(rows == targets, "docs/fuzzing.md has rows for {rows:?}, but the targets are {targets:?}");
     Ok(())
 }
 

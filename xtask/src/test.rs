@@ -29,7 +29,7 @@ struct Workspace {
 }
 
 /// Small packages, tested with debug assertions and overflow checks.
-const CHECKED_PACKAGES: [&str; 4] = ["nacre-abi", "nacre-mm", "nacre-wval", "nacre-wasi"];
+const CHECKED_PACKAGES: [&str; 5] = ["nacre-abi", "nacre-mm", "nacre-wval", "nacre-wasi", "nacre-sockets"];
 
 /// Tests under loom: all interleavings of a package's concurrent parts. Package and test file.
 const LOOM_TESTS: [(&str, &str); 1] = [("nacre-wval", "loom")];
@@ -41,7 +41,7 @@ const SIMULATED_SEEDS: (u64, u64) = (2_000, 300_000);
 const FUZZ_SECONDS: (u64, u64) = (5, 60);
 
 /// End-to-end tests that run alone, after the others, because they need the machine for themselves.
-const E2E_ALONE: [&str; 2] = ["many", "second_kvm"];
+const E2E_ALONE: [&str; 4] = ["many", "node_scale", "node_soak", "second_kvm"];
 
 /// Runs all steps; whether all went well.
 pub fn run(options: Options) -> Result<bool> {

@@ -148,6 +148,7 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<ElasticReport, 
         elapsed_seconds: begin.elapsed().as_secs_f64(),
         rows,
         skipped,
+        tables: Vec::new(),
     };
     Ok(ElasticReport { report, poisson, bursts, costs })
 }

@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use nacre_bench::{
     BenchError, Progress,
-    invoke::{self, Options},
+    invoke::{self, Options, Part},
 };
 
 use crate::{
-    args::{BenchArgs, BenchCommand, BenchInvokeArgs},
+    args::{BenchArgs, BenchCommand, BenchInvokeArgs, BenchPart},
     failure::Failure,
     program::io_reason,
 };
@@ -25,6 +25,7 @@ pub fn command(args: &BenchArgs) -> Result<ExitCode, Failure> {
     match &args.bench {
         BenchCommand::Invoke(args) => bench_invoke(args),
         BenchCommand::Elastic(args) => elastic::command(args),
+        BenchCommand::ServeReference => serve_reference(),
     }
 }
 
@@ -32,12 +33,41 @@ fn bench_invoke(args: &BenchInvokeArgs) -> Result<ExitCode, Failure> {
     let nacre =
         std::env::current_exe().map_err(|error| Failure::new("this executable", io_reason(&error)))?;
     check_writable(args.json.as_ref())?;
-    let options = Options::full(nacre);
+    let all = Options::full(nacre);
+    let options = if args.only.is_empty() {
+        all
+    } else {
+        all.only(&args.only.iter().map(|part| (*part).into()).collect::<Vec<_>>())
+    };
     let bar = Bar::new(options.steps());
     let report = invoke::run(&options, &bar);
     bar.0.finish_and_clear();
     let report = report.map_err(|error| failure("bench invoke", &error))?;
     print(&report.table(), &report.json(), args.json.as_ref())
+}
+
+impl From<BenchPart> for Part {
+    fn from(part: BenchPart) -> Self {
+        match part {
+            BenchPart::Compute => Self::Compute,
+            BenchPart::Boot => Self::Boot,
+            BenchPart::Instances => Self::Instances,
+            BenchPart::Calls => Self::Calls,
+            BenchPart::Touch => Self::Touch,
+            BenchPart::Life => Self::Life,
+            BenchPart::Http => Self::Http,
+            BenchPart::Cold => Self::Cold,
+            BenchPart::Kv => Self::Kv,
+        }
+    }
+}
+
+/// `nacre bench serve-reference`: ends when it is killed.
+fn serve_reference() -> Result<ExitCode, Failure> {
+    let ready = |address| println!("{address}");
+    let served = nacre_bench::serve::serve(nacre_bench::programs::ECHO.as_bytes(), ready);
+    served.map_err(|error| failure("bench serve-reference", &error))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Where JSON goes: nowhere, to stdout, or to a file.

@@ -58,6 +58,7 @@ fn run(plan: &RunPlan) -> Result<i32, Failure> {
             std::io::stderr().is_terminal(),
         ],
         options: RunOptions { wall_limit: plan.time_limit, ..RunOptions::default() },
+        listens: false,
     };
     let program = cvm.load(&spec).map_err(|error| cvm_failure(&error))?;
     for (number, dir) in plan.dirs.iter().enumerate() {

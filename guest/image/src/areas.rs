@@ -66,6 +66,16 @@ pub fn is_memory32(bytes: u64) -> bool {
     (CLASSES[SIZES - 3].slot_bytes..=longest).contains(&bytes)
 }
 
+/// Slots of 32-bit memories.
+pub const MEMORY32_SLOTS: usize = MEMORY32.count as usize;
+
+/// The number of the slot of a 32-bit memory that holds `address`, and where that slot starts.
+pub fn memory32_slot(address: u64) -> Option<(usize, u64)> {
+    let first = AREAS_VA + MEMORY32.start;
+    let number = address.checked_sub(first)? / MEMORY32.slot_bytes;
+    (number < MEMORY32.count).then(|| (number as usize, first + number * MEMORY32.slot_bytes))
+}
+
 /// Shows the start and length of every area, and of those that are kept.
 #[cfg(feature = "debug-image")]
 pub fn for_each(visit: &mut dyn FnMut(u64, u64)) {
@@ -103,13 +113,13 @@ pub fn protect(start: u64, bytes: u64, perms: Option<Perms>) -> Result<(), MapEr
 }
 
 /// Unmaps what is kept for speed only; false if there was nothing.
-fn give_up_idle() -> bool {
+pub fn give_up_idle() -> bool {
     let mut any = false;
     while let Some(start) = STACKS.take(|_| true) {
         unmap(start, STACK_BYTES + PAGE_BYTES);
         any = true;
     }
-    wasm::memory::give_up_kept() | any
+    wasm::slots::give_up_kept() | wasm::memory::give_up_kept() | any
 }
 
 /// Frees an area of `bytes` that [`map`] returned.

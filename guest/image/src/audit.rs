@@ -57,7 +57,7 @@ fn look_at_mappings() -> Option<String> {
     let (mut present, mut promised, mut wrong) = (0u64, 0u64, None);
     let mut visit = |mapping: Mapping| {
         let pages = mapping.size.bytes() / PAGE_BYTES;
-        let Leaf::Present { frame, .. } = mapping.leaf else {
+        let (Leaf::Present { frame, .. } | Leaf::Hidden { frame: Some(frame), .. }) = mapping.leaf else {
             promised += pages;
             return;
         };

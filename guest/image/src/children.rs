@@ -8,6 +8,7 @@ use crate::arch::clock;
 use crate::once::Once;
 use crate::program::{Code, Program};
 use crate::task::{self, Begin, Spec, Task};
+use crate::wasm::slots::ModuleSlots;
 use crate::wasm::{self, Context};
 use crate::{memory, sched};
 use alloc::boxed::Box;
@@ -33,6 +34,10 @@ pub struct Loaded {
     pub has_start: bool,
     /// The exported functions that take and return an i32.
     tasks: BTreeSet<String>,
+    /// How long its calls take of late, in nanoseconds.
+    average_ns: AtomicU64,
+    /// The memories of its calls, which are kept between them.
+    pub slots: ModuleSlots,
     /// Where it lies.
     _code: Code,
     _leave: LeaveNormal,
@@ -67,7 +72,29 @@ impl Loaded {
                 tasks.insert(String::from(export.name()));
             }
         }
-        Loaded { pre, module, has_start, tasks, _code: code, _leave: LeaveNormal }
+        let slots = ModuleSlots::new();
+        Loaded {
+            pre,
+            module,
+            has_start,
+            tasks,
+            average_ns: AtomicU64::new(u64::MAX),
+            slots,
+            _code: code,
+            _leave: LeaveNormal,
+        }
+    }
+
+    /// A call took so long.
+    pub fn note_time(&self, ns: u64) {
+        let average = self.average_ns.load(Ordering::Relaxed);
+        let new = if average == u64::MAX { ns } else { average - average / 8 + ns / 8 };
+        self.average_ns.store(new, Ordering::Relaxed);
+    }
+
+    /// Whether calls take less than so long of late.
+    pub fn calls_take_less_than(&self, ns: u64) -> bool {
+        self.average_ns.load(Ordering::Relaxed) < ns
     }
 
     /// Whether it exports something of that name.
@@ -223,6 +250,8 @@ impl Child {
             priority,
             limits,
             program: family.program.id,
+            call: None,
+            brief: false,
             patient: true,
             on_death: Some(Box::new(move || dead.end(Status::OutOfMemory, 0, 0, Vec::new()))),
         };

@@ -9,7 +9,7 @@ use crate::memory::{self, Scratch};
 use crate::program::{Code, Loading, Options, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
-use crate::{children, console, elastic, handover, link, phases, task, wasm};
+use crate::{calls, children, console, elastic, handover, link, modules, phases, sockets, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -25,10 +25,14 @@ use nacre_wval::Priority;
 
 /// After how long a task that must come to a safe point and has not is reminded.
 const RETRY_NS: u64 = 1_000_000;
+/// For how long messages of a busy worker may be left unrung at most, twice.
+const UNRUNG_NS: u64 = 5_000_000;
 /// Interval at which a CVM whose workers are awake is looked at in any case: nobody tells vCPU 0 that tasks begin to wait.
 const BACKSTOP_NS: u64 = 20_000_000;
+/// Messages after which timers are looked at: fewer than requests for timers that vCPU 0 can have on their way.
+const TIMERS_EVERY: u32 = 32;
 /// Longest code that a program can have.
-const MAX_CODE_BYTES: u64 = 1 << 30;
+pub const MAX_CODE_BYTES: u64 = 1 << 30;
 /// Longest path of a tree entry: one guest path and one link target.
 const MAX_STRINGS: usize = 1 << 16;
 
@@ -39,6 +43,8 @@ pub struct Dispatcher {
     body: &'static mut [u8],
     timers: Timers,
     reclaimer: elastic::Reclaimer,
+    /// The vCPUs that had left messages unrung at the last tick.
+    unrung: u64,
     /// When running tasks are to be looked at, in cycles.
     next_tick: u64,
     /// When they may be brought to a safe point again, in cycles.
@@ -50,7 +56,7 @@ impl Dispatcher {
     pub fn new(timers: Timers, scratch: &mut Scratch) -> Dispatcher {
         let body = scratch.slice(TO_GUEST_BYTES as usize / 4, |_| 0);
         let (ring, reclaimer) = (Consumer::new(link::window().to_guest()), elastic::Reclaimer::default());
-        Dispatcher { ring, body, timers, reclaimer, next_tick: 0, next_bump: 0 }
+        Dispatcher { ring, body, timers, reclaimer, unrung: 0, next_tick: 0, next_bump: 0 }
     }
 
     /// The loop of vCPU 0.
@@ -115,6 +121,15 @@ impl Dispatcher {
         if some_awake || load.queued != 0 {
             wait = Some(wait.map_or(backstop, |wait| wait.min(backstop)));
         }
+        // A worker that has not rung since the last tick is busy with a call that takes longer than was thought.
+        let unrung = link::unrung();
+        if unrung & core::mem::replace(&mut self.unrung, unrung) != 0 {
+            link::ring_for_all();
+        }
+        if unrung != 0 {
+            let unrung_wait = clock::ns_to_cycles(UNRUNG_NS);
+            wait = Some(wait.map_or(unrung_wait, |wait| wait.min(unrung_wait)));
+        }
         self.next_tick = wait.map_or(0, |wait| now.saturating_add(wait));
         wait.map(|wait| clock::monotonic_ns().saturating_add(clock::cycles_to_ns(wait)))
     }
@@ -127,11 +142,15 @@ impl Dispatcher {
     /// Handles the messages that are there, at most a ring's worth; returns whether there were any.
     fn receive(&mut self) -> bool {
         let mut any = false;
-        for _ in 0..256 {
+        for number in 1..=256 {
             match self.ring.receive() {
                 Ok(Some(incoming)) => {
                     handle(incoming, self.body);
                     any = true;
+                    link::count_received();
+                    if number % TIMERS_EVERY == 0 {
+                        self.timers.run();
+                    }
                 }
                 Ok(None) => break,
                 Err(corrupt) => console::fatal(
@@ -142,6 +161,7 @@ impl Dispatcher {
                 ),
             }
         }
+        sockets::wake_all();
         // A host that found no room says so before it looks once more; we gave room before we look.
         fence(Ordering::SeqCst);
         if any && link::window().control(ControlWord::HostWantsRoom) != 0 {
@@ -174,6 +194,15 @@ fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
                 None => fail(loading, ExitKind::Error, "the host sent code beyond the length it announced"),
             }
         }),
+        Kind::SocketOpen
+        | Kind::SocketData
+        | Kind::SocketEnd
+        | Kind::SocketCredit
+        | Kind::SocketClose
+        | Kind::SocketReset => sockets::receive(&incoming),
+        Kind::ModuleCode => modules::code(&incoming),
+        Kind::CallStart => calls::start(&incoming),
+        Kind::CallData => calls::data(&incoming),
         #[cfg(feature = "debug-image")]
         Kind::ArenaDump | Kind::ArenaPage | Kind::ArenaLazy | Kind::ArenaEnd => {
             crate::arena_copy::handle(&incoming)
@@ -196,6 +225,9 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::Preopen => {
             with_loading(id, |loading| push_text(loading, body, |loading, text| loading.preopens.push(text)))
         }
+        Kind::ProgramOption if header.stream == ProgramOption::Listens as u32 => {
+            with_program(id, |program| sockets::provide(program))
+        }
         Kind::ProgramOption => with_loading(id, |loading| set_option(&mut loading.options, header)),
         Kind::TreeEntry => with_loading(id, |loading| tree_entry(loading, header, body)),
         Kind::TreeData => with_loading(id, |loading| tree_data(loading, body)),
@@ -211,6 +243,10 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::StreamClosed => with_program(id, |program| program.output_closed(header.stream)),
         Kind::Export => export(id, body),
         Kind::ProgramDrop => Program::forget(id),
+        Kind::ModuleCreate => modules::create(header),
+        Kind::ModuleLoad => modules::load(id),
+        Kind::ModuleDrop => modules::forget(id),
+        Kind::CallCancel => calls::cancel(id),
         Kind::StatsRequest => link::send(Header::new(Kind::Stats, NO_PROGRAM), &stats().encode()),
         #[cfg(feature = "debug-image")]
         Kind::SelfTest => crate::selftest::start(header, body),
@@ -320,7 +356,8 @@ fn set_option(options: &mut Options, header: Header) {
             let class = usize::try_from(header.arg).ok().and_then(Priority::from_index);
             options.priority = class.unwrap_or(options.priority);
         }
-        None => {}
+        // The program's, not its task's.
+        Some(ProgramOption::Listens) | None => {}
     }
 }
 
@@ -374,6 +411,8 @@ fn start(id: u32) {
             priority: options.priority,
             limits: options.limits(),
             program: id,
+            call: None,
+            brief: false,
             patient: false,
             on_death: Some(Box::new(on_death)),
         };
@@ -469,6 +508,8 @@ fn stats() -> GuestStats {
     let (page_faults, tlb_flushes, released_bytes) = memory::counters();
     let [task_resumes, task_moves, parks, wakes, preemptions, tasks_spawned] = sched::counters();
     let [tasks_ended, task_cpu_ns, task_cpu_min_ns, task_cpu_max_ns] = sched::ended();
+    let [messages_in, messages_out, doorbells] = link::counters();
+    let [calls, calls_cold, restored_bytes] = calls::counters();
     let (committed, peak) = frames.committed_pages();
     GuestStats {
         entry_tsc: phases::at(&phases::ENTRY),
@@ -495,6 +536,12 @@ fn stats() -> GuestStats {
         parks,
         wakes,
         reclaims: elastic::reclaims(),
+        calls,
+        calls_cold,
+        restored_bytes,
+        messages_in,
+        messages_out,
+        doorbells,
         handed_over: handover::count(),
         worker_locks: wasm::hooks::worker_locks(),
     }

@@ -1,8 +1,10 @@
 //! The guest's end of the shared window: each vCPU's ring to the host, and the doorbell.
 
 use crate::agent::{AgentCell, agent_static};
-use crate::{arch, task, vcpu};
+use crate::arch::{self, clock};
+use crate::{task, vcpu};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
+use nacre_abi::VcpuId;
 use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
 use nacre_abi::hypercall::DOORBELL;
 use nacre_abi::layout::{Layout, SHARED_VA};
@@ -12,6 +14,21 @@ use nacre_abi::window::{self, ControlWord, Window};
 
 agent_static! {
     static WINDOW: AgentCell<Window<'static>> = AgentCell::new();
+    static RECEIVED: AtomicU64 = AtomicU64::new(0);
+    static SENT: AtomicU64 = AtomicU64::new(0);
+    static DOORBELLS: AtomicU64 = AtomicU64::new(0);
+    /// The vCPUs that have left something unrung.
+    static UNRUNG: AtomicU64 = AtomicU64::new(0);
+}
+
+/// Counts a message that came from the host.
+pub fn count_received() {
+    RECEIVED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Messages received, messages sent, doorbells rung for them.
+pub fn counters() -> [u64; 3] {
+    [&RECEIVED, &SENT, &DOORBELLS].map(|counter| counter.load(Ordering::Relaxed))
 }
 
 /// Finds the window; `None` if the host did not put it there. Once, by vCPU 0.
@@ -43,12 +60,105 @@ pub fn try_window() -> Option<&'static Window<'static>> {
 /// [`Full`] if there is no room now.
 pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
     vcpu::local().own().transmit.borrow_mut().send(header, body)?;
-    // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote.
+    SENT.fetch_add(1, Ordering::Relaxed);
+    ring();
+    Ok(())
+}
+
+/// Lets the host know of what is on this vCPU's ring.
+fn ring() {
+    if vcpu::local().own().unrung_since.replace(0) != 0 {
+        UNRUNG.fetch_and(!vcpu::id().bit(), Ordering::Relaxed);
+    }
+    ring_for_all();
+}
+
+/// The vCPUs that have left something unrung.
+pub fn unrung() -> u64 {
+    UNRUNG.load(Ordering::Relaxed)
+}
+
+/// Lets the host know of what is on any vCPU's ring: it looks at all of them.
+pub fn ring_for_all() {
+    // The host says that it sleeps before it looks at the rings for the last time; we look after we wrote. Only the host
+    // says that it is awake: if we did, for others not to ring too, a vCPU that is stopped between its word and its
+    // doorbell would keep everybody's messages from being seen.
     fence(Ordering::SeqCst);
     if window().control(ControlWord::HostAwake) == 0 {
+        DOORBELLS.fetch_add(1, Ordering::Relaxed);
         arch::hypercall(DOORBELL, 0);
     }
-    Ok(())
+}
+
+/// How long the end of a call may be left unrung while other short calls run, in nanoseconds.
+const UNRUNG_NS: u64 = 100_000;
+
+/// Puts a message on this vCPU's ring and leaves the doorbell to [`ring_before`] and [`ring_now`], which the scheduler calls
+/// before whatever it does next: a worker that ends many short calls rings once for several. Should the next one take long
+/// after all, vCPU 0 rings.
+pub fn send_unrung(header: Header, body: &[u8]) {
+    let own = vcpu::local().own();
+    let sent = own.transmit.borrow_mut().send(header, body);
+    if sent.is_err() {
+        return send(header, body);
+    }
+    SENT.fetch_add(1, Ordering::Relaxed);
+    if vcpu::id() == VcpuId::NORMAL {
+        ring();
+    } else if own.unrung_since.get() == 0 {
+        own.unrung_since.set(arch::rdtsc().max(1));
+        UNRUNG.fetch_or(vcpu::id().bit(), Ordering::Relaxed);
+    }
+}
+
+/// Rings for what was left unrung, unless the task that is to run now is `brief` and it is not for long.
+pub fn ring_before(brief: bool) {
+    let since = vcpu::local().own().unrung_since.get();
+    if since != 0 && !(brief && clock::cycles_to_ns(arch::rdtsc().wrapping_sub(since)) < UNRUNG_NS) {
+        ring();
+    }
+}
+
+/// Rings for what was left unrung: nothing else is to be done.
+pub fn ring_now() {
+    if vcpu::local().own().unrung_since.get() != 0 {
+        ring();
+    }
+}
+
+/// Messages that [`send_later`] lets wait for a doorbell at most, and for how long after the last one it does so.
+const UNRUNG_MESSAGES: u32 = 16;
+const QUIET_NS: u64 = 2_000_000;
+
+/// As [`send`], for messages about connections: if the host's reader sleeps, but was woken a moment ago, it is not woken for
+/// this message alone. It is by [`flush`], by the next switch of this vCPU to its scheduler, or when there are some such
+/// messages. So a task that answers many requests in turn rings once for all of them. If it computes for long then, the host
+/// sees them all the same: after such a message it looks at the rings by itself for some milliseconds.
+pub fn send_later(header: Header, body: &[u8]) {
+    let local = vcpu::local().own();
+    if local.transmit.borrow_mut().send(header, body).is_err() {
+        return send(header, body);
+    }
+    SENT.fetch_add(1, Ordering::Relaxed);
+    local.unrung.set(local.unrung.get() + 1);
+    // Wrapping: a counter that the host has set back rings for nothing.
+    let since = arch::rdtsc().wrapping_sub(local.rung_at.get());
+    if local.unrung.get() >= UNRUNG_MESSAGES || since > clock::ns_to_cycles(QUIET_NS) {
+        flush();
+    }
+}
+
+/// Wakes the host's reader, if it sleeps, for what [`send_later`] has sent.
+pub fn flush() {
+    let local = vcpu::local().own();
+    if local.unrung.take() != 0 {
+        local.rung_at.set(arch::rdtsc());
+        fence(Ordering::SeqCst);
+        if window().control(ControlWord::HostAwake) == 0 {
+            DOORBELLS.fetch_add(1, Ordering::Relaxed);
+            arch::hypercall(DOORBELL, 0);
+        }
+    }
 }
 
 /// Longest body of one message to the host.

@@ -7,6 +7,7 @@
 //! sched task  tasks on vCPUs                      link      rings and doorbell
 //! elastic     which workers may run
 //! dispatcher  vCPU 0: messages, timers            program   what the host loads and runs
+//! modules     code that is loaded once            calls     calls of it       system, call_io  what WASI stands on
 //! children    tasks that programs spawn           once      values that are set once
 //! wasm        the engine, WASI                    console   last words
 //! ```
@@ -23,6 +24,8 @@ mod areas;
 mod arena_copy;
 #[cfg(feature = "debug-image")]
 mod audit;
+mod call_io;
+mod calls;
 mod children;
 mod console;
 mod dispatcher;
@@ -31,6 +34,7 @@ mod handover;
 mod heap;
 mod link;
 mod memory;
+mod modules;
 mod normal;
 mod once;
 mod phases;
@@ -38,7 +42,9 @@ mod program;
 mod sched;
 #[cfg(feature = "debug-image")]
 mod selftest;
+mod sockets;
 mod stdin;
+mod system;
 mod task;
 mod vcpu;
 mod wasm;

@@ -218,6 +218,35 @@ pub fn zero_present(range: PageRange) {
     });
 }
 
+/// Lets `restore` put back what was written in `range`, as far as [`track`] makes that known: it is called with the address and
+/// length of each page. The caller owns the range.
+pub fn for_each_written(range: PageRange, restore: &mut dyn FnMut(u64, u64)) {
+    SPACE.get().scan(range, &mut |mapping| {
+        if let Leaf::Present { perms: Perms::ReadWrite, dirty: true, .. } = mapping.leaf {
+            restore(mapping.start.0, mapping.size.bytes());
+        }
+    });
+}
+
+/// Makes the range inaccessible but keeps its frames and their content for the next [`map`]; says whether translations of it
+/// may be left, and `None` if a part could not be hidden. Its owner must not hand it out before [`generation`] has changed
+/// (see [`next_generation`]) and the one who gets it has [caught up](catch_up).
+#[must_use = "what is still mapped must not be handed out"]
+pub fn hide(range: PageRange) -> Option<Flush> {
+    let hidden = SPACE.get().hide(range);
+    hidden.complete.then_some(hidden.flush)
+}
+
+/// Begins another generation: every vCPU flushes before it next runs a task.
+pub fn next_generation() {
+    flush(Flush::Needed);
+}
+
+/// From here on [`for_each_written`] shows what is written in `range` after this call. The caller owns the range.
+pub fn track(range: PageRange) {
+    flush(SPACE.get().track(range));
+}
+
 /// The address space, for looking through it.
 #[cfg(feature = "debug-image")]
 pub fn space() -> &'static Space {

@@ -5,7 +5,8 @@ use crate::areas;
 use crate::children;
 use crate::link;
 use crate::normal::NormalCell;
-use crate::once::HandOver;
+use crate::once::{HandOver, Once};
+use crate::sockets::{self, Sockets};
 use crate::stdin::Input;
 use crate::task::{self, Task};
 use alloc::boxed::Box;
@@ -14,7 +15,6 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use nacre_abi::hypercall::ExitReason;
 use nacre_abi::message::{ExitKind, Header, Kind, STREAM_WINDOW_BYTES, stream};
 use nacre_mm::address_space::MapError;
 use nacre_mm::entry::Perms;
@@ -38,6 +38,8 @@ pub struct Program {
     /// The slot of the task that runs it or exports its files; a hint whom to wake.
     task: AtomicU32,
     stdin: Input,
+    /// If it listens.
+    pub sockets: Once<Sockets>,
     /// Standard output, standard error, exported tree.
     outputs: [Output; 3],
     killed: AtomicBool,
@@ -190,6 +192,7 @@ impl Program {
             fs_after: HandOver::new(),
             task: AtomicU32::new(NO_TASK),
             stdin,
+            sockets: Once::new(),
             outputs: Default::default(),
             killed: AtomicBool::new(false),
             has_children: AtomicBool::new(false),
@@ -369,15 +372,7 @@ impl System for GuestSystem {
     }
 
     fn random(&mut self, buffer: &mut [u8]) {
-        for chunk in buffer.chunks_mut(8) {
-            let Some(word) = cpu::random_word() else {
-                crate::console::fatal(
-                    ExitReason::Panic,
-                    format_args!("the processor's random number generator failed"),
-                );
-            };
-            chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
-        }
+        cpu::fill_random(buffer);
     }
 
     fn stream_read(&mut self, stream: Stream, buffer: &mut [u8]) -> Result<usize, StreamError> {
@@ -431,12 +426,13 @@ impl System for GuestSystem {
         // wake leaves its token. Who begins to watch only now looks once more.
         let watches = task::current().watches_streams.swap(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if watches {
+        if watches && !sockets::news_before_sleep(&self.0) {
             match deadline_monotonic_ns {
                 Some(deadline) => task::park_until(deadline),
                 None => task::park(),
             }
         }
+        sockets::awake(&self.0);
         may_go_on()
     }
 

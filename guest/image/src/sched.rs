@@ -63,6 +63,12 @@ pub struct Own {
     timers: TimerSender<'static>,
     /// The ring to the host.
     pub transmit: RefCell<Producer<'static>>,
+    /// Messages on the ring for which the host's reader was not woken (see [`link::send_later`]).
+    pub unrung: Cell<u32>,
+    /// When it was last seen to be awake or woken for such, in cycles.
+    pub rung_at: Cell<u64>,
+    /// When the first message was sent for which the doorbell is still to be rung, in cycles; 0 for none.
+    pub unrung_since: Cell<u64>,
     spin: RefCell<SpinPolicy>,
     resumed_at: Cell<u64>,
     /// Who is woken by the next park of this vCPU.
@@ -118,6 +124,9 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             vcpu: scheduler.attach(id).expect("attached once"),
             timers: inbox.sender(id).expect("attached once"),
             transmit: RefCell::new(Producer::new(ring)),
+            unrung: Cell::new(0),
+            rung_at: Cell::new(0),
+            unrung_since: Cell::new(0),
             spin: RefCell::new(SpinPolicy::new()),
             resumed_at: Cell::new(0),
             wake_at_park: Cell::new(None),
@@ -173,8 +182,8 @@ pub fn wake_again() {
 
 /// Wakes workers for tasks that are queued, after something that lets more of them run.
 pub fn wake_for_backlog() {
-    // Not more than tasks: until the first one takes its task, all workers that are parked look as if they were needed.
-    for _ in 0..scheduler().load().queued {
+    // Not more than are missing: until the first one takes its task, all workers that are parked look as if they were needed.
+    for _ in 0..scheduler().wakes_missing() {
         let Some(ticket) = scheduler().claim_for_backlog() else { break };
         ring(Some(ticket));
     }
@@ -250,11 +259,15 @@ pub fn run_one() -> Ran {
             Ran::Task
         }
         Next::Reclaimed { wake } => {
+            link::ring_now();
             elastic::count_reclaim();
             ring_at_park(wake);
             Ran::MustPark
         }
-        Next::Empty | Next::Stopped => Ran::Nothing,
+        Next::Empty | Next::Stopped => {
+            link::ring_now();
+            Ran::Nothing
+        }
     }
 }
 
@@ -284,6 +297,12 @@ fn refuse(pointer: *const Task, why: Begin) {
         (*pointer).refuse(why);
         task::finish(pointer);
     }
+}
+
+/// Starts a task on vCPU 0, which calls this.
+pub fn start_on_normal(task: &Task) {
+    debug_assert_eq!(vcpu::id(), VcpuId::NORMAL);
+    hand_over(task, Errand::Run);
 }
 
 /// Hands a task that is switched out to vCPU 0. It must not be touched afterwards.
@@ -323,6 +342,7 @@ fn run(reference: TaskRef) {
             hand_over(task, Errand::Refuse(why))
         };
     }
+    link::ring_before(task.is_brief());
     let own = own();
     let runs = &RUNS[own.vcpu.id().index()];
     count(&runs.resumes);
@@ -339,6 +359,7 @@ fn run(reference: TaskRef) {
     unsafe { arch::switch(vcpu::local().scheduler_sp.as_ptr(), task.sp.get()) };
     task.cpu_cycles.fetch_add(arch::rdtsc().saturating_sub(own.resumed_at.get()), Ordering::Relaxed);
     vcpu::set_current(core::ptr::null_mut());
+    link::flush();
     match task.park.commit(task.why.get()) {
         Commit::Requeue if task.wants_normal.get() => hand_over(task, Errand::Run),
         Commit::Requeue => match own.vcpu.requeue(reference, task.priority()) {

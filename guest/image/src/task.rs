@@ -12,6 +12,7 @@ use crate::areas::Stack;
 use crate::handover;
 use crate::handover::Errand;
 use crate::once::Once;
+use crate::wasm::slots::Making;
 use crate::{arch, sched, vcpu, wasm};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -45,8 +46,12 @@ pub struct Spec {
     pub priority: Priority,
     /// How long it may run.
     pub limits: Limits,
-    /// The program it runs for, by the host's number.
+    /// The program it runs for, by the host's number; `NO_PROGRAM` for a call.
     pub program: u32,
+    /// The call it runs, by the host's number.
+    pub call: Option<u32>,
+    /// It is expected to end within microseconds.
+    pub brief: bool,
     /// It may wait for memory before it begins (see [`nacre_wval::Vcpu::submit_new`]).
     pub patient: bool,
     /// Reports its end when an allocation failed that has no way to say so; `None` if such a failure must not end it.
@@ -56,7 +61,15 @@ pub struct Spec {
 impl Spec {
     /// A task that works for a program beside its own code.
     pub fn helper(program: u32) -> Spec {
-        Spec { priority: Priority::Normal, limits: Limits::NONE, program, patient: false, on_death: None }
+        Spec {
+            priority: Priority::Normal,
+            limits: Limits::NONE,
+            program,
+            call: None,
+            brief: false,
+            patient: false,
+            on_death: None,
+        }
     }
 }
 
@@ -88,10 +101,16 @@ pub struct Task {
     stop: StopRequest,
     /// It has waited for a stream of its program: changes of these wake it.
     pub watches_streams: AtomicBool,
+    /// When the timer that wakes it is due, if it has one: monotonic clock, 0 if it never had.
+    timer_at: Cell<u64>,
     /// It ended because an allocation failed.
     out_of_memory: Cell<bool>,
     /// It is in the statistics of ended tasks.
     counted: Cell<bool>,
+    /// Whose linear memories it is making, and how far it is.
+    pub making: Cell<Making>,
+    /// Its wall-clock limit has its timer already (see [`arm_limit`]).
+    limit_armed: Cell<bool>,
     /// Time it has had on any vCPU.
     pub cpu_cycles: AtomicU64,
     /// The vCPU it last ran on; a counter's input, never an address.
@@ -199,8 +218,11 @@ pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
         frame_missing: Cell::new(false),
         stop: StopRequest::new(),
         watches_streams: AtomicBool::new(false),
+        timer_at: Cell::new(0),
         out_of_memory: Cell::new(false),
         counted: Cell::new(false),
+        making: Cell::default(),
+        limit_armed: Cell::new(false),
         cpu_cycles: AtomicU64::new(0),
         last_vcpu: Cell::new(u32::MAX),
     });
@@ -214,9 +236,24 @@ fn max_tasks() -> u32 {
     crate::memory::layout().max_tasks
 }
 
+/// Gives a task that was made on vCPU 0, and not started yet, the timer of its wall-clock limit, which spares the worker
+/// that begins it from asking for one. Nobody takes the timer back: it finds no such task, or one whose time is not over.
+pub fn arm_limit(task: &Task) {
+    let deadline = task.spec.limits.wall_deadline_ns;
+    if deadline != u64::MAX {
+        let armed = sched::arm_timer(next_timer(task.slot + max_tasks()), deadline, task.reference());
+        task.limit_armed.set(armed);
+    }
+}
+
 /// Queues a task that was just made.
 pub fn start(task: &Arc<Task>) {
     sched::submit(task);
+}
+
+/// The same for one that vCPU 0 is to run, which calls this.
+pub fn start_on_normal(task: &Arc<Task>) {
+    sched::start_on_normal(task);
 }
 
 impl Task {
@@ -233,6 +270,11 @@ impl Task {
     /// How long it may run.
     pub fn limits(&self) -> Limits {
         self.spec.limits
+    }
+
+    /// It is expected to end within microseconds, and has not shown otherwise.
+    pub fn is_brief(&self) -> bool {
+        self.spec.brief && self.cpu_cycles.load(Ordering::Relaxed) == 0
     }
 
     /// It may wait for memory, and has not begun.
@@ -308,7 +350,8 @@ extern "C" fn run_entry(task: u64) -> ! {
     // SAFETY: the table keeps the task alive until the scheduler has seen its end.
     let task = unsafe { &*(task as *const Task) };
     let deadline = task.spec.limits.wall_deadline_ns;
-    let timer = (deadline != u64::MAX).then(|| arm(task, task.slot + max_tasks(), deadline));
+    let needs_timer = deadline != u64::MAX && !task.limit_armed.get();
+    let timer = needs_timer.then(|| arm(task, task.slot + max_tasks(), deadline));
     if let Some(entry) = task.entry.take() {
         entry(Begin::Now);
     }
@@ -321,11 +364,15 @@ extern "C" fn run_entry(task: u64) -> ! {
 
 /// Asks for a timer for the running task, waiting while vCPU 0 is behind.
 fn arm(task: &Task, number: u32, deadline_ns: u64) -> TimerToken {
-    let token = TimerToken { slot: number, seq: TIMER_SEQ.fetch_add(1, Ordering::Relaxed) + 1 };
+    let token = next_timer(number);
     while !sched::arm_timer(token, deadline_ns, task.reference()) {
         yield_now();
     }
     token
+}
+
+fn next_timer(number: u32) -> TimerToken {
+    TimerToken { slot: number, seq: TIMER_SEQ.fetch_add(1, Ordering::Relaxed) + 1 }
 }
 
 /// Gives the vCPU to the scheduler. Returns when the task runs again, maybe on another vCPU.
@@ -424,9 +471,14 @@ pub fn park() {
 /// Sleeps until [`unpark`]ed or until the monotonic clock reaches the deadline; may return early.
 pub fn park_until(deadline_ns: u64) {
     let task = current();
-    let token = arm(task, task.slot, deadline_ns);
+    let armed = task.timer_at.get();
+    // A timer that is due before serves as well: it wakes in vain, the caller looks at the clock and comes again. A service
+    // that polls with a timeout would else wake vCPU 0 for a new timer at each poll. So timers are not cancelled either.
+    if armed <= clock::monotonic_ns() || armed > deadline_ns {
+        arm(task, task.slot, deadline_ns);
+        task.timer_at.set(deadline_ns);
+    }
     park();
-    sched::cancel_timer(token);
 }
 
 /// Wakes a task, or makes its next [`park`] return at once.
@@ -477,6 +529,11 @@ pub fn of_program(program: u32) -> impl Iterator<Item = Arc<Task>> {
     table().iter().filter_map(Entered::get).filter(move |task| task.spec.program == program)
 }
 
+/// The tasks that run a call: one, if the host gives each call a number of its own.
+pub fn of_call(call: u32) -> impl Iterator<Item = Arc<Task>> {
+    table().iter().filter_map(Entered::get).filter(move |task| task.spec.call == Some(call))
+}
+
 /// Frees what a task had that has ended. Called by the scheduler on its own stack.
 ///
 /// # Safety
@@ -522,7 +579,15 @@ pub fn current_cpu_cycles() -> u64 {
 /// Queues every task that does not sleep: after the arena came from another CVM, where they were queued.
 #[cfg(feature = "debug-image")]
 pub fn submit_all_runnable() {
-    for task in table().iter().filter_map(Entered::get).filter(|task| !task.park.is_parked()) {
+    for task in table().iter().filter_map(Entered::get) {
+        // Its timer stayed where it came from: it looks at the clock and asks for a new one.
+        if task.timer_at.take() != 0 && task.park.is_parked() {
+            unpark(&task);
+            continue;
+        }
+        if task.park.is_parked() {
+            continue;
+        }
         match task.errand.get() {
             Errand::Run => sched::submit(&task),
             // It was on its way to vCPU 0, never to run again.

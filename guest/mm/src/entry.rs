@@ -1,17 +1,19 @@
 //! One page-table entry: the hardware's format when present, ours when not.
 //!
 //! ```text
-//! bit 63  62..52   51..12   11..10  9     8  7   6  5  4..3  2  1  0
-//! NX      -        frame    -       LAZY  -  PS  D  A  -     U  W  P
+//! bit 63  62..52   51..12   11  10      9     8  7   6  5  4..3  2  1  0
+//! NX      -        frame    -   HIDDEN  LAZY  -  PS  D  A  -     U  W  P
 //! ```
 //!
 //! A present entry is the processor's (Intel SDM vol. 3, 4.5; AMD APM vol. 2, 5.3). An entry with P = 0 and LAZY = 1 is
 //! *promised*: its address may be used with the permissions in W and NX, but no frame is behind it yet; the first access
-//! faults and gets a zeroed one. Zero is *absent*: an access is an error.
+//! faults and gets a zeroed one. One with P = 0 and HIDDEN = 1 is *hidden*: an access is an error, but its frame, or with
+//! LAZY its promise, is kept for whoever maps the address again. Zero is *absent*: an access is an error.
 //!
 //! A and D are set in advance on mappings that nobody tracks: hardware and hypervisors otherwise pay for setting them.
 
 use crate::GuestPhys;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
@@ -20,6 +22,7 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const LAZY: u64 = 1 << 9;
+const HIDDEN: u64 = 1 << 10;
 const NO_EXECUTE: u64 = 1 << 63;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
@@ -100,6 +103,13 @@ pub enum Leaf {
     Absent,
     /// Promised, without a frame.
     Lazy(Perms),
+    /// Not to be accessed, but kept: a small page only, which was readable and writable.
+    Hidden {
+        /// Where it was mapped to; `None` if it was only promised.
+        frame: Option<GuestPhys>,
+        /// As of a mapped one.
+        dirty: bool,
+    },
     /// Mapped.
     Present {
         /// Where to.
@@ -120,6 +130,8 @@ pub const fn encode(leaf: Leaf, size: Size) -> u64 {
     match leaf {
         Leaf::Absent => 0,
         Leaf::Lazy(perms) => LAZY | large | perms.bits(),
+        Leaf::Hidden { frame: None, .. } => HIDDEN | LAZY,
+        Leaf::Hidden { frame: Some(frame), dirty } => frame.0 | HIDDEN | if dirty { DIRTY } else { 0 },
         Leaf::Present { frame, perms, dirty } => {
             frame.0 | PRESENT | USER | ACCESSED | large | perms.bits() | if dirty { DIRTY } else { 0 }
         }
@@ -135,10 +147,21 @@ pub const fn decode(bits: u64) -> Leaf {
     };
     if bits & PRESENT != 0 {
         Leaf::Present { frame: GuestPhys(bits & FRAME), perms, dirty: bits & DIRTY != 0 }
+    } else if bits & HIDDEN != 0 {
+        let frame = if bits & LAZY == 0 { Some(GuestPhys(bits & FRAME)) } else { None };
+        Leaf::Hidden { frame, dirty: bits & DIRTY != 0 }
     } else if bits & LAZY != 0 {
         Leaf::Lazy(perms)
     } else {
         Leaf::Absent
+    }
+}
+
+/// Makes a leaf entry that is present count as not written. The processor sets the bit again at the next write, once stale
+/// translations are gone.
+pub fn clean(entry: &AtomicU64) {
+    if entry.load(Ordering::Acquire) & PRESENT != 0 {
+        entry.fetch_and(!DIRTY, Ordering::AcqRel);
     }
 }
 
@@ -174,6 +197,18 @@ mod tests {
                     assert_eq!(decode(encode(leaf, size)), leaf);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_hidden_is_kept_and_not_present_to_the_processor() {
+        for leaf in [
+            Leaf::Hidden { frame: None, dirty: false },
+            Leaf::Hidden { frame: Some(GuestPhys(0x1_2340_0000)), dirty: false },
+            Leaf::Hidden { frame: Some(GuestPhys(0x1000)), dirty: true },
+        ] {
+            let bits = encode(leaf, Size::Small);
+            assert_eq!((decode(bits), bits & PRESENT, table(bits)), (leaf, 0, None));
         }
     }
 

@@ -181,6 +181,58 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         }
     }
 
+    /// Begins to track what is written in the range: what is mapped there becomes small pages (large ones for which there is no
+    /// table stay as they are) and counts as clean. The caller owns the range and flushes; what is given a frame
+    /// later counts as written.
+    pub fn track(&self, range: PageRange) -> Flush {
+        let mut flush = Flush::NotNeeded;
+        for (start, end) in chunks(range) {
+            let Some(slot) = self.find_directory_entry(start) else { continue };
+            let bits = slot.load(Ordering::Acquire);
+            if entry::table(bits).is_none() && !matches!(entry::decode(bits), Leaf::Present { .. }) {
+                continue;
+            }
+            let chunk = Chunk { directory_entry: slot, start, end };
+            match self.split(slot) {
+                Ok(table) => {
+                    self.small_entries(table, &chunk).iter().for_each(entry::clean);
+                }
+                Err(_) if chunk.is_whole() => entry::clean(slot),
+                Err(_) => continue,
+            }
+            flush = Flush::Needed;
+        }
+        flush
+    }
+
+    /// Makes the range inaccessible but keeps its frames, with their content, and its promises: mapping it again brings them
+    /// back at once. The caller owns the range, which is readable and writable.
+    pub fn hide(&self, range: PageRange) -> Unmapped {
+        let (mut flush, mut complete) = (Flush::NotNeeded, true);
+        for (start, end) in chunks(range) {
+            let Some(slot) = self.find_directory_entry(start) else { continue };
+            if slot.load(Ordering::Acquire) == 0 {
+                continue;
+            }
+            let Ok(table) = self.split(slot) else {
+                complete = false;
+                continue;
+            };
+            for entry in self.small_entries(table, &Chunk { directory_entry: slot, start, end }) {
+                flush = flush.or(update(entry, |leaf| match leaf {
+                    Leaf::Present { frame, perms: Perms::ReadWrite, dirty } => {
+                        (Leaf::Hidden { frame: Some(frame), dirty }, Flush::Needed)
+                    }
+                    Leaf::Lazy(Perms::ReadWrite) => {
+                        (Leaf::Hidden { frame: None, dirty: false }, Flush::NotNeeded)
+                    }
+                    other => (other, Flush::NotNeeded),
+                }));
+            }
+        }
+        Unmapped { flush, complete }
+    }
+
     /// Calls `step` for each page-directory entry under `range`.
     fn for_each_chunk(
         &self,
@@ -306,8 +358,8 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         for entry in self.small_entries(table, chunk) {
             match entry::decode(entry.swap(0, Ordering::AcqRel)) {
                 Leaf::Absent => continue,
-                Leaf::Lazy(_) => {}
-                Leaf::Present { frame, .. } => {
+                Leaf::Lazy(_) | Leaf::Hidden { frame: None, .. } => {}
+                Leaf::Present { frame, .. } | Leaf::Hidden { frame: Some(frame), .. } => {
                     self.frames.free_small(frame);
                     flush = Flush::Needed;
                 }
@@ -437,7 +489,7 @@ impl<M: TableMemory> AddressSpace for PageTables<'_, M> {
                     Err(_) => Fault::OutOfMemory,
                 }
             }
-            Leaf::Present { .. } | Leaf::Lazy(_) => Fault::Violation,
+            Leaf::Present { .. } | Leaf::Lazy(_) | Leaf::Hidden { .. } => Fault::Violation,
         }
     }
 
@@ -486,7 +538,13 @@ fn scan_part_of_large(start: u64, end: u64, leaf: Leaf, visit: &mut dyn FnMut(Ma
 /// The leaf with other permissions, and whether that took something away.
 fn with_perms(leaf: Leaf, perms: Perms) -> (Leaf, Flush) {
     match leaf {
-        Leaf::Absent | Leaf::Lazy(_) => (Leaf::Lazy(perms), Flush::NotNeeded),
+        Leaf::Absent | Leaf::Lazy(_) | Leaf::Hidden { frame: None, .. } => {
+            (Leaf::Lazy(perms), Flush::NotNeeded)
+        }
+        // The processor remembers nothing of what was not present.
+        Leaf::Hidden { frame: Some(frame), dirty } => {
+            (Leaf::Present { frame, perms, dirty }, Flush::NotNeeded)
+        }
         Leaf::Present { frame, perms: old, dirty } => {
             let flush = if old.within(perms) { Flush::NotNeeded } else { Flush::Needed };
             (Leaf::Present { frame, perms, dirty }, flush)

@@ -3,6 +3,7 @@
 use alloc::{string::String, vec::Vec};
 
 use crate::{
+    calls::Scratch,
     fdtable::{Descriptor, FdTable, Kind},
     fs::Fs,
     system::{Stop, Stream, System},
@@ -17,6 +18,8 @@ pub struct WasiCtx<S: System> {
     pub(crate) args: Vec<String>,
     /// `NAME=value` strings.
     pub(crate) env: Vec<String>,
+    /// Memory that polls use again.
+    pub(crate) poll: Scratch,
 }
 
 /// One call of a WASI function: the context and the caller's whole linear memory.
@@ -46,12 +49,14 @@ pub enum BuildError {
     OutOfMemory,
 }
 
-/// Builds a [`WasiCtx`]: descriptors 0, 1 and 2 are the standard streams, preopens follow from 3 on.
+/// Builds a [`WasiCtx`]: descriptors 0, 1 and 2 are the standard streams, preopens follow from 3 on, then the socket that
+/// listens, if there is one.
 #[derive(Default)]
 pub struct Builder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     preopens: Vec<(String, String)>,
+    listens: bool,
     tty: [bool; 3],
 }
 
@@ -87,6 +92,13 @@ impl Builder {
     #[must_use]
     pub fn tty(mut self, stdin: bool, stdout: bool, stderr: bool) -> Self {
         self.tty = [stdin, stdout, stderr];
+        self
+    }
+
+    /// Whether it finds a socket that listens, behind the preopens.
+    #[must_use]
+    pub fn listens(mut self, listens: bool) -> Self {
+        self.listens = listens;
         self
     }
 
@@ -126,7 +138,10 @@ impl Builder {
             let descriptor = Descriptor::new(Kind::Dir { node, preopen: Some(name) });
             fds.insert(descriptor).map_err(|_| BuildError::OutOfMemory)?;
         }
-        Ok(WasiCtx { system, fs, fds, args: self.args, env })
+        if self.listens {
+            fds.insert(Descriptor::new(Kind::Listener)).map_err(|_| BuildError::OutOfMemory)?;
+        }
+        Ok(WasiCtx { system, fs, fds, args: self.args, env, poll: Scratch::default() })
     }
 }
 
@@ -167,6 +182,11 @@ impl<S: System> WasiCtx<S> {
     pub(crate) fn release(&mut self, descriptor: &Descriptor) {
         if let Some(node) = descriptor.node() {
             self.fs.release(node);
+        }
+        match descriptor.kind {
+            Kind::Socket(id) => self.system.socket_close(id),
+            Kind::Listener => self.system.socket_unlisten(),
+            _ => {}
         }
     }
 }

@@ -8,8 +8,9 @@ use alloc::{string::String, vec::Vec};
 
 use crate::{
     fs::InodeId,
+    sockets::SocketId,
     system::Stream,
-    types::{Errno, filetype, rights},
+    types::{Errno, fdflags, filetype, rights},
 };
 
 /// The most descriptors a program may have open.
@@ -47,6 +48,18 @@ const PREOPEN_INHERITING: u64 = PREOPEN_BASE
     | rights::FD_FILESTAT_SET_SIZE
     | rights::POLL_FD_READWRITE;
 
+/// What can be done with a connection.
+const SOCKET: u64 = rights::FD_READ
+    | rights::FD_WRITE
+    | rights::FD_FDSTAT_SET_FLAGS
+    | rights::FD_FILESTAT_GET
+    | rights::POLL_FD_READWRITE
+    | rights::SOCK_SHUTDOWN;
+
+/// What can be done with the socket that listens.
+const LISTENER: u64 =
+    rights::FD_FDSTAT_SET_FLAGS | rights::FD_FILESTAT_GET | rights::POLL_FD_READWRITE | rights::SOCK_ACCEPT;
+
 /// What an opened directory can't do.
 const NOT_FOR_DIRECTORIES: u64 =
     rights::FD_SEEK | rights::FD_FILESTAT_SET_SIZE | rights::PATH_FILESTAT_SET_SIZE | rights::FD_WRITE;
@@ -59,6 +72,10 @@ pub(crate) enum Kind {
     File { node: InodeId, position: u64, read: bool, write: bool },
     /// A directory; `preopen` is the path it was given at start.
     Dir { node: InodeId, preopen: Option<String> },
+    /// The socket that listens.
+    Listener,
+    /// A connection.
+    Socket(SocketId),
 }
 
 /// An open descriptor.
@@ -81,7 +98,7 @@ impl Descriptor {
     pub fn node(&self) -> Option<InodeId> {
         match self.kind {
             Kind::File { node, .. } | Kind::Dir { node, .. } => Some(node),
-            Kind::Stream { .. } => None,
+            Kind::Stream { .. } | Kind::Listener | Kind::Socket(_) => None,
         }
     }
 
@@ -94,6 +111,8 @@ impl Descriptor {
             Kind::Dir { preopen: None, .. } => {
                 (rights::ALL & !NOT_FOR_DIRECTORIES, rights::ALL & !NOT_FOR_DIRECTORIES)
             }
+            Kind::Listener => (LISTENER, SOCKET),
+            Kind::Socket(_) => (SOCKET, 0),
             Kind::File { read, write, .. } => {
                 let no_read = if *read { 0 } else { rights::FD_READ | rights::FD_READDIR };
                 let no_write = if *write { 0 } else { rights::FD_WRITE };
@@ -169,7 +188,7 @@ impl FdTable {
     /// As [`Self::file`], and `ESPIPE` for a stream.
     pub fn seekable(&self, fd: u32, right: u64) -> Result<OpenFile, Errno> {
         match self.get(fd)?.kind {
-            Kind::Stream { .. } => Err(Errno::Spipe),
+            Kind::Stream { .. } | Kind::Listener | Kind::Socket(_) => Err(Errno::Spipe),
             _ => self.file(fd, right),
         }
     }
@@ -190,6 +209,22 @@ impl FdTable {
         match descriptor.kind {
             Kind::Dir { node, .. } => descriptor.need(right).map(|()| node),
             _ => Err(Errno::Badf),
+        }
+    }
+
+    /// The connection under a number, and whether its calls do not wait.
+    ///
+    /// # Errors
+    /// `EBADF`, `ENOTSOCK`, `ENOTCONN` for the socket that listens, `ENOTCAPABLE`.
+    pub fn socket(&self, fd: u32, right: u64) -> Result<(SocketId, bool), Errno> {
+        let descriptor = self.get(fd)?;
+        match descriptor.kind {
+            Kind::Socket(id) => {
+                descriptor.need(right)?;
+                Ok((id, descriptor.flags & fdflags::NONBLOCK != 0))
+            }
+            Kind::Listener => Err(Errno::Notconn),
+            _ => Err(Errno::Notsock),
         }
     }
 

@@ -1,7 +1,7 @@
 //! WASI preview 1, complete, over an in-memory file system.
 //!
 //! One [`WasiCtx`] belongs to one running program. The embedder (the guest kernel, or a test) provides a
-//! [`System`]: clocks, randomness, byte streams and a way to wait. Everything else lives here: the
+//! [`System`]: clocks, randomness, byte streams, [`Sockets`] and a way to wait. Everything else lives here: the
 //! descriptor table, rights, path resolution and the [`Fs`]. Nothing here knows a Wasm engine; each function
 //! of preview 1 is a free function over a [`Call`] with the wasm-level parameter types, listed once in
 //! [`for_each_preview1!`] so that an embedder binds all of them with one macro.
@@ -28,6 +28,7 @@ mod fdtable;
 mod fs;
 mod list;
 mod memory;
+mod sockets;
 mod system;
 mod types;
 
@@ -37,6 +38,7 @@ pub use fs::{
     BLOCK_BYTES, Cursor, EntryKind, ExportEntry, FileHandle, Fs, MAX_FILE_BYTES, NAME_MAX, PATH_MAX,
 };
 pub use list::PREVIEW1;
+pub use sockets::{Readiness, SocketError, SocketId, Sockets};
 pub use system::{Clock, Interest, Stop, Stream, StreamError, System};
 pub use types::Errno;
 

@@ -3,6 +3,8 @@
 //! Only [`System::wait`] and [`System::yield_now`] may block (the guest parks the task's fiber there); every
 //! other method answers at once.
 
+use crate::sockets::{SocketId, Sockets};
+
 /// The four clocks of preview 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
@@ -16,8 +18,7 @@ pub enum Clock {
     ThreadCpu,
 }
 
-/// A byte stream of the embedder. Sockets will be a further variant: code outside this crate should only
-/// match on the streams it knows.
+/// A byte stream of the embedder. Code outside this crate should only match on the streams it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stream {
@@ -45,6 +46,12 @@ pub enum Interest {
     Readable(Stream),
     /// The stream takes bytes, or is closed.
     Writable(Stream),
+    /// A connection can be accepted.
+    Acceptable,
+    /// The connection has bytes to read, is at its end or failed.
+    SocketReadable(SocketId),
+    /// The connection takes bytes, or never will.
+    SocketWritable(SocketId),
 }
 
 /// The program ends here: no further Wasm instruction of it may run.
@@ -59,7 +66,7 @@ pub enum Stop {
 }
 
 /// The kernel under a program's WASI context.
-pub trait System {
+pub trait System: Sockets {
     /// The time of `clock`, in nanoseconds.
     fn clock_ns(&self, clock: Clock) -> u64;
     /// The resolution of `clock`, in nanoseconds, not 0.

@@ -7,9 +7,9 @@ use std::{
 };
 
 use nacre_wasi::{
-    BuildError, Builder, Call, Clock, Errno, Fs, Interest, Stop, Stream, StreamError, System, WasiCtx, abi,
-    fd_allocate, fd_close, fd_filestat_set_size, fd_pwrite, fd_read, path_create_directory, path_link,
-    path_open, path_remove_directory, path_rename, path_symlink, path_unlink_file, poll_oneoff,
+    BuildError, Builder, Call, Clock, Errno, Fs, Interest, Sockets, Stop, Stream, StreamError, System,
+    WasiCtx, abi, fd_allocate, fd_close, fd_filestat_set_size, fd_pwrite, fd_read, path_create_directory,
+    path_link, path_open, path_remove_directory, path_rename, path_symlink, path_unlink_file, poll_oneoff,
 };
 
 struct Failing;
@@ -50,6 +50,8 @@ unsafe impl GlobalAlloc for Failing {
 static ALLOCATOR: Failing = Failing;
 
 struct Quiet;
+
+impl Sockets for Quiet {}
 
 impl System for Quiet {
     fn clock_ns(&self, _: Clock) -> u64 {

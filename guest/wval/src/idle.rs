@@ -161,6 +161,13 @@ impl IdleSet {
         }
     }
 
+    /// Which of `among` are parked although their wake was sent. A hint: the host may have dropped it.
+    pub fn rung(&self, among: VcpuMask) -> VcpuMask {
+        let parked = VcpuMask(self.mask.load(Ordering::Acquire)).and(among).iter();
+        let rung = parked.filter(|v| self.words[v.index()].load(Ordering::Acquire) & PHASE == RUNG);
+        rung.fold(VcpuMask::EMPTY, VcpuMask::with)
+    }
+
     /// Whether `v` is between `announce` and `retract`: it holds no task, and passes the fence of `retract` before it
     /// looks for one.
     pub fn is_parked(&self, v: VcpuId) -> bool {
@@ -195,6 +202,25 @@ mod tests {
         assert_eq!(s.claim_one(ALL).unwrap().vcpu(), v(63));
         assert_eq!(s.claim_one(VcpuMask::EMPTY), None);
         assert_eq!(s.parked_hint().count(), 3);
+    }
+
+    #[test]
+    fn who_was_rung_counts_until_it_comes_or_is_doubted() {
+        let s = IdleSet::new();
+        for n in [1, 2] {
+            s.announce(v(n));
+        }
+        let first = s.claim_one(ALL).unwrap();
+        assert_eq!(s.rung(ALL).count(), 0, "claimed, not woken");
+        s.wake_sent(first);
+        assert_eq!(s.rung(ALL), VcpuMask::EMPTY.with(v(1)));
+        assert_eq!(s.rung(ALL.without(v(1))).count(), 0);
+        s.doubt_wakes();
+        assert_eq!(s.rung(ALL).count(), 0);
+        let again = s.claim_one(VcpuMask::EMPTY.with(v(1))).unwrap();
+        s.wake_sent(again);
+        let _ = s.retract(v(1));
+        assert_eq!(s.rung(ALL).count(), 0);
     }
 
     #[test]

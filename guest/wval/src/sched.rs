@@ -253,6 +253,16 @@ impl<'a> Scheduler<'a> {
         if self.any_queued() { self.claim() } else { None }
     }
 
+    /// How many more wakes the queued tasks need: one each, less those on their way to workers that are allowed. A hint for
+    /// who looks now and then: a wake that the host has dropped counts until [`IdleSet::doubt_wakes`].
+    pub fn wakes_missing(&self) -> usize {
+        let load = self.load();
+        match load.queued {
+            0 => 0,
+            queued => queued.saturating_sub(self.idle.rung(load.allowed).count()),
+        }
+    }
+
     /// Reports that the wake hypercall for `ticket` was done.
     pub fn wake_sent(&self, ticket: WakeTicket) {
         self.idle.wake_sent(ticket);

@@ -271,15 +271,17 @@ fn reclaim(cvm: &Cvm, worker: usize, take: bool) {
 /// Any value for the words of the shared page; both sides write some of them again when they have a reason to. The version
 /// only once the guest has read it.
 fn shared_page(window: &Window<'_>, rng: &mut Rng, starts: bool) {
-    const WORDS: [ElasticWord; 6] = [
+    const WORDS: [ElasticWord; 8] = [
         ElasticWord::Grant,
         ElasticWord::Reclaim,
         ElasticWord::SpinLimit,
         ElasticWord::DemandSeen,
         ElasticWord::Demand,
+        ElasticWord::EpochOfPrograms,
+        ElasticWord::EpochOfCalls,
         ElasticWord::Version,
     ];
-    let (any, words) = (rng.next(), if starts { &WORDS[..5] } else { &WORDS });
+    let (any, words) = (rng.next(), if starts { &WORDS[..7] } else { &WORDS });
     window.elastic().set(rng.pick(words), rng.pick(&[0, 1, any & 7, any & 0xff, any, u64::MAX]));
 }
 

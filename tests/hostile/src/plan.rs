@@ -194,7 +194,7 @@ pub struct Plan {
     pub workers: u32,
     /// Private memory in bytes.
     pub memory_bytes: u64,
-    /// The programs, all loaded at once.
+    /// The programs and calls, all at once.
     pub jobs: Vec<Job>,
     /// Whether it misbehaves while the guest boots, not only once that is up.
     pub from_boot: bool,
@@ -240,11 +240,15 @@ impl Plan {
                 duplicated: rate(200),
             },
         };
-        // Garbage on the ring to the guest may hit standard input, which is the host's to change.
+        // Garbage on the ring to the guest may hit input, which is the host's to change.
         let works: Vec<Work> =
-            Work::ALL.into_iter().filter(|work| class != Class::Window || *work != Work::Echo).collect();
-        let jobs =
-            (0..rng.between(1, 5)).map(|_| Job { work: rng.pick(&works), number: rng.next() }).collect();
+            Work::ALL.into_iter().filter(|work| class != Class::Window || !work.reads_input()).collect();
+        let mut called = Rng::new(seed ^ 0x6361_6c6c_7300);
+        let jobs = (0..rng.between(1, 5)).map(|_| {
+            let (work, number) = (rng.pick(&works), rng.next());
+            Job { work, number, calls: called.chance(400) && work.can_be_called() }
+        });
+        let jobs = jobs.collect();
         Plan {
             seed,
             class,
@@ -260,6 +264,12 @@ impl Plan {
             attacks,
             lie: if class == Class::Launch { rng.pick(&LIES) } else { LaunchLie::None },
         }
+    }
+
+    /// How many calls one job makes. What is on the ring is the host's to change, and a plan that does so begins when all
+    /// requests have been read.
+    pub fn calls_each(&self) -> usize {
+        if self.class == Class::Window { 1 } else { 3 }
     }
 
     /// Random numbers for one part of the plan.
@@ -297,7 +307,8 @@ impl fmt::Display for Plan {
             self.seed, self.class, self.workers
         )?;
         for job in &self.jobs {
-            write!(f, "{:?} {} ", job.work, job.argument())?;
+            let how = if job.calls { "calls " } else { "" };
+            write!(f, "{how}{:?} {} ", job.work, job.argument())?;
         }
         if self.lie != LaunchLie::None {
             write!(f, "; says {:?}", self.lie)?;
@@ -336,7 +347,11 @@ mod tests {
             assert!(plans.iter().any(|plan| plan.attacks.contains(attack)), "{attack:?}");
         }
         for work in Work::ALL {
-            assert!(plans.iter().any(|plan| plan.jobs.iter().any(|job| job.work == work)), "{work:?}");
+            let is_there = |calls| {
+                let mut jobs = plans.iter().flat_map(|plan| &plan.jobs);
+                jobs.any(|job| job.work == work && job.calls == calls)
+            };
+            assert!(is_there(false) && is_there(true) == work.can_be_called(), "{work:?}");
         }
         let wakes = |of: fn(&WakeRates) -> u64| plans.iter().any(|plan| of(&plan.wakes) > 0);
         assert!(

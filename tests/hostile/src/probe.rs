@@ -76,7 +76,7 @@ pub fn probe() -> Result<String> {
         let on_print =
             Box::new(move |text: &str| printed.lock().unwrap_or_else(PoisonError::into_inner).push_str(text));
         let cvm = Cvm::launch(CvmConfig { hooks: Some(hooks.clone()), on_print, ..CvmConfig::default() })?;
-        let job = Job { work: Work::Compute, number: 0xfff_ffff };
+        let job = Job { work: Work::Compute, number: 0xfff_ffff, calls: false };
         let spec = ProgramSpec {
             code: code.file(),
             args: vec!["work".into(), job.argument()],

@@ -22,14 +22,34 @@ pub enum Work {
     Output,
     /// Standard input to standard output.
     Echo,
+    /// What one client says to the client, as a service.
+    Serve,
     /// A trap after some work.
     Trap,
 }
 
 impl Work {
     /// All of them.
-    pub const ALL: [Work; 7] =
-        [Work::Compute, Work::Sleep, Work::Grow, Work::Files, Work::Output, Work::Echo, Work::Trap];
+    pub const ALL: [Work; 8] = [
+        Work::Compute,
+        Work::Sleep,
+        Work::Grow,
+        Work::Files,
+        Work::Output,
+        Work::Echo,
+        Work::Serve,
+        Work::Trap,
+    ];
+
+    /// Whether calls can do it: they have no files and no sockets.
+    pub fn can_be_called(self) -> bool {
+        !matches!(self, Work::Files | Work::Serve)
+    }
+
+    /// Whether its result depends on what is on a ring while it runs.
+    pub fn reads_input(self) -> bool {
+        matches!(self, Work::Echo | Work::Serve)
+    }
 
     fn letter(self) -> char {
         match self {
@@ -39,6 +59,7 @@ impl Work {
             Work::Files => 'f',
             Work::Output => 'o',
             Work::Echo => 'i',
+            Work::Serve => 'v',
             Work::Trap => 't',
         }
     }
@@ -51,6 +72,8 @@ pub struct Job {
     pub work: Work,
     /// The number it does it with.
     pub number: u64,
+    /// Whether it runs as calls of a module, one after another in the same memory, rather than as a program of its own.
+    pub calls: bool,
 }
 
 /// How a program must end and what it must have written.
@@ -107,9 +130,9 @@ impl Job {
         format!("{}{:016x}", self.work.letter(), self.number)
     }
 
-    /// What it reads from standard input.
-    pub fn stdin(&self) -> Vec<u8> {
-        if self.work != Work::Echo {
+    /// What it reads from standard input, or from its client.
+    pub fn input(&self) -> Vec<u8> {
+        if !self.work.reads_input() {
             return Vec::new();
         }
         let mut rng = Rng::new(self.number);
@@ -117,7 +140,7 @@ impl Job {
         (0..len).map(|_| rng.next() as u8).collect()
     }
 
-    /// What must come out.
+    /// What must come out; what a client hears counts as standard output.
     pub fn expected(&self) -> Expected {
         let x = self.number;
         let (mut lines, mut stdout, mut stderr) = (Vec::new(), Vec::new(), Vec::new());
@@ -152,7 +175,7 @@ impl Job {
                     if piece & 3 == 0 { stderr.extend(part) } else { stdout.extend(part) }
                 }
             }
-            Work::Echo => stdout.extend(self.stdin().iter().map(|byte| byte ^ x as u8)),
+            Work::Echo | Work::Serve => stdout.extend(self.input().iter().map(|byte| byte ^ x as u8)),
             Work::Trap => {
                 lines.push(mix(&mut vec![0; 1 << 16], x, 100_000));
                 exit = Exit::Trap(TRAPS[(x & 3) as usize].into());

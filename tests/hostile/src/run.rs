@@ -2,19 +2,28 @@
 
 use crate::host::Adversary;
 use crate::plan::{Attack, Class, LaunchLie, Plan, Rng};
-use crate::programs::Job;
+use crate::programs::{Job, Work};
 use nacre_abi::message::{Header, Kind, NO_PROGRAM, SelfTest, stream};
 use nacre_cli::program::Program as Code;
 use nacre_vmm::elastic::ElasticConfig;
-use nacre_vmm::program::{Exit, ProgramEvent, ProgramSpec};
-use nacre_vmm::{Cvm, CvmConfig, CvmError};
+use nacre_vmm::program::{Connection, Exit, ProgramEvent, ProgramSpec};
+use nacre_vmm::{Call, Cvm, CvmConfig, CvmError};
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 /// How long programs may take once the host behaves, before they count as stuck: they need some ten milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where the clients of services come from: the guest does not see it.
+const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
+
+/// Room for either output of a call: more than any work writes.
+const MAX_OUTPUT: usize = 1 << 20;
 
 /// How a seed that held ended.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,7 +124,7 @@ fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<O
             .map(|job| {
                 let (say_done, say_started) = (say_done.clone(), say_started.clone());
                 scope.spawn(move || {
-                    let outcome = run_program(*job, code, cvm, say_started);
+                    let outcome = run_job(plan, *job, code, cvm, say_started);
                     let _ = say_done.send(());
                     outcome
                 })
@@ -137,10 +146,14 @@ fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<O
     })
 }
 
-fn run_program(job: Job, code: &Code, cvm: &Cvm, started: Sender<()>) -> Outcome {
+fn run_job(plan: &Plan, job: Job, code: &Code, cvm: &Cvm, started: Sender<()>) -> Outcome {
     let mut outcome =
         Outcome { job, exit: Err("it has not run".into()), stdout: Vec::new(), stderr: Vec::new() };
-    let exit = follow(cvm, code, started, &mut outcome);
+    let exit = if job.calls {
+        call(cvm, code, plan.calls_each(), started, &mut outcome)
+    } else {
+        follow(cvm, code, started, &mut outcome)
+    };
     outcome.exit = exit.map_err(|error| error.to_string());
     outcome
 }
@@ -151,15 +164,22 @@ fn follow(cvm: &Cvm, code: &Code, started: Sender<()>, outcome: &mut Outcome) ->
         code: code.file(),
         args: vec!["work".into(), job.argument()],
         preopens: vec!["d".into()],
+        listens: true,
         ..ProgramSpec::default()
     };
     let program = cvm.load(&spec)?;
     program.start()?;
     let _ = started.send(());
-    let (mut input, text) = (program.stdin(), job.stdin());
+    let (mut input, text) = (program.stdin(), job.input());
     let credit = input.credit();
     std::thread::scope(|scope| {
-        scope.spawn(move || input.write_all(&text).then(|| input.end()));
+        let client = if job.work == Work::Serve {
+            let connection = program.connect(PEER);
+            Some(scope.spawn(move || connection.map_or_else(|_| Vec::new(), |to| exchange(to, &text))))
+        } else {
+            scope.spawn(move || input.write_all(&text).then(|| input.end()));
+            None
+        };
         let exit = loop {
             match program.next_event() {
                 Ok(ProgramEvent::Output { stream, bytes, end }) => {
@@ -175,8 +195,82 @@ fn follow(cvm: &Cvm, code: &Code, started: Sender<()>, outcome: &mut Outcome) ->
             }
         };
         credit.finish();
+        if let Some(heard) = client.and_then(|client| client.join().ok()) {
+            stdout.extend(heard);
+        }
         exit
     })
+}
+
+/// Sends all of it on a connection, and returns what comes back until the connection ends or fails.
+fn exchange(mut connection: Connection, text: &[u8]) -> Vec<u8> {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let (mut sent, mut heard, mut buf) = (0, Vec::new(), vec![0; 20_000]);
+    loop {
+        let mut moved = false;
+        if sent < text.len()
+            && let Poll::Ready(Ok(count)) = connection.poll_write(&mut context, &text[sent..])
+        {
+            (sent, moved) = (sent + count, true);
+            if sent == text.len() {
+                connection.shutdown_write();
+            }
+        }
+        match connection.poll_read(&mut context, &mut buf) {
+            Poll::Ready(Ok(0) | Err(_)) => return heard,
+            Poll::Ready(Ok(count)) => heard.extend(&buf[..count]),
+            Poll::Pending if moved => {}
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// Wakes a thread that waits for a connection.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Calls a module of this job's own; stops at the first result that is not right, which is then the outcome.
+fn call(
+    cvm: &Cvm,
+    code: &Code,
+    times: usize,
+    started: Sender<()>,
+    outcome: &mut Outcome,
+) -> Result<Exit, CvmError> {
+    let (args, stdin) = (["work".to_string(), outcome.job.argument()], outcome.job.input());
+    let module = match cvm.load_module(code.file()) {
+        Ok(module) => module,
+        Err(CvmError::Module(refused)) => return Ok(refused),
+        Err(error) => return Err(error),
+    };
+    let expected = outcome.job.expected();
+    let mut last = Err(cvm.end_error());
+    for _ in 0..times {
+        let (say_result, result) = channel();
+        let call = Call { args: &args, stdin: &stdin, max_output: MAX_OUTPUT, ..Call::default() };
+        let made = cvm.call(&module, call, move |result| drop(say_result.send(result)));
+        if let Err(error) = made {
+            return Err(if cvm.has_ended() { cvm.end_error() } else { CvmError::Ended(error.to_string()) });
+        }
+        let _ = started.send(());
+        let Ok(result) = result.recv() else { return Err(cvm.end_error()) };
+        if cvm.has_ended() {
+            return Err(cvm.end_error());
+        }
+        (outcome.stdout, outcome.stderr) = (result.stdout, result.stderr);
+        let differs = expected.difference(&result.exit, &outcome.stdout, &outcome.stderr).is_some();
+        last = Ok(result.exit);
+        if differs {
+            break;
+        }
+    }
+    last
 }
 
 /// Messages that no honest host sends: about programs that do not exist, or out of place for those that do.
@@ -195,7 +289,7 @@ fn send_garbage(plan: &Plan, host: &Adversary, cvm: &Cvm) {
 
 fn garbage(rng: &mut Rng, programs: u64) -> (Header, Vec<u8>) {
     // Nothing here is the host's right to do to a running program, and nothing asks the debug image for its arena.
-    const ANY: [Kind; 8] = [
+    const ANY: [Kind; 11] = [
         Kind::Credit,
         Kind::StreamData,
         Kind::ProgramExited,
@@ -204,8 +298,11 @@ fn garbage(rng: &mut Rng, programs: u64) -> (Header, Vec<u8>) {
         Kind::TreeEnd,
         Kind::StatsRequest,
         Kind::Export,
+        Kind::ModuleLoaded,
+        Kind::CallOutput,
+        Kind::CallDone,
     ];
-    const STRANGERS: [Kind; 9] = [
+    const STRANGERS: [Kind; 16] = [
         Kind::ProgramCode,
         Kind::ProgramStart,
         Kind::ProgramArg,
@@ -215,6 +312,23 @@ fn garbage(rng: &mut Rng, programs: u64) -> (Header, Vec<u8>) {
         Kind::TreeData,
         Kind::ProgramDrop,
         Kind::StreamEnd,
+        Kind::ModuleCode,
+        Kind::ModuleLoad,
+        Kind::ModuleDrop,
+        Kind::CallStart,
+        Kind::CallData,
+        Kind::CallCancel,
+        Kind::SocketOpen,
+    ];
+    // About connections that nobody has opened.
+    const SOCKETS: [Kind; 7] = [
+        Kind::SocketAccepted,
+        Kind::SocketRefused,
+        Kind::SocketData,
+        Kind::SocketEnd,
+        Kind::SocketCredit,
+        Kind::SocketClose,
+        Kind::SocketReset,
     ];
     let stranger = rng.chance(500);
     let program = if stranger { 1000 + rng.below(1 << 20) as u32 } else { rng.below(programs) as u32 };
@@ -222,10 +336,17 @@ fn garbage(rng: &mut Rng, programs: u64) -> (Header, Vec<u8>) {
     let arg = match kind {
         // Far beyond what a program reads or sends, or what it was loaded with: to be ignored.
         Kind::StreamData | Kind::Credit | Kind::ProgramCode => u64::MAX - rng.below(1 << 30),
+        // Requests whose rest never comes, or comes from another.
+        Kind::CallStart | Kind::CallData => rng.below(200),
         _ => rng.next(),
     };
     let body = (0..rng.below(100)).map(|_| rng.next() as u8).collect();
-    (Header::new(kind, program).stream(rng.below(4) as u32).arg(arg), body)
+    let number = rng.below(4) as u32;
+    if rng.chance(200) {
+        let header = Header::new(rng.pick(&SOCKETS), program).stream(1000 + (rng.next() as u32 >> 8));
+        return (header.arg(rng.pick(&[0, 1, u64::MAX, arg])), body);
+    }
+    (Header::new(kind, program).stream(number).arg(arg), body)
 }
 
 /// Asks the guest whether it still answers, and the debug image to look through itself.

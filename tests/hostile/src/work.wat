@@ -12,6 +12,7 @@
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
   (import "wasi_snapshot_preview1" "args_get" (func $args_get (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "sock_accept" (func $accept (param i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   ;; 0 vectors, 64 line, 128 poll, 256 arguments, 1024 names, 4096 buffer of 16 KiB, 65536 data of 512 KiB
@@ -160,11 +161,11 @@
       (br_if $more (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 40)))))
 
   ;; i: standard input, each byte changed, to standard output.
-  (func $echo (param $x i64) (local $i i32) (local $len i32)
+  (func $echo (param $x i64) (param $in i32) (param $out i32) (local $i i32) (local $len i32)
     (loop $more
       (i32.store (i32.const 0) (i32.const 4096))
       (i32.store (i32.const 4) (i32.const 5000))
-      (call $check (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+      (call $check (call $fd_read (local.get $in) (i32.const 0) (i32.const 1) (i32.const 8)))
       (local.set $len (i32.load (i32.const 8)))
       (if (local.get $len) (then
         (local.set $i (i32.const 0))
@@ -172,8 +173,15 @@
           (i32.store8 (i32.add (i32.const 4096) (local.get $i))
             (i32.xor (i32.load8_u (i32.add (i32.const 4096) (local.get $i))) (i32.wrap_i64 (local.get $x))))
           (br_if $each (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (local.get $len))))
-        (call $write (i32.const 1) (i32.const 4096) (local.get $len))
+        (call $write (local.get $out) (i32.const 4096) (local.get $len))
         (br $more)))))
+
+  ;; v: the same for one client of the socket that listens.
+  (func $serve (param $x i64) (local $client i32)
+    (call $check (call $accept (i32.const 4) (i32.const 0) (i32.const 16)))
+    (local.set $client (i32.load (i32.const 16)))
+    (call $echo (local.get $x) (local.get $client) (local.get $client))
+    (call $check (call $fd_close (local.get $client))))
 
   ;; t: some work, then one of four traps.
   (func $deep (param $x i64) (result i64)
@@ -204,6 +212,7 @@
     (if (i32.eq (local.get $mode) (i32.const 103)) (then (call $grow (local.get $x))))
     (if (i32.eq (local.get $mode) (i32.const 102)) (then (call $files (local.get $x))))
     (if (i32.eq (local.get $mode) (i32.const 111)) (then (call $output (local.get $x))))
-    (if (i32.eq (local.get $mode) (i32.const 105)) (then (call $echo (local.get $x))))
+    (if (i32.eq (local.get $mode) (i32.const 105)) (then (call $echo (local.get $x) (i32.const 0) (i32.const 1))))
+    (if (i32.eq (local.get $mode) (i32.const 118)) (then (call $serve (local.get $x))))
     (if (i32.eq (local.get $mode) (i32.const 116)) (then (call $trap (local.get $x))))
     (call $exit (i32.const 7))))

@@ -6,7 +6,7 @@
 //! admitted.
 
 use super::member::{Member, PendingReclaim, Reclaimed};
-use super::timer::{Due, Grace, Timer};
+use super::timer::{Due, Grace, Step, Timer};
 use super::{CpuLimits, CpuStats, ElasticError};
 use crate::vcpu::{self, Shared};
 use nacre_abi::VcpuId;
@@ -41,6 +41,9 @@ impl CpuConfig {
         CpuConfig::new(std::thread::available_parallelism().map_or(1, |count| count.get() as u32))
     }
 }
+
+/// How long after a reclaim vCPU 0 is asked to look after a worker that has not parked: half a millisecond.
+const REMIND_NS: u64 = 500_000;
 
 /// The manager's clock.
 #[derive(Clone, Copy, Debug)]
@@ -277,10 +280,8 @@ impl CpuManager {
     pub(super) fn due(&self, due: Due) {
         let mut inner = self.lock();
         let now_ns = self.now_ns();
-        for Grace { cvm, worker, asked_ns, .. } in due.graces {
-            if let Ok(member) = inner.member(cvm) {
-                member.grace_over(worker, asked_ns);
-            }
+        for grace in due.graces {
+            inner.late(self, grace, now_ns);
         }
         if due.policy {
             inner.step(now_ns, Event::Timer);
@@ -369,7 +370,7 @@ impl Inner {
                         member.set_grant(workers.into());
                     }
                 }
-                Action::SetTimer { at } => manager.timer.set_policy(at.0, &manager.this),
+                Action::SetTimer { at } => manager.timer.set_policy(at.0, now_ns, &manager.this),
             }
         }
         self.actions.clear();
@@ -393,8 +394,27 @@ impl Inner {
 
     fn reclaim(&mut self, manager: &CpuManager, cvm: CvmId, worker: VcpuId, now_ns: u64) {
         let Ok(member) = self.member(cvm) else { return };
-        if let Some(at_ns) = member.reclaim(worker, now_ns) {
-            manager.timer.add(Grace { at_ns, asked_ns: now_ns, cvm, worker }, &manager.this);
+        if member.reclaim(worker, now_ns) {
+            let at_ns = now_ns.saturating_add(REMIND_NS.min(member.grace_ns()));
+            let grace = Grace { at_ns, asked_ns: now_ns, cvm, worker, step: Step::Remind };
+            manager.timer.add(grace, now_ns, &manager.this);
+        }
+    }
+
+    /// Looks after a reclaim, some time after it was asked for.
+    fn late(&mut self, manager: &CpuManager, grace: Grace, now_ns: u64) {
+        let Ok(member) = self.member(grace.cvm) else { return };
+        if !member.is_leaving(grace.worker, grace.asked_ns) {
+            return;
+        }
+        match grace.step {
+            Step::Remind => {
+                member.ring_normal();
+                let at_ns = grace.asked_ns.saturating_add(member.grace_ns());
+                let force = Grace { at_ns, step: Step::Force, ..grace };
+                manager.timer.add(force, now_ns, &manager.this);
+            }
+            Step::Force => member.force(grace.worker),
         }
     }
 

@@ -2,7 +2,7 @@
 //! knows what was asked of whom. Everything here happens under the manager's lock.
 
 use super::seat::{Seat, State};
-use crate::link::window_of;
+use crate::link::{raise_epochs, window_of};
 use crate::vcpu::Shared;
 use nacre_abi::VcpuId;
 use nacre_abi::elastic::{self, ElasticWord, worker_mask};
@@ -168,6 +168,7 @@ impl Member {
         self.publish();
         // A worker that was let go of without a reclaim of its own has to hear of it too.
         if before & !self.published & self.active != 0 {
+            raise_epochs(&window_of(&self.shared));
             self.ring_normal();
         }
     }
@@ -203,17 +204,17 @@ impl Member {
         }
     }
 
-    /// Asks a worker to park. Returns when the grace time is over, if it has a CPU.
-    pub(super) fn reclaim(&mut self, worker: VcpuId, now_ns: u64) -> Option<u64> {
+    /// Asks a worker to park. False if it has no CPU.
+    pub(super) fn reclaim(&mut self, worker: VcpuId, now_ns: u64) -> bool {
         if self.active & worker.bit() == 0 {
-            return None;
+            return false;
         }
         self.leaving |= worker.bit();
         self.asked[worker.index()].at_ns = now_ns;
         self.seat(worker).count_reclaim();
         self.publish();
-        self.ring_normal();
-        Some(now_ns.saturating_add(u64::try_from(self.grace.as_nanos()).unwrap_or(u64::MAX)))
+        raise_epochs(&window_of(&self.shared));
+        true
     }
 
     /// Forbids a worker to run until [`allow`](Self::allow).
@@ -243,12 +244,19 @@ impl Member {
         PendingReclaim(receiver)
     }
 
-    /// The grace time of a reclaim from `asked_ns` is over: a worker that still runs is stopped. Its thread then reports
-    /// [`released`](Self::released).
-    pub(super) fn grace_over(&self, worker: VcpuId, asked_ns: u64) {
-        if self.leaving & worker.bit() != 0 && self.asked[worker.index()].at_ns == asked_ns {
-            self.seat(worker).force();
-        }
+    /// Whether a worker has still not parked after a reclaim from `asked_ns`.
+    pub(super) fn is_leaving(&self, worker: VcpuId, asked_ns: u64) -> bool {
+        self.leaving & worker.bit() != 0 && self.asked[worker.index()].at_ns == asked_ns
+    }
+
+    /// How long a worker may take to park, in nanoseconds.
+    pub(super) fn grace_ns(&self) -> u64 {
+        u64::try_from(self.grace.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Stops a worker that still runs. Its thread then reports [`released`](Self::released).
+    pub(super) fn force(&self, worker: VcpuId) {
+        self.seat(worker).force();
     }
 
     /// A worker has left the guest: it parked, or was `forced` out and wants to go on. False if it had no CPU.

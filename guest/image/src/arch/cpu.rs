@@ -1,6 +1,8 @@
 //! What the processor can do, and random numbers from it.
 
+use crate::console::fatal;
 use core::arch::x86_64::{__cpuid_count, _rdrand64_step, _xgetbv, CpuidResult};
+use nacre_abi::hypercall::ExitReason;
 use nacre_engine::{CpuFeatures, CpuidLeaves};
 
 /// The features of this processor. CPUID may trap to the host (8 us a leaf), so ask once.
@@ -35,6 +37,16 @@ fn leaves() -> CpuidLeaves {
 unsafe fn xcr0() -> u64 {
     // SAFETY: the caller's promise.
     unsafe { _xgetbv(0) }
+}
+
+/// Fills `buffer` with random bytes; ends the CVM if the generator fails.
+pub fn fill_random(buffer: &mut [u8]) {
+    for chunk in buffer.chunks_mut(8) {
+        let Some(word) = random_word() else {
+            fatal(ExitReason::Panic, format_args!("the processor's random number generator failed"));
+        };
+        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
+    }
 }
 
 /// A random word from the processor's generator; `None` if it fails ten times, as a broken one does.

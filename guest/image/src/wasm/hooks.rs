@@ -1,6 +1,7 @@
 //! The C functions through which wasmtime reaches this "operating system" (wasmtime's `sys/custom/capi.rs`).
 
 use crate::agent::agent_static;
+use crate::wasm::slots::{self, Image};
 use crate::{areas, task, vcpu};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -52,7 +53,9 @@ extern "C" fn wasmtime_page_size() -> usize {
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_mmap_new(size: usize, flags: u32, result: &mut *mut u8) -> i32 {
-    let area = areas::map(size as u64, perms(flags));
+    let perms = perms(flags);
+    let slot = if perms.is_none() { slots::reserve(size as u64) } else { None };
+    let area = slot.unwrap_or_else(|| areas::map(size as u64, perms));
     if let Ok(start) = area {
         *result = start as *mut u8;
     }
@@ -67,29 +70,38 @@ extern "C" fn wasmtime_mmap_remap(start: *mut u8, size: usize, flags: u32) -> i3
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_munmap(start: *mut u8, size: usize) -> i32 {
-    areas::unmap(start as u64, size as u64);
+    if !slots::give_back(start as u64) {
+        areas::unmap(start as u64, size as u64);
+    }
     0
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn wasmtime_mprotect(start: *mut u8, size: usize, flags: u32) -> i32 {
-    status(areas::protect(start as u64, size as u64, perms(flags)))
+    let (start, bytes, perms) = (start as u64, size as u64, perms(flags));
+    let slot = if perms == Some(Perms::ReadWrite) { slots::make_accessible(start, bytes) } else { None };
+    status(slot.unwrap_or_else(|| areas::protect(start, bytes, perms)))
 }
 
-/// No image: wasmtime then copies the initial data. Copying 4 KiB takes a hundredth of a copy-on-write fault here.
+/// An image of initial data, for the memories of calls. Without one wasmtime copies the data segments.
 #[unsafe(no_mangle)]
-extern "C" fn wasmtime_memory_image_new(_: *const u8, _: usize, image: &mut *mut u8) -> i32 {
-    *image = core::ptr::null_mut();
+extern "C" fn wasmtime_memory_image_new(start: *const u8, bytes: usize, image: &mut *mut Image) -> i32 {
+    *image = slots::new_image(start, bytes);
     0
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn wasmtime_memory_image_map_at(_: *mut u8, _: *mut u8, _: usize) -> i32 {
-    NO_MEMORY
+extern "C" fn wasmtime_memory_image_map_at(image: *mut Image, at: *mut u8, _: usize) -> i32 {
+    // SAFETY: wasmtime maps an image where it belongs, in a memory that it has just made accessible.
+    let placed = unsafe { slots::place_image(image, at as u64) };
+    if placed { 0 } else { NO_MEMORY }
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn wasmtime_memory_image_free(_: *mut u8) {}
+extern "C" fn wasmtime_memory_image_free(image: *mut Image) {
+    // SAFETY: wasmtime frees an image once, at the end of its module.
+    unsafe { slots::free_image(image) }
+}
 
 /// The thread-local words are the first of the current task. `gs` is read anew each time: the fiber may have moved.
 #[unsafe(no_mangle)]

@@ -1,9 +1,14 @@
 //! Runs precompiled Wasm: the engine, loading, one run of a program, and what its end means.
 
+mod call;
+mod epoch;
 pub mod hooks;
 pub mod memory;
+pub mod slots;
 mod spawn;
 mod wasi;
+
+pub use call::{load_module, run_call};
 
 #[cfg(feature = "debug-image")]
 use crate::arch;
@@ -11,8 +16,9 @@ use crate::arch::cpu;
 use crate::children::{Child, Family, Kids, Loaded};
 use crate::once::Once;
 use crate::program::{Code, GuestSystem, Loading, Options, Program};
+use crate::system::TaskSystem;
 use crate::task::Begin;
-use crate::{areas, phases, task};
+use crate::{areas, phases, sockets, task};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -20,6 +26,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::ptr::NonNull;
+use epoch::SharedEpoch;
+use nacre_abi::elastic::ElasticWord;
 use nacre_abi::message::ExitKind;
 use nacre_abi::spawn::Status;
 use nacre_engine::Header;
@@ -33,18 +41,26 @@ use wasmtime::{
 
 /// What a program's host functions find in its store.
 pub struct Context {
-    wasi: WasiCtx<GuestSystem>,
+    wasi: WasiCtx<TaskSystem>,
     memory: Option<Memory>,
-    kids: Kids,
+    /// What it has spawned; a call can't spawn.
+    kids: Option<Kids>,
+    /// How much memory it may still have. For calls.
+    limit: call::MemoryLimit,
+    runtime: &'static Runtime,
 }
 
 /// The engine and the functions it provides, shared by all programs of this CVM.
 pub struct Runtime {
     engine: Engine,
+    epoch: SharedEpoch,
     linker: Linker<Context>,
 }
 
+/// For programs: linear memories come from [`memory::Creator`].
 static RUNTIME: Once<Runtime> = Once::new();
+/// For calls: linear memories come from [`slots`].
+static CALLS: Once<Runtime> = Once::new();
 
 /// How a run ended.
 pub struct Outcome {
@@ -59,6 +75,16 @@ impl Outcome {
         // The one thing that wasmtime says in words only: there is no memory for an instance.
         let kind = if text.contains("out of memory") { ExitKind::OutOfMemory } else { ExitKind::Error };
         Outcome { kind, code: 0, text }
+    }
+
+    /// Kind, code and text.
+    pub fn parts(&self) -> (ExitKind, u32, &str) {
+        (self.kind, self.code as u32, &self.text)
+    }
+
+    /// Kind and text of what is an error.
+    pub fn into_error(self) -> (ExitKind, String) {
+        (self.kind, self.text)
     }
 
     /// There was no memory for the task's stack.
@@ -121,15 +147,30 @@ fn protect(start: *const u8, bytes: usize, perms: Perms) -> wasmtime::Result<()>
         .map_err(|_| wasmtime::Error::msg("out of page tables"))
 }
 
-/// The runtime, made at its first use.
+/// The runtime of programs, made at its first use.
 pub fn runtime() -> wasmtime::Result<&'static Runtime> {
-    if let Some(runtime) = RUNTIME.get() {
+    made(&RUNTIME, ElasticWord::EpochOfPrograms, |config| {
+        config.with_host_memory(Arc::new(memory::Creator));
+    })
+}
+
+/// The runtime of calls, made at its first use.
+pub fn calls_runtime() -> wasmtime::Result<&'static Runtime> {
+    made(&CALLS, ElasticWord::EpochOfCalls, |_| ())
+}
+
+fn made(
+    place: &'static Once<Runtime>,
+    word: ElasticWord,
+    configure: impl FnOnce(&mut Config),
+) -> wasmtime::Result<&'static Runtime> {
+    if let Some(runtime) = place.get() {
         return Ok(runtime);
     }
     let mut config = Config::new();
     nacre_engine::configure(&mut config);
     config.with_custom_code_memory(Some(Arc::new(InPlace)));
-    config.with_host_memory(Arc::new(memory::Creator));
+    configure(&mut config);
     // SAFETY: the features of each module are checked against CPUID before it is loaded (`load`).
     unsafe { config.detect_host_feature(|_| Some(true)) };
     let engine = Engine::new(&config)?;
@@ -137,13 +178,13 @@ pub fn runtime() -> wasmtime::Result<&'static Runtime> {
     wasi::link(&mut linker)?;
     spawn::link(&mut linker)?;
     // Two tasks may have made one each: the first to come here wins.
-    Ok(RUNTIME.get_or_set(Box::new(Runtime { engine, linker })))
+    Ok(place.get_or_set(Box::new(Runtime { engine, epoch: SharedEpoch::new(word), linker })))
 }
 
 /// Makes all running Wasm reach a safe point soon.
 pub fn bump_epoch() {
-    if let Some(runtime) = RUNTIME.get() {
-        runtime.engine.increment_epoch();
+    for runtime in [&RUNTIME, &CALLS].into_iter().filter_map(Once::get) {
+        runtime.epoch.bump(&runtime.engine);
     }
 }
 
@@ -179,11 +220,13 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
     let family = Arc::new(Family::new(program.clone(), loaded, args, env, terminals));
     let preopens =
         preopens.into_iter().enumerate().map(|(number, name)| (name, format!("/{number}"))).collect();
-    let wasi = new_wasi(&family, preopens, fs)?;
-    let mut store = new_store(runtime, wasi, Kids::new(family.clone(), None));
+    let listens = sockets::begin(program);
+    let wasi = new_wasi(&family, preopens, listens, fs)?;
+    let mut store = new_store(runtime, wasi, Some(Kids::new(family.clone(), None)));
     let ended = call_start(&family.loaded, &mut store);
     let outcome = outcome(ended, options);
     let Context { wasi, kids, .. } = store.into_data();
+    sockets::end(program);
     drop(kids);
     family.close();
     let (_, fs) = wasi.into_parts();
@@ -195,15 +238,17 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
 fn new_wasi(
     family: &Family,
     preopens: Vec<(String, String)>,
+    listens: bool,
     fs: Fs,
-) -> Result<WasiCtx<GuestSystem>, Outcome> {
+) -> Result<WasiCtx<TaskSystem>, Outcome> {
     let [stdin, stdout, stderr] = family.terminals;
     Builder::new()
         .args(family.args.clone())
         .env(family.env.clone())
         .preopens(preopens)
+        .listens(listens)
         .tty(stdin, stdout, stderr)
-        .build(GuestSystem(family.program.clone()), fs)
+        .build(TaskSystem::Program(GuestSystem(family.program.clone())), fs)
         .map_err(Outcome::error)
 }
 
@@ -235,8 +280,8 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
     let family = &child.family;
     let runtime = runtime().map_err(Outcome::error)?;
     let fs = Fs::new(0).map_err(Outcome::error)?;
-    let wasi = new_wasi(family, Vec::new(), fs)?;
-    let mut store = new_store(runtime, wasi, Kids::new(family.clone(), Some(child.clone())));
+    let wasi = new_wasi(family, Vec::new(), false, fs)?;
+    let mut store = new_store(runtime, wasi, Some(Kids::new(family.clone(), Some(child.clone()))));
     let called = instantiate(&family.loaded.pre, &mut store).and_then(|instance| {
         if !family.loaded.is_task(&child.name) {
             return Err(wasmtime::Error::msg("it exports no such function"));
@@ -251,7 +296,8 @@ fn call_child(child: &Arc<Child>, result: &mut Vec<u8>) -> Result<u32, Outcome> 
         Err(error) => Err(outcome(Err(error), Options::default())),
     };
     if matches!(&ended, Ok(_) | Err(Outcome { kind: ExitKind::Code, .. })) {
-        *result = core::mem::take(&mut store.data_mut().kids.result);
+        *result =
+            store.data_mut().kids.as_mut().map(|kids| core::mem::take(&mut kids.result)).unwrap_or_default();
     }
     ended
 }
@@ -275,7 +321,10 @@ fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
     let bytes = code.bytes();
     let header = Header::parse(bytes).map_err(Outcome::error)?;
     header.check_compatible(cpu::features()).map_err(Outcome::error)?;
-    let available = crate::memory::available_bytes();
+    let mut available = crate::memory::available_bytes();
+    if header.min_memory_bytes > available && areas::give_up_idle() {
+        available = crate::memory::available_bytes();
+    }
     if header.min_memory_bytes > available {
         let text = format!(
             "the program's linear memory starts with {} MiB, but this CVM has only {} MiB left: give it more with --memory",
@@ -310,12 +359,19 @@ fn resolve(runtime: &Runtime, module: &Module) -> Result<InstancePre<Context>, O
 }
 
 /// A store whose Wasm comes to a safe point when the epoch is bumped.
-fn new_store(runtime: &Runtime, wasi: WasiCtx<GuestSystem>, kids: Kids) -> Store<Context> {
-    let mut store = Store::new(&runtime.engine, Context { wasi, memory: None, kids });
+fn new_store(runtime: &'static Runtime, wasi: WasiCtx<TaskSystem>, kids: Option<Kids>) -> Store<Context> {
+    let mut store = Store::new(
+        &runtime.engine,
+        Context { wasi, memory: None, kids, limit: call::MemoryLimit::new(u64::MAX), runtime },
+    );
     store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(|_| match task::safe_point() {
-        Ok(()) => Ok(UpdateDeadline::Continue(1)),
-        Err(_) => Err(wasi::Stopped(Stop::Killed).into()),
+    store.epoch_deadline_callback(|context| {
+        let runtime = context.data().runtime;
+        runtime.epoch.settle(&runtime.engine);
+        match task::safe_point() {
+            Ok(()) => Ok(UpdateDeadline::Continue(1)),
+            Err(_) => Err(wasi::Stopped(Stop::Killed).into()),
+        }
     });
     store
 }
@@ -332,6 +388,11 @@ fn instantiate(pre: &InstancePre<Context>, store: &mut Store<Context>) -> wasmti
 fn call_start(loaded: &Loaded, store: &mut Store<Context>) -> wasmtime::Result<()> {
     phases::mark(&phases::FIRST_WASM);
     let instance = instantiate(&loaded.pre, store)?;
+    start(loaded, instance, store)
+}
+
+/// Calls `_start`.
+fn start(loaded: &Loaded, instance: Instance, store: &mut Store<Context>) -> wasmtime::Result<()> {
     if !loaded.has_start {
         return Err(wasmtime::Error::msg(
             "it exports no function _start: build it as a command (a WASI program), not as a library",
@@ -353,6 +414,7 @@ unsafe fn call_checked(
 ) -> wasmtime::Result<()> {
     let function = instance.get_func(&mut *store, name);
     let function = function.ok_or_else(|| wasmtime::Error::msg("it exports no such function"))?;
+    store.data().runtime.epoch.share(&function, store);
     // SAFETY: the caller's promise.
     unsafe { function.call_unchecked(&mut *store, values) }
 }
@@ -422,8 +484,10 @@ pub fn measure_instances(program: &Arc<Program>, count: usize) -> Result<Vec<u64
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
         let fs = Fs::new(0).map_err(Outcome::error)?;
-        let wasi = Builder::new().build(GuestSystem(program.clone()), fs).map_err(Outcome::error)?;
-        let kids = Kids::new(family.clone(), None);
+        let wasi = Builder::new()
+            .build(TaskSystem::Program(GuestSystem(program.clone())), fs)
+            .map_err(Outcome::error)?;
+        let kids = Some(Kids::new(family.clone(), None));
         let start = arch::rdtsc();
         let mut store = new_store(runtime, wasi, kids);
         call_start(&family.loaded, &mut store).map_err(Outcome::error)?;

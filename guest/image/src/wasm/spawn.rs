@@ -34,7 +34,9 @@ fn call(
 ) -> wasmtime::Result<u32> {
     let memory = wasi::memory_of(caller)?;
     let (memory, context) = memory.data_and_store_mut(caller);
-    let called = function(memory, &mut context.kids);
+    // A call of a module is one task and cannot have others.
+    let Some(kids) = &mut context.kids else { return Ok(u32::from(Errno::Notsup.raw())) };
+    let called = function(memory, kids);
     wasi::share_normal_vcpu()?;
     match called {
         Ok(()) => Ok(u32::from(Errno::Success.raw())),

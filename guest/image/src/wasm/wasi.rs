@@ -7,7 +7,7 @@ use nacre_abi::VcpuId;
 use nacre_wasi::{Call, Errno, Stop};
 use wasmtime::{Caller, Extern, Linker, Memory};
 
-use crate::program::GuestSystem;
+use crate::system::TaskSystem;
 
 /// The module name programs import them from.
 pub const MODULE: &str = "wasi_snapshot_preview1";
@@ -39,7 +39,7 @@ pub fn memory_of(caller: &mut Caller<'_, Context>) -> wasmtime::Result<Memory> {
 /// Calls a WASI function with the caller's linear memory.
 fn call(
     caller: &mut Caller<'_, Context>,
-    function: impl FnOnce(&mut Call<'_, GuestSystem>) -> Result<Errno, Stop>,
+    function: impl FnOnce(&mut Call<'_, TaskSystem>) -> Result<Errno, Stop>,
 ) -> wasmtime::Result<u32> {
     let memory = memory_of(caller)?;
     let (memory, context) = memory.data_and_store_mut(caller);

@@ -264,3 +264,86 @@ fn a_partial_unmap_without_tables_is_incomplete_and_a_whole_one_never() {
     assert!(world.space.unmap(range(AT, LARGE_PAGE_BYTES)).complete);
     assert_eq!(world.read(AT), None);
 }
+
+#[test]
+fn what_is_hidden_keeps_its_frame_and_comes_back_without_a_flush() {
+    let world = world();
+    let pages = range(AT, 40 * PAGE_BYTES);
+    let _ = world.space.map(pages, Perms::ReadWrite).unwrap();
+    world.write(AT, 7);
+    let used = world.space.frames().used_pages();
+    assert_eq!(world.space.hide(pages), Unmapped { flush: Flush::Needed, complete: true });
+    assert_eq!((world.read(AT), world.write(AT + 20 * PAGE_BYTES, 1)), (None, Fault::Violation));
+    assert_eq!(world.space.frames().used_pages(), used);
+    assert_eq!(world.space.frames().committed_pages().0, 40);
+    assert_eq!(world.space.map(range(AT, 2 * PAGE_BYTES), Perms::ReadWrite), Ok(Flush::NotNeeded));
+    assert_eq!((world.read(AT), world.read(AT + 2 * PAGE_BYTES)), (Some(7), None));
+    assert_eq!(world.space.frames().committed_pages().0, 40);
+    assert!(world.space.unmap(pages).complete);
+    assert_eq!((world.space.frames().used_pages(), world.space.frames().committed_pages().0), (0, 0));
+}
+
+#[test]
+fn tracking_splits_large_pages_and_makes_everything_clean() {
+    let world = world();
+    let pages = range(AT, 2 * LARGE_PAGE_BYTES + 3 * PAGE_BYTES);
+    let _ = world.space.map(pages, Perms::ReadWrite).unwrap();
+    world.write(AT, 7);
+    world.write(AT + 2 * LARGE_PAGE_BYTES, 8);
+    let dirty = || {
+        let mut dirty = 0;
+        world.space.scan(pages, &mut |mapping| {
+            dirty += u64::from(matches!(mapping.leaf, Leaf::Present { dirty: true, .. }));
+        });
+        dirty
+    };
+    // One large page, three small ones; the large one in the middle is only promised and stays so.
+    assert_eq!((dirty(), world.space.track(pages), dirty()), (4, Flush::Needed, 0));
+    assert_eq!((world.read(AT), world.read(AT + 2 * LARGE_PAGE_BYTES)), (Some(7), Some(8)));
+    world.write(AT + LARGE_PAGE_BYTES, 9);
+    assert_eq!(dirty(), 1, "what comes later counts as written");
+    assert!(world.space.unmap(pages).complete);
+    assert_eq!((world.space.frames().used_pages(), world.space.frames().committed_pages().0), (0, 0));
+}
+
+proptest! {
+    /// Hiding, bringing back, growing and taking away in any order: counts are right, contents stay, nothing hidden is reached.
+    #[test]
+    fn slots_that_grow_and_shrink(steps in prop::collection::vec((0u64..1100, 0u8..4), 1..30)) {
+        let world = world();
+        let all = range(AT, 1100 * PAGE_BYTES);
+        let mut content: BTreeMap<u64, u64> = BTreeMap::new();
+        let (mut mapped, mut extent) = (0, 0);
+        for (number, (pages, what)) in steps.into_iter().enumerate() {
+            match what {
+                0 if pages > mapped => {
+                    let grown = range(AT + mapped * PAGE_BYTES, (pages - mapped) * PAGE_BYTES);
+                    let _ = world.space.map(grown, Perms::ReadWrite).unwrap();
+                    mapped = pages;
+                    extent = extent.max(mapped);
+                }
+                1 if pages < mapped => {
+                    let gone = range(AT + pages * PAGE_BYTES, (mapped - pages) * PAGE_BYTES);
+                    prop_assert!(world.space.hide(gone).complete);
+                    mapped = pages;
+                }
+                2 if mapped != 0 => {
+                    let page = pages % mapped;
+                    prop_assert_eq!(world.write(AT + page * PAGE_BYTES, number as u64 + 1), Fault::Resolved);
+                    content.insert(page, number as u64 + 1);
+                }
+                3 => {
+                    let _ = world.space.track(all);
+                }
+                _ => {}
+            }
+            prop_assert_eq!(world.space.frames().committed_pages().0, extent);
+            for (page, value) in &content {
+                let expected = (*page < mapped).then_some(*value);
+                prop_assert_eq!(world.read(AT + page * PAGE_BYTES), expected);
+            }
+        }
+        prop_assert!(world.space.unmap(all).complete);
+        prop_assert_eq!(world.space.frames().used_pages(), 0);
+    }
+}

@@ -64,6 +64,7 @@ pub fn fd_fdstat_get<S: System>(c: &mut Call<'_, S>, fd: u32, stat: u32) -> Resu
             Kind::Stream { tty, .. } => Descriptor::stream_filetype(tty),
             Kind::File { .. } => filetype::REGULAR_FILE,
             Kind::Dir { .. } => filetype::DIRECTORY,
+            Kind::Listener | Kind::Socket(_) => filetype::SOCKET_STREAM,
         };
         let (base, inheriting) = descriptor.rights();
         let record = Fdstat { filetype, flags: descriptor.flags, base, inheriting };
@@ -114,6 +115,9 @@ pub fn fd_filestat_get<S: System>(c: &mut Call<'_, S>, fd: u32, stat: u32) -> Re
                 Filestat { filetype: Descriptor::stream_filetype(tty), ..Filestat::default() }
             }
             Kind::File { node, .. } | Kind::Dir { node, .. } => c.ctx.fs.stat(node)?,
+            Kind::Listener | Kind::Socket(_) => {
+                Filestat { filetype: filetype::SOCKET_STREAM, ..Filestat::default() }
+            }
         };
         Ok(memory::put(c.memory, stat, &record.encode())?)
     })

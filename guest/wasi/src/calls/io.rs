@@ -3,6 +3,7 @@
 //! Bytes move directly between linear memory and file blocks or the embedder's streams; a large transfer passes
 //! a safe point every few MiB.
 
+use super::sock;
 use crate::{
     ctx::{Call, Fail, WasiCtx, run},
     fdtable::Kind,
@@ -154,6 +155,10 @@ pub fn fd_read<S: System>(
                 let nonblock = descriptor.flags & fdflags::NONBLOCK != 0;
                 read_stream(c, stream, nonblock, &iovs)?
             }
+            Kind::Socket(_) => {
+                let (id, nonblock) = c.ctx.fds.socket(fd, rights::FD_READ)?;
+                sock::receive(c, id, sock::How { nonblock, ..sock::How::default() }, &iovs)?
+            }
             Kind::File { node, position, read: true, .. } => {
                 descriptor.need(rights::FD_READ)?;
                 let total = read_file(c, node, position, &iovs)?;
@@ -179,7 +184,7 @@ pub fn fd_pread<S: System>(
         memory::check(c.memory, nread, 4)?;
         let iovs = IoVecs::load(c.memory, iovs, iovs_len)?;
         let node = match c.ctx.fds.get(fd)?.kind {
-            Kind::Stream { stream: Stream::Stdin, .. } => return Err(Errno::Spipe.into()),
+            Kind::Stream { stream: Stream::Stdin, .. } | Kind::Socket(_) => return Err(Errno::Spipe.into()),
             _ => c.ctx.fds.file(fd, rights::FD_READ | rights::FD_SEEK)?,
         };
         if !node.read {
@@ -211,6 +216,10 @@ pub fn fd_write<S: System>(
                 let nonblock = descriptor.flags & fdflags::NONBLOCK != 0;
                 write_stream(c, stream, nonblock, &iovs)?
             }
+            Kind::Socket(_) => {
+                let (id, nonblock) = c.ctx.fds.socket(fd, rights::FD_WRITE)?;
+                sock::transmit(c, id, nonblock, &iovs)?
+            }
             Kind::File { node, position, write: true, .. } => {
                 descriptor.need(rights::FD_WRITE)?;
                 let append = descriptor.flags & fdflags::APPEND != 0;
@@ -238,7 +247,9 @@ pub fn fd_pwrite<S: System>(
         memory::check(c.memory, nwritten, 4)?;
         let iovs = IoVecs::load(c.memory, iovs, iovs_len)?;
         let file = match c.ctx.fds.get(fd)?.kind {
-            Kind::Stream { stream: Stream::Stdout | Stream::Stderr, .. } => return Err(Errno::Spipe.into()),
+            Kind::Stream { stream: Stream::Stdout | Stream::Stderr, .. } | Kind::Socket(_) => {
+                return Err(Errno::Spipe.into());
+            }
             _ => c.ctx.fds.file(fd, rights::FD_WRITE | rights::FD_SEEK)?,
         };
         if !file.write {

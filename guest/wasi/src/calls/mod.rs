@@ -16,5 +16,6 @@ pub use env::*;
 pub use fd::*;
 pub use io::*;
 pub use path::*;
+pub(crate) use poll::Scratch;
 pub use poll::*;
 pub use sock::*;

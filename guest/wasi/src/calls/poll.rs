@@ -1,14 +1,16 @@
 //! `poll_oneoff`: waiting for times, streams and files at once.
 //!
 //! All subscriptions are copied and turned into deadlines and interests first; then they are looked at, and while
-//! none has happened the task parks in [`System::wait`] until something may have changed. There is no spinning.
+//! none has happened the task parks in [`System::wait`] until something may have changed. There is no spinning. A service
+//! polls thousands of sockets at once: each look at one is a few instructions, in memory that is used again.
 
 use alloc::vec::Vec;
 
 use crate::{
-    ctx::{Call, WasiCtx, run},
+    ctx::{Call, Fail, WasiCtx, run},
     fdtable::Kind,
     memory,
+    sockets::Readiness,
     system::{Clock, Interest, Stop, Stream, System},
     types::{
         EVENT_BYTES, Errno, Event, FD_READWRITE_HANGUP, SUBSCRIPTION_BYTES, SUBSCRIPTION_CLOCK_ABSTIME,
@@ -93,9 +95,32 @@ fn look_at_stream(kind: u8, ready: Option<u64>, interest: Interest) -> State {
     }
 }
 
+/// Memory that polls use again.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    subs: Vec<Subscription>,
+    interests: Vec<Interest>,
+}
+
+impl Scratch {
+    /// Makes room for so many subscriptions.
+    fn prepare(&mut self, count: u32) -> Result<(), Errno> {
+        self.subs.clear();
+        self.interests.clear();
+        self.subs.try_reserve(count as usize).map_err(|_| Errno::Nomem)?;
+        self.interests.try_reserve(count as usize).map_err(|_| Errno::Nomem)
+    }
+}
+
+fn look_at_socket(kind: u8, ready: Option<Readiness>, interest: Interest) -> State {
+    match ready {
+        Some(Readiness { bytes, hangup }) => State::Ready(kind, Errno::Success, bytes, hangup),
+        None => State::On(interest),
+    }
+}
+
 impl<S: System> WasiCtx<S> {
-    fn look(&self, what: What) -> State {
-        let monotonic = self.system.clock_ns(Clock::Monotonic);
+    fn look(&self, what: What, monotonic: u64) -> State {
         match what {
             What::Monotonic(at) => ready_clock(monotonic >= at, || at),
             What::Realtime(at) => {
@@ -116,6 +141,15 @@ impl<S: System> WasiCtx<S> {
                 let ready = self.system.stream_readable(stream);
                 Ok(look_at_stream(eventtype::FD_READ, ready, Interest::Readable(stream)))
             }
+            Kind::Socket(id) => {
+                let ready = self.system.socket_readable(id);
+                Ok(look_at_socket(eventtype::FD_READ, ready, Interest::SocketReadable(id)))
+            }
+            Kind::Listener => {
+                let waiting = self.system.socket_acceptable();
+                let ready = (waiting > 0).then_some(Readiness { bytes: waiting, hangup: false });
+                Ok(look_at_socket(eventtype::FD_READ, ready, Interest::Acceptable))
+            }
             Kind::File { node, position, read: true, .. } => {
                 let left = self.fs.size(node)?.saturating_sub(position);
                 Ok(State::Ready(eventtype::FD_READ, Errno::Success, left, left == 0))
@@ -131,6 +165,10 @@ impl<S: System> WasiCtx<S> {
             Kind::Stream { stream: stream @ (Stream::Stdout | Stream::Stderr), .. } => {
                 let ready = self.system.stream_writable(stream);
                 Ok(look_at_stream(eventtype::FD_WRITE, ready, Interest::Writable(stream)))
+            }
+            Kind::Socket(id) => {
+                let ready = self.system.socket_writable(id);
+                Ok(look_at_socket(eventtype::FD_WRITE, ready, Interest::SocketWritable(id)))
             }
             Kind::File { write: true, .. } => {
                 Ok(State::Ready(eventtype::FD_WRITE, Errno::Success, u64::from(memory::MAX_TRANSFER), false))
@@ -159,35 +197,53 @@ pub fn poll_oneoff<S: System>(
         }
         memory::check(c.memory, nevents, 4)?;
         memory::check(c.memory, events, nsubscriptions * EVENT_BYTES)?;
-        let table = memory::bytes(c.memory, subscriptions, nsubscriptions * SUBSCRIPTION_BYTES)?;
-        let mut subs = Vec::new();
-        let mut interests = Vec::new();
-        subs.try_reserve_exact(nsubscriptions as usize).map_err(|_| Errno::Nomem)?;
-        interests.try_reserve_exact(nsubscriptions as usize).map_err(|_| Errno::Nomem)?;
-        let start = c.ctx.system.clock_ns(Clock::Monotonic);
-        for record in table.as_chunks().0 {
-            subs.push(decode(record, start)?);
-        }
-        loop {
-            let mut happened = 0_u32;
-            let mut deadline: Option<u64> = None;
-            interests.clear();
-            for sub in &subs {
-                match c.ctx.look(sub.what) {
-                    State::Ready(kind, error, bytes, hangup) => {
-                        let flags = if hangup { FD_READWRITE_HANGUP } else { 0 };
-                        let event = Event { userdata: sub.userdata, error, kind, bytes, flags };
-                        memory::put(c.memory, events + happened * EVENT_BYTES, &event.encode())?;
-                        happened += 1;
-                    }
-                    State::Until(at) => deadline = Some(deadline.map_or(at, |deadline| deadline.min(at))),
-                    State::On(interest) => interests.push(interest),
-                }
-            }
-            if happened > 0 {
-                return Ok(memory::put_u32(c.memory, nevents, happened)?);
-            }
-            c.ctx.system.wait(&interests, deadline)?;
-        }
+        memory::check(c.memory, subscriptions, nsubscriptions * SUBSCRIPTION_BYTES)?;
+        // Put back below, unless the program ends here.
+        let mut scratch = core::mem::take(&mut c.ctx.poll);
+        let polled = scratch
+            .prepare(nsubscriptions)
+            .map_err(Fail::from)
+            .and_then(|()| poll(c, &mut scratch, subscriptions, events, nsubscriptions));
+        c.ctx.poll = scratch;
+        Ok(memory::put_u32(c.memory, nevents, polled?)?)
     })
+}
+
+/// Waits until a subscription has happened; returns how many have, whose events are written.
+fn poll<S: System>(
+    c: &mut Call<'_, S>,
+    scratch: &mut Scratch,
+    subscriptions: u32,
+    events: u32,
+    count: u32,
+) -> Result<u32, Fail> {
+    let start = c.ctx.system.clock_ns(Clock::Monotonic);
+    let table = memory::bytes(c.memory, subscriptions, count * SUBSCRIPTION_BYTES)?;
+    for record in table.as_chunks().0 {
+        scratch.subs.push(decode(record, start)?);
+    }
+    let mut now = start;
+    loop {
+        let mut happened = 0_u32;
+        let mut deadline: Option<u64> = None;
+        scratch.interests.clear();
+        c.ctx.system.socket_refresh();
+        for sub in &scratch.subs {
+            match c.ctx.look(sub.what, now) {
+                State::Ready(kind, error, bytes, hangup) => {
+                    let flags = if hangup { FD_READWRITE_HANGUP } else { 0 };
+                    let event = Event { userdata: sub.userdata, error, kind, bytes, flags };
+                    memory::put(c.memory, events + happened * EVENT_BYTES, &event.encode())?;
+                    happened += 1;
+                }
+                State::Until(at) => deadline = Some(deadline.map_or(at, |deadline| deadline.min(at))),
+                State::On(interest) => scratch.interests.push(interest),
+            }
+        }
+        if happened > 0 {
+            return Ok(happened);
+        }
+        c.ctx.system.wait(&scratch.interests, deadline)?;
+        now = c.ctx.system.clock_ns(Clock::Monotonic);
+    }
 }

@@ -36,6 +36,8 @@ impl TestSystem {
     }
 }
 
+impl Sockets for TestSystem {}
+
 impl System for TestSystem {
     fn clock_ns(&self, clock: Clock) -> u64 {
         match clock {
@@ -96,7 +98,7 @@ impl System for TestSystem {
         match interest.first() {
             Some(Interest::Readable(_)) => self.stdin.extend(*b"typed"),
             Some(Interest::Writable(_)) => self.stdout_room += 3,
-            None => return Err(Stop::Killed),
+            _ => return Err(Stop::Killed),
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! `nacre demo`: two small programs at once in one CVM with workers, and a summary of what happened.
+//! The first part of `nacre demo`: two small programs at once in one CVM with workers, and what that cost.
 
-use crate::args::DemoArgs;
+use super::screen::Screen;
 use crate::cache::Cache;
 use crate::compile::compile_cached;
 use crate::execute::cvm_failure;
@@ -13,13 +13,12 @@ use nacre_engine::CpuTarget;
 use nacre_vmm::program::{Exit, Program, ProgramSpec};
 use nacre_vmm::{Cvm, CvmConfig};
 use serde::Serialize;
-use std::process::ExitCode;
 use std::time::Instant;
 
 /// The demo's programs: name, module, arguments.
 const PROGRAMS: [(&str, &[u8], &[&str]); 2] = [
-    ("primes", include_bytes!("../../apps/primes/primes.wasm"), &["50000000"]),
-    ("mandelbrot", include_bytes!("../../apps/mandelbrot/mandelbrot.wasm"), &[]),
+    ("primes", include_bytes!("../../../apps/primes/primes.wasm"), &["50000000"]),
+    ("mandelbrot", include_bytes!("../../../apps/mandelbrot/mandelbrot.wasm"), &[]),
 ];
 
 /// What one program did.
@@ -30,9 +29,9 @@ struct Ran {
     milliseconds: f64,
 }
 
-/// The summary.
+/// What happened.
 #[derive(Debug, Serialize)]
-struct Summary {
+pub struct Summary {
     workers: u8,
     launch_milliseconds: f64,
     programs: Vec<Ran>,
@@ -40,36 +39,28 @@ struct Summary {
     stats: Report,
 }
 
-/// Runs the demo.
+/// Runs it in a CVM of this size.
 ///
 /// # Errors
 /// If there is no CVM, or a program does not end as it should.
-pub fn command(args: &DemoArgs) -> Result<ExitCode, Failure> {
+pub fn run(workers: u8, memory_bytes: u64, screen: &Screen) -> Result<Summary, Failure> {
     let compiled =
         PROGRAMS.iter().map(|(name, module, _)| compile(name, module)).collect::<Result<Vec<_>, _>>()?;
     let launched_at = crate::log::since_start();
     let begin = Instant::now();
-    let config =
-        CvmConfig { workers: args.workers.into(), memory_bytes: args.memory.bytes(), ..CvmConfig::default() };
+    let config = CvmConfig { workers: workers.into(), memory_bytes, ..CvmConfig::default() };
     let cvm = Cvm::launch(config).map_err(|error| cvm_failure(&error))?;
     let launch_milliseconds = milliseconds(begin);
-    if !args.json {
-        println!("A CVM with {} workers is up after {launch_milliseconds:.1} ms.", args.workers);
-        println!("It now runs {} and {} at the same time.\n", PROGRAMS[0].0, PROGRAMS[1].0);
-    }
+    screen.line(&format!("A CVM with {workers} workers is up after {launch_milliseconds:.1} ms."))?;
+    screen.line(&format!("It now runs {} and {} at the same time.\n", PROGRAMS[0].0, PROGRAMS[1].0))?;
     let together = Instant::now();
     let programs = run_together(&cvm, &compiled)?;
     let together_milliseconds = milliseconds(together);
     let stats = cvm.stats().map_err(|error| cvm_failure(&error))?;
     let stats = Report::new(&stats, launched_at);
-    let summary =
-        Summary { workers: args.workers, launch_milliseconds, programs, together_milliseconds, stats };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary).unwrap_or_default());
-    } else {
-        print(&summary);
-    }
-    Ok(ExitCode::SUCCESS)
+    let summary = Summary { workers, launch_milliseconds, programs, together_milliseconds, stats };
+    print(&summary, screen)?;
+    Ok(summary)
 }
 
 fn compile(name: &str, module: &[u8]) -> Result<Compiled, Failure> {
@@ -111,18 +102,14 @@ fn milliseconds(begin: Instant) -> f64 {
     begin.elapsed().as_secs_f64() * 1000.0
 }
 
-fn print(summary: &Summary) {
+fn print(summary: &Summary, screen: &Screen) -> Result<(), Failure> {
     for ran in &summary.programs {
-        println!("--- {} ({:.0} ms)\n{}", ran.name, ran.milliseconds, ran.output.trim_end());
+        screen.line(&format!("--- {} ({:.0} ms)\n{}", ran.name, ran.milliseconds, ran.output.trim_end()))?;
     }
     let apart: f64 = summary.programs.iter().map(|ran| ran.milliseconds).sum();
-    println!("\n--- summary");
-    println!(
-        "both together  {:.0} ms; their own times add up to {apart:.0} ms",
+    screen.line(&format!(
+        "\n--- one CVM\nboth together  {:.0} ms; their own times add up to {apart:.0} ms",
         summary.together_milliseconds
-    );
-    print!("{}", summary.stats.table());
-    println!(
-        "platform       software: this machine's root can read the CVM's memory. Its interface is treated as hostile."
-    );
+    ))?;
+    screen.line(summary.stats.table().trim_end())
 }

@@ -12,7 +12,7 @@ use wasmparser::{
     WasmFeatures,
 };
 
-use crate::values::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, format_size};
+use crate::size::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, format_size};
 
 /// The module name of WASI preview 1.
 pub const WASI_MODULE: &str = "wasi_snapshot_preview1";

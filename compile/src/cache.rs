@@ -42,7 +42,12 @@ impl Key {
     /// The key of `wasm` (binary form) compiled for `target` with this build's settings.
     #[must_use]
     pub fn new(wasm: &[u8], target: CpuTarget) -> Self {
-        let source_sha256 = container::sha256(wasm);
+        Self::of_digest(container::sha256(wasm), target)
+    }
+
+    /// The same, from the SHA-256 of the module's binary form.
+    #[must_use]
+    pub fn of_digest(source_sha256: [u8; 32], target: CpuTarget) -> Self {
         let digest = Sha256::new()
             .chain_update(container::HEADER_VERSION.to_le_bytes())
             .chain_update(fingerprint())

@@ -1,0 +1,313 @@
+//! Calls of modules: one message brings a call (longer requests come in pieces), one task runs it, one message tells how it
+//! went. The vCPU that runs a call reports its end on its own ring.
+//!
+//! Requests are the host's to choose: how much of them is held is bounded, and each is decoded before anything is done.
+
+use crate::arch::clock;
+use crate::call_io::Capture;
+use crate::children::Loaded;
+use crate::memory;
+use crate::normal::NormalCell;
+use crate::program::Options;
+use crate::task::{self, Begin, Spec};
+use crate::wasm::{self, Outcome};
+use crate::{agent::agent_static, link, modules};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use nacre_abi::call::{AnswerHead, HEAD_BYTES, MAX_REQUEST_BYTES, MAX_TEXT_BYTES, RequestHead, Texts};
+use nacre_abi::message::{ExitKind, Header, Kind, NO_PROGRAM, stream};
+use nacre_abi::ring::Incoming;
+use nacre_wval::{Priority, StopReason};
+
+/// A call is expected to be brief if those before it took less, in nanoseconds.
+const BRIEF_NS: u64 = 100_000;
+
+/// Requests that may come in pieces at the same time.
+const MAX_PARTIAL: usize = 256;
+
+/// Requests may take this part of the CVM's memory, in all.
+const HELD_SHARE: u64 = 4;
+
+/// Requests of which more is to come, by the host's number.
+static PARTIAL: NormalCell<BTreeMap<u32, Partial>> = NormalCell::new(BTreeMap::new());
+
+/// Bytes of all requests that are held.
+static HELD_BYTES: AtomicU64 = AtomicU64::new(0);
+
+agent_static! {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    static COLD: AtomicU64 = AtomicU64::new(0);
+    static RESTORED_BYTES: AtomicU64 = AtomicU64::new(0);
+}
+
+/// Calls started, those of them that found no memory ready, bytes put back after calls.
+pub fn counters() -> [u64; 3] {
+    [&CALLS, &COLD, &RESTORED_BYTES].map(|counter| counter.load(Ordering::Relaxed))
+}
+
+/// Counts linear memory that was put back after a call.
+pub fn count_restored(bytes: u64) {
+    RESTORED_BYTES.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// A request in memory; its share of what may be held goes with it.
+pub struct Bytes(pub Vec<u8>);
+
+impl Bytes {
+    /// Room for `len` bytes, all zero.
+    fn new(len: usize) -> Option<Bytes> {
+        let limit = memory::layout().params.memory_bytes / HELD_SHARE;
+        let mut bytes = Bytes(Vec::new());
+        bytes.0.try_reserve_exact(len).ok()?;
+        bytes.0.resize(len, 0);
+        // From here on the drop gives it back.
+        let held = HELD_BYTES.fetch_add(len as u64, Ordering::Relaxed) + len as u64;
+        (held <= limit).then_some(bytes)
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        HELD_BYTES.fetch_sub(self.0.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// A request of which a part is there.
+struct Partial {
+    module: u32,
+    bytes: Bytes,
+    received: usize,
+}
+
+/// A call that is to run.
+pub struct Order {
+    /// The host's number.
+    call: u32,
+    /// What is called.
+    pub module: Arc<Loaded>,
+    /// How.
+    pub head: RequestHead,
+    /// Its options, as programs have them.
+    pub options: Options,
+    /// The whole request.
+    pub request: Bytes,
+    /// When it came, by the monotonic clock.
+    arrived_ns: u64,
+}
+
+impl Order {
+    /// The texts of the request: arguments first, then variables.
+    pub fn texts(&self) -> Texts<'_> {
+        Texts::new(self.request.0.get(HEAD_BYTES..self.stdin_at()).unwrap_or_default())
+    }
+
+    /// Where in the request standard input begins.
+    pub fn stdin_at(&self) -> usize {
+        HEAD_BYTES + self.head.texts_bytes as usize
+    }
+}
+
+/// A call's first message.
+pub fn start(incoming: &Incoming<'_, '_>) {
+    let header = incoming.header();
+    let (call, len) = (header.program, header.len as usize);
+    if header.arg > MAX_REQUEST_BYTES || (len as u64) > header.arg {
+        return refuse(call, ExitKind::Error, "the request has an impossible length");
+    }
+    let Some(mut bytes) = Bytes::new(header.arg as usize) else {
+        return refuse(
+            call,
+            ExitKind::OutOfMemory,
+            "no memory for the request: give the CVM more with --memory",
+        );
+    };
+    incoming.copy_body(0, &mut bytes.0[..len]);
+    if len as u64 == header.arg {
+        return begin(call, header.stream, bytes);
+    }
+    let partial = Partial { module: header.stream, bytes, received: len };
+    let refused = PARTIAL.with(|all| {
+        if all.len() >= MAX_PARTIAL {
+            return Some(partial);
+        }
+        all.insert(call, partial)
+    });
+    if refused.is_some() {
+        refuse(call, ExitKind::Error, "too many requests in pieces, or two with one number");
+    }
+}
+
+/// More of a request.
+pub fn data(incoming: &Incoming<'_, '_>) {
+    let (header, call) = (incoming.header(), incoming.header().program);
+    let Some(mut partial) = PARTIAL.with(|all| all.remove(&call)) else { return };
+    let end = partial.received + header.len as usize;
+    let next = header.arg == partial.received as u64;
+    let Some(part) = partial.bytes.0.get_mut(partial.received..end).filter(|part| next && !part.is_empty())
+    else {
+        return refuse(call, ExitKind::Error, "a piece of the request is not the next one");
+    };
+    incoming.copy_body(0, part);
+    partial.received = end;
+    if end == partial.bytes.0.len() {
+        begin(call, partial.module, partial.bytes);
+    } else {
+        PARTIAL.with(|all| all.insert(call, partial));
+    }
+}
+
+/// Starts the task of a call whose request is complete.
+fn begin(call: u32, module: u32, request: Bytes) {
+    let Some(head) = RequestHead::decode(&request.0, request.0.len() as u64) else {
+        return refuse(call, ExitKind::Error, "the request is malformed");
+    };
+    let Some(module) = modules::find(module) else {
+        return refuse(call, ExitKind::Error, "there is no such module");
+    };
+    let options = Options {
+        priority: Priority::from_index(head.priority as usize).unwrap_or(Priority::Normal),
+        wall_limit_ns: head.wall_limit_ns,
+        cpu_limit_ns: head.cpu_limit_ns,
+    };
+    let order = Order { call, module, head, options, request, arrived_ns: clock::monotonic_ns() };
+    let on_death = move || {
+        refuse(
+            call,
+            ExitKind::OutOfMemory,
+            "out of memory: the CVM's heap is full; give the CVM more with --memory",
+        );
+    };
+    let spec = Spec {
+        priority: options.priority,
+        limits: options.limits(),
+        program: NO_PROGRAM,
+        call: Some(call),
+        brief: order.module.calls_take_less_than(BRIEF_NS),
+        patient: true,
+        on_death: Some(Box::new(on_death)),
+    };
+    CALLS.fetch_add(1, Ordering::Relaxed);
+    match task::create(spec, Box::new(move |begin| run(order, begin))) {
+        Ok(task) => {
+            task::arm_limit(&task);
+            task::start(&task);
+        }
+        Err(_) => refuse(
+            call,
+            ExitKind::OutOfMemory,
+            "there are as many tasks as the CVM can have: give it more memory with --memory",
+        ),
+    }
+}
+
+/// The body of a call's task.
+fn run(order: Order, begin: Begin) {
+    let (call, options, arrived_ns) = (order.call, order.options, order.arrived_ns);
+    let module = order.module.clone();
+    let outcome = match begin {
+        Begin::Now => {
+            let started_ns = clock::monotonic_ns();
+            let times = Times { arrived_ns, started_ns };
+            return wasm::run_call(order, |outcome, outputs, cold| {
+                if cold {
+                    COLD.fetch_add(1, Ordering::Relaxed);
+                }
+                task::current().conclude();
+                module.note_time(clock::monotonic_ns().saturating_sub(started_ns));
+                answer(call, outcome, outputs, cold, times);
+            });
+        }
+        Begin::Stopped(reason) => Outcome::stopped(reason, options),
+        Begin::NoMemory => Outcome::no_stack(),
+    };
+    let now = clock::monotonic_ns();
+    answer(call, &outcome, None, false, Times { arrived_ns, started_ns: now });
+}
+
+/// Ends a call.
+pub fn cancel(call: u32) {
+    if PARTIAL.with(|all| all.remove(&call)).is_some() {
+        return refuse(call, ExitKind::Error, "killed");
+    }
+    for task in task::of_call(call) {
+        task::stop(&task, StopReason::Cancelled);
+    }
+}
+
+/// When a call came and began, by the monotonic clock.
+#[derive(Clone, Copy)]
+struct Times {
+    arrived_ns: u64,
+    started_ns: u64,
+}
+
+/// Tells of a call that never ran.
+fn refuse(call: u32, kind: ExitKind, text: &str) {
+    let now = clock::monotonic_ns();
+    let head = head(kind, 0, Times { arrived_ns: now, started_ns: now });
+    send_answer(call, head, text, None);
+}
+
+fn head(kind: ExitKind, code: u32, times: Times) -> AnswerHead {
+    AnswerHead {
+        kind,
+        code,
+        stdout_cut: false,
+        stderr_cut: false,
+        cold: false,
+        in_pieces: false,
+        text_bytes: 0,
+        stdout_bytes: 0,
+        stderr_bytes: 0,
+        cpu_ns: task::running().map_or(0, |_| clock::cycles_to_ns(task::current_cpu_cycles())),
+        queued_ns: times.started_ns.saturating_sub(times.arrived_ns),
+        ran_ns: clock::monotonic_ns().saturating_sub(times.started_ns),
+    }
+}
+
+fn answer(call: u32, outcome: &Outcome, outputs: Option<&[Capture; 2]>, cold: bool, times: Times) {
+    let (kind, code, text) = outcome.parts();
+    let mut head = AnswerHead { cold, ..head(kind, code, times) };
+    if let Some([out, err]) = outputs {
+        (head.stdout_cut, head.stderr_cut) = (out.cut, err.cut);
+        (head.stdout_bytes, head.stderr_bytes) = (out.bytes.len() as u64, err.bytes.len() as u64);
+    }
+    send_answer(call, head, text, outputs);
+}
+
+/// Sends an answer: in one message if it fits, else its outputs before it.
+fn send_answer(call: u32, mut head: AnswerHead, text: &str, outputs: Option<&[Capture; 2]>) {
+    let cut = (0..=text.len().min(MAX_TEXT_BYTES)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let mut text = &text.as_bytes()[..cut];
+    let outputs_bytes = (head.stdout_bytes + head.stderr_bytes) as usize;
+    head.in_pieces = HEAD_BYTES + text.len() + outputs_bytes > link::MAX_BODY;
+    let here = if head.in_pieces { 0 } else { outputs_bytes };
+    let mut body = Vec::new();
+    if body.try_reserve_exact(HEAD_BYTES + text.len() + here).is_err() {
+        // The head alone needs no memory.
+        (head.in_pieces, text) = (true, &[]);
+    }
+    head.text_bytes = text.len() as u32;
+    let bare = head.encode();
+    if body.capacity() != 0 {
+        body.extend_from_slice(&bare);
+        body.extend_from_slice(text);
+        if !head.in_pieces {
+            outputs.into_iter().flatten().for_each(|output| body.extend_from_slice(&output.bytes));
+        }
+    }
+    if head.in_pieces {
+        for (number, output) in
+            [stream::STDOUT, stream::STDERR].into_iter().zip(outputs.into_iter().flatten())
+        {
+            for (offset, piece) in output.pieces() {
+                link::send(Header::new(Kind::CallOutput, call).stream(number).arg(offset), piece);
+            }
+        }
+    }
+    let body = if body.is_empty() { &bare[..] } else { &body };
+    link::send_unrung(Header::new(Kind::CallDone, call), body);
+}

@@ -1,0 +1,137 @@
+//! Modules: code that the host brings in once and calls many times. The table is vCPU 0's; a call takes a share of the
+//! module with it to its worker.
+
+use crate::children::Loaded;
+use crate::dispatcher::MAX_CODE_BYTES;
+use crate::normal::NormalCell;
+use crate::program::Code;
+use crate::task::{self, Begin, Spec};
+use crate::{link, wasm};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use nacre_abi::message::{ExitKind, Header, Kind, NO_PROGRAM};
+use nacre_abi::ring::Incoming;
+
+/// Modules that a CVM can have at once.
+const MAX_MODULES: usize = 1 << 14;
+
+/// All modules, by the host's number.
+static MODULES: NormalCell<BTreeMap<u32, Entry>> = NormalCell::new(BTreeMap::new());
+
+/// A module's way in.
+enum Entry {
+    /// Its code comes in pieces.
+    Receiving(Code),
+    /// A task loads it.
+    Loading,
+    /// It can be called.
+    Ready(Arc<Loaded>),
+}
+
+/// A new module; takes the place of an older one with its number.
+pub fn create(header: Header) {
+    forget(header.program);
+    let room = MODULES.with(|modules| modules.len() < MAX_MODULES);
+    let fits = (1..=MAX_CODE_BYTES).contains(&header.arg);
+    match if room && fits { Code::new(header.arg).ok() } else { None } {
+        Some(code) => {
+            MODULES.with(|modules| modules.insert(header.program, Entry::Receiving(code)));
+        }
+        None if !room => {
+            refuse(header.program, ExitKind::OutOfMemory, "the CVM has as many modules as it can")
+        }
+        None => refuse(
+            header.program,
+            ExitKind::OutOfMemory,
+            "no memory for the module's code: give the CVM more with --memory",
+        ),
+    }
+}
+
+fn refuse(id: u32, kind: ExitKind, text: &str) {
+    link::send(Header::new(Kind::ModuleLoaded, id).stream(kind as u32), text.as_bytes());
+}
+
+/// A piece of code, copied straight to where it will run. One that does not fit makes the load fail.
+pub fn code(incoming: &Incoming<'_, '_>) {
+    let header = incoming.header();
+    let fits = MODULES.with(|modules| {
+        let Some(Entry::Receiving(code)) = modules.get_mut(&header.program) else { return true };
+        match code.part_mut(header.arg, u64::from(header.len)) {
+            Some(part) => incoming.copy_body(0, part) == header.len as usize,
+            None => false,
+        }
+    });
+    if !fits {
+        forget(header.program);
+        refuse(header.program, ExitKind::Error, "the host sent code beyond the length it announced");
+    }
+}
+
+/// Loads a module whose code is complete, as a task of vCPU 0: all of it takes the engine's locks.
+pub fn load(id: u32) {
+    let code = MODULES.with(|modules| match modules.get_mut(&id) {
+        Some(entry @ Entry::Receiving(_)) => match core::mem::replace(entry, Entry::Loading) {
+            Entry::Receiving(code) => Some(code),
+            _ => None,
+        },
+        _ => None,
+    });
+    let Some(code) = code else { return };
+    let entry = Box::new(move |begin| {
+        // To its end: no worker is woken for it.
+        task::enter_normal();
+        let loaded = match begin {
+            Begin::Now => wasm::load_module(code),
+            _ => Err(wasm::Outcome::no_stack()),
+        };
+        finish(id, loaded);
+    });
+    match task::create(Spec::helper(NO_PROGRAM), entry) {
+        Ok(task) => task::start_on_normal(&task),
+        Err(_) => {
+            forget(id);
+            refuse(id, ExitKind::OutOfMemory, "there are as many tasks as the CVM can have");
+        }
+    }
+}
+
+fn finish(id: u32, loaded: Result<Loaded, wasm::Outcome>) {
+    let (kind, text, new) = match loaded {
+        Ok(loaded) => (ExitKind::Code, Default::default(), Some(Arc::new(loaded))),
+        Err(outcome) => {
+            let (kind, text) = outcome.into_error();
+            (kind, text, None)
+        }
+    };
+    // Dropped outside of the table: the end of a module's code takes the engine's locks.
+    let unwanted = MODULES.with(|modules| match (modules.get_mut(&id), new) {
+        (Some(entry @ Entry::Loading), Some(new)) => {
+            *entry = Entry::Ready(new);
+            None
+        }
+        (Some(Entry::Loading), None) => {
+            modules.remove(&id);
+            None
+        }
+        // The host has forgotten it meanwhile.
+        (_, new) => new,
+    });
+    drop(unwanted);
+    refuse(id, kind, &text);
+}
+
+/// The module with this number, if it can be called.
+pub fn find(id: u32) -> Option<Arc<Loaded>> {
+    MODULES.with(|modules| match modules.get(&id) {
+        Some(Entry::Ready(loaded)) => Some(loaded.clone()),
+        _ => None,
+    })
+}
+
+/// Forgets a module: its memory goes when its last call has ended.
+pub fn forget(id: u32) {
+    let old = MODULES.with(|modules| modules.remove(&id));
+    drop(old);
+}

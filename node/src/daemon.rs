@@ -1,0 +1,233 @@
+//! The node's life: start, signals, end.
+
+use crate::compile::Compiler;
+use crate::config::NodeConfig;
+use crate::http::{self, Listeners};
+use crate::invoke::Invoker;
+use crate::runner::{Publish, Runner};
+use crate::services::Services;
+use crate::store::{Store, StoreError};
+use crate::tenants::Tenants;
+use nacre_vmm::elastic::ElasticError;
+use nacre_vmm::{CpuConfig, CpuManager};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// How often histograms are emptied.
+const UPKEEP: Duration = Duration::from_secs(10);
+
+/// Why a node does not start, with the remedy after "; ".
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The CPU manager.
+    #[error(transparent)]
+    Cpus(#[from] ElasticError),
+    /// No way to make CVMs.
+    #[error("/dev/kvm can't be opened: {0}; load the kvm module, or join the kvm group")]
+    Kvm(std::io::Error),
+    /// An address.
+    #[error("{address} can't be listened on: {error}; choose another address")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The administrative socket.
+    #[error("{path} can't be made: {error}; choose another state directory, with a short path")]
+    Socket {
+        /// Where.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The runtime.
+    #[error("the system refuses threads or signals: {0}; raise its limits")]
+    System(std::io::Error),
+}
+
+/// Everything that requests use.
+pub struct Node {
+    /// What it was started with.
+    pub config: NodeConfig,
+    /// What is durable.
+    pub store: Arc<Store>,
+    /// Who may come in.
+    pub tenants: Tenants,
+    /// Modules to code.
+    pub compiler: Arc<Compiler>,
+    /// CVMs.
+    pub runner: Arc<Runner>,
+    /// Programs that run all the time.
+    pub services: Services,
+    /// Calls.
+    pub invoker: Arc<Invoker>,
+    /// Where clients reach it.
+    pub url: String,
+    /// Since when.
+    pub start: Instant,
+    /// Client connections now.
+    pub connections: AtomicUsize,
+    /// True once the node is to end.
+    pub stopping: watch::Sender<bool>,
+}
+
+/// Tells that the node is ready: where it listens, and the path of its administrative socket.
+pub type Ready<'r> = &'r mut dyn FnMut(SocketAddr, &std::path::Path);
+
+/// Runs a node until SIGTERM or SIGINT, or the end of standard input if the configuration says so. `ready` is called once it serves.
+///
+/// # Errors
+/// [`StartError`]; once it serves it ends without an error.
+pub fn run(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -> Result<(), StartError> {
+    crate::metrics::init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(4096)
+        .thread_name("node")
+        .build()
+        .map_err(StartError::System)?;
+    let result = runtime.block_on(serve(config, publish, ready));
+    // Threads that still wait for something hold no state that is not on the disk.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -> Result<(), StartError> {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(StartError::Kvm)?;
+    let system = StartError::System;
+    let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+    // Before anything is changed: a second node must not get in the way of the first.
+    let store = Arc::new(Store::open(&config.state_dir)?);
+    let listeners = listen(&config).await?;
+    let address = listeners.public.local_addr().map_err(system)?;
+    let node = Arc::new(assemble(config, store, publish, address)?);
+    let (runner, upkeep) = (node.runner.clone(), tokio::time::interval(UPKEEP));
+    let background = [
+        tokio::spawn(async move { runner.reap().await }),
+        tokio::spawn(async move {
+            let mut upkeep = upkeep;
+            loop {
+                upkeep.tick().await;
+                crate::metrics::upkeep();
+            }
+        }),
+    ];
+    for tenant in node.tenants.all() {
+        for service in node.store.directory().services(tenant.name()) {
+            node.services.start(&tenant, service, None).await;
+        }
+    }
+    let socket = admin_socket(&node.config);
+    let serving = tokio::spawn(http::serve(node.clone(), listeners));
+    tracing::info!(%address, state_dir = %node.config.state_dir.display(), "the node serves");
+    ready(address, &socket);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = stdin_ended(node.config.until_stdin_ends) => {}
+    }
+    tracing::info!("the node stops: running activations may end");
+    let drain = node.config.drain;
+    // No new connections and calls; open connections get their answers.
+    let _ = node.stopping.send(true);
+    if !node.invoker.drain(drain).await {
+        tracing::warn!("activations still run; they are told as interrupted at the next start");
+    }
+    // A client that does not take its answer does not hold the node up.
+    let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
+    node.services.stop_all(None).await;
+    for task in background {
+        task.abort();
+    }
+    node.store.close().await;
+    node.runner.stop().await;
+    // Fails only when somebody removed it already.
+    let _ = std::fs::remove_file(socket);
+    tracing::info!("the node has stopped");
+    Ok(())
+}
+
+/// Comes back when standard input has ended, if that `matters`.
+async fn stdin_ended(matters: bool) {
+    if !matters {
+        return std::future::pending().await;
+    }
+    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    // Not one of the runtime's threads: it may wait for as long as the process lives.
+    std::thread::spawn(move || {
+        // An input that can't be read has ended, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        drop(tell);
+    });
+    // Never sent: dropped.
+    let _ = told.await;
+}
+
+fn assemble(
+    config: NodeConfig,
+    store: Arc<Store>,
+    publish: Option<Publish>,
+    address: SocketAddr,
+) -> Result<Node, StartError> {
+    let cpus = config.cpus.map_or_else(CpuConfig::machine, CpuConfig::new);
+    let manager = CpuManager::new(cpus)?;
+    let compiler = Arc::new(Compiler::new(&config.state_dir.join("compiled"), config.compiler.clone()));
+    let runner = Arc::new(Runner::new(store.clone(), compiler.clone(), manager, config.max_cvms, publish));
+    let api_host = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
+    Ok(Node {
+        tenants: Tenants::load(store.directory().tenants()),
+        invoker: Arc::new(Invoker::new(store.clone(), runner.clone(), api_host.clone())),
+        url: api_host,
+        services: Services::new(runner.clone(), config.service_host.unwrap_or(address.ip())),
+        store,
+        compiler,
+        runner,
+        config,
+        start: Instant::now(),
+        connections: AtomicUsize::new(0),
+        stopping: watch::channel(false).0,
+    })
+}
+
+/// The path of the administrative socket.
+#[must_use]
+pub fn admin_socket(config: &NodeConfig) -> PathBuf {
+    config.state_dir.join("admin.sock")
+}
+
+async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
+    let tcp = async |address: SocketAddr| {
+        let bound = TcpListener::bind(address).await;
+        bound.map_err(|error| StartError::Listen { address: address.to_string(), error })
+    };
+    let public = tcp(config.listen).await?;
+    let metrics = match config.metrics_listen {
+        Some(address) => Some(tcp(address).await?),
+        None => None,
+    };
+    let path = admin_socket(config);
+    let unix = || {
+        use std::os::unix::fs::PermissionsExt;
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Nobody else can enter the directory, also before the mode is set.
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    let admin = unix().map_err(|error| StartError::Socket { path: path.display().to_string(), error })?;
+    Ok(Listeners { public, metrics, admin })
+}

@@ -1,0 +1,224 @@
+//! From requests to typed values: who asks, for what, with which options and body. Everything here comes from strangers.
+
+use super::error::ApiError;
+use crate::daemon::Node;
+use crate::names::EntityName;
+use crate::tenants::{Credentials, Share, Tenant};
+use axum::body::Body;
+use axum::extract::{FromRequestParts, RawPathParams};
+use axum::http::{StatusCode, header, request::Parts};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use nacre_node_api::body;
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A client has to send something of a body within this time.
+const BODY_PATIENCE: Duration = Duration::from_secs(15);
+/// And all of it within this time.
+const BODY_LIMIT: Duration = Duration::from_secs(300);
+/// Room that is made at once for a body whose length was announced, in bytes.
+const BODY_START: u64 = 1 << 20;
+
+/// Who asks: a tenant that showed its key.
+#[derive(Debug)]
+pub struct Caller(pub Arc<Tenant>);
+
+impl FromRequestParts<Arc<Node>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, node: &Arc<Node>) -> Result<Self, ApiError> {
+        let refuse = |text: &str| ApiError::new(StatusCode::UNAUTHORIZED, text);
+        let header = parts.headers.get(header::AUTHORIZATION).ok_or_else(|| {
+            refuse("The request has no credentials; send uuid:key by HTTP basic authentication.")
+        })?;
+        let credentials = Credentials::from_header(header.as_bytes());
+        let tenant = credentials.and_then(|credentials| node.tenants.authenticate(&credentials));
+        let tenant = tenant.ok_or_else(|| refuse("The supplied authentication is invalid."))?;
+        Ok(Self(tenant))
+    }
+}
+
+/// Who asks, and the rest of the path: in OpenWhisk's API the tenant's own namespace, then maybe a name.
+#[derive(Debug)]
+pub struct Place {
+    /// Who asks.
+    pub tenant: Arc<Tenant>,
+    name: Option<String>,
+}
+
+impl FromRequestParts<Arc<Node>> for Place {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, node: &Arc<Node>) -> Result<Self, ApiError> {
+        let Caller(tenant) = Caller::from_request_parts(parts, node).await?;
+        let params = RawPathParams::from_request_parts(parts, node).await;
+        let params = params.map_err(|_| ApiError::bad("The path is not UTF-8."))?;
+        let mut name = None;
+        for (key, value) in &params {
+            match key {
+                "namespace" if value != "_" && value != tenant.name().as_str() => {
+                    return Err(ApiError::new(
+                        StatusCode::FORBIDDEN,
+                        "The supplied authentication is not authorized to access this resource.",
+                    ));
+                }
+                "namespace" => {}
+                _ => name = Some(value.to_owned()),
+            }
+        }
+        Ok(Self { tenant, name })
+    }
+}
+
+impl Place {
+    /// The last part of the path, as it is.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.name.as_deref().unwrap_or_default()
+    }
+
+    /// The name at the end of the path.
+    ///
+    /// # Errors
+    /// 400 if it can be none.
+    pub fn entity(&self) -> Result<EntityName, ApiError> {
+        if self.text().contains('/') {
+            return Err(ApiError::bad("Packages are not supported; use an action's name without a '/'."));
+        }
+        Ok(EntityName::new(self.text())?)
+    }
+}
+
+/// The options behind a path's `?`.
+#[derive(Debug, Default)]
+pub struct Options(HashMap<String, String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Options {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
+        let query = query.map_err(|_| ApiError::bad("The query of the URL is malformed."))?;
+        Ok(Self(query.0.into_iter().collect()))
+    }
+}
+
+impl Options {
+    /// Options from pairs, for tests.
+    #[must_use]
+    pub fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
+    /// A text.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// A flag; false if it is not there.
+    ///
+    /// # Errors
+    /// 400 if it is neither true nor false.
+    pub fn flag(&self, name: &str) -> Result<bool, ApiError> {
+        match self.text(name) {
+            None | Some("false" | "undefined") => Ok(false),
+            Some("true" | "") => Ok(true),
+            Some(_) => Err(ApiError::bad(format!("The query parameter '{name}' is true or false."))),
+        }
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// 400 if it is none, or out of range.
+    pub fn number(&self, name: &str, min: u64, max: u64) -> Result<Option<u64>, ApiError> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let number = text.parse().ok().filter(|number| (min..=max).contains(number));
+        let error =
+            || ApiError::bad(format!("The query parameter '{name}' is a number from {min} to {max}."));
+        number.map(Some).ok_or_else(error)
+    }
+}
+
+/// A request's body, and the tenant's share of memory that it takes.
+#[derive(Debug)]
+pub struct Content {
+    /// The bytes.
+    pub bytes: Bytes,
+    _share: Share,
+}
+
+/// Reads a body of at most `most` bytes.
+///
+/// # Errors
+/// 413 if it is longer, 408 if the client is too slow, 429 if the tenant's requests have too much memory already, 400 if the
+/// client breaks off.
+pub async fn read(tenant: &Arc<Tenant>, body: Body, most: u64) -> Result<Content, ApiError> {
+    let limits = tenant.limits();
+    let most = most.min(limits.request_bytes);
+    let announced = http_body::Body::size_hint(&body).exact();
+    if announced.is_some_and(|length| length > most) {
+        return Err(ApiError::too_large(announced, most));
+    }
+    let mut share = tenant.body_share();
+    let collect = async {
+        let mut body = body;
+        let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(BODY_START) as usize);
+        loop {
+            let frame = tokio::time::timeout(BODY_PATIENCE, body.frame()).await;
+            let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body came too slowly.");
+            let Some(frame) = frame.map_err(slow)? else { return Ok(bytes.freeze()) };
+            let broken = |_| ApiError::bad("The request's body broke off, or is badly chunked.");
+            let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+            if bytes.len() as u64 + data.len() as u64 > most {
+                return Err(ApiError::too_large(announced, most));
+            }
+            if !share.grow(data.len() as u64, limits.requests_bytes) {
+                let text = format!(
+                    "The bodies of this tenant's requests exceed {} bytes; send fewer at once.",
+                    limits.requests_bytes
+                );
+                return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
+            }
+            bytes.extend_from_slice(&data);
+        }
+    };
+    let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body took too long.");
+    let bytes = tokio::time::timeout(BODY_LIMIT, collect).await.map_err(slow)??;
+    Ok(Content { bytes, _share: share })
+}
+
+/// Parses a JSON body into its type.
+///
+/// # Errors
+/// 400 with the place and the reason.
+pub fn json<'t, T: Deserialize<'t>>(bytes: &'t [u8]) -> Result<T, ApiError> {
+    Ok(body::json(bytes)?)
+}
+
+/// Checks that a body is a JSON object; an empty one counts as `{}`.
+///
+/// # Errors
+/// 400.
+pub fn object(bytes: &[u8]) -> Result<&[u8], ApiError> {
+    Ok(body::object(bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_typed() {
+        let options = Options::of(&[("a", "true"), ("b", "7"), ("c", "x"), ("d", "")]);
+        assert!(options.flag("a").unwrap() && options.flag("d").unwrap() && !options.flag("zz").unwrap());
+        assert!(options.flag("c").is_err() && options.flag("b").is_err());
+        assert_eq!(options.number("b", 0, 7).unwrap(), Some(7));
+        assert!(options.number("b", 0, 6).is_err() && options.number("c", 0, 6).is_err());
+        assert_eq!(options.number("zz", 0, 6).unwrap(), None);
+    }
+}

@@ -1,0 +1,245 @@
+//! The one module that knows the VMM: a CVM, code in it, and calls of that code.
+
+use crate::limits::MAX_RESULT_BYTES;
+use crate::outcome::{End, Left};
+use nacre_compile::program::Program as Compiled;
+use nacre_vmm::elastic::CpuStats;
+use nacre_vmm::program::{Exit, RunOptions};
+use nacre_vmm::{
+    Call, CallError, CallHandle, CallResult, CpuLimits, CpuManager, Cvm, CvmConfig, CvmError, ElasticConfig,
+    Module,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+/// How long after its limit a call may take to end by itself; then it is cancelled.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long after that; then its CVM is taken for broken.
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// Waits between two attempts of a call for which the CVM has no room now: shortest and longest.
+const BUSY_PAUSES: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(20));
+
+/// What a CVM is launched with.
+pub struct MachineSpec {
+    /// Private memory in bytes.
+    pub memory_bytes: u64,
+    /// Workers.
+    pub workers: u32,
+    /// Its part in the CPUs.
+    pub limits: CpuLimits,
+    /// Who shares the CPUs out.
+    pub manager: Arc<CpuManager>,
+}
+
+/// The CVM has ended, or can't be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Ended(pub String);
+
+impl From<CvmError> for Ended {
+    fn from(error: CvmError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Why a call gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallFailed {
+    /// It never began: another CVM may take it.
+    NotBegun(Ended),
+    /// The CVM ended in the middle.
+    Lost(Ended),
+    /// It can't be made: what is wrong with it.
+    Refused(String),
+}
+
+/// A call.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Arguments, `argv[0]` first.
+    pub args: Vec<String>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+    /// How long it may take.
+    pub wall_limit: Duration,
+    /// Linear memory it may have, in bytes.
+    pub memory_limit: u64,
+    /// Bytes of logs it may write, besides a result.
+    pub max_logs: usize,
+}
+
+/// What came of a call.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// How it ended and what it wrote.
+    pub left: Left,
+    /// CPU time.
+    pub cpu: Duration,
+    /// Time before its first instruction.
+    pub queued: Duration,
+}
+
+/// Code in a CVM, shared by all its calls; taken out when the last of these is dropped and the last call has ended.
+#[derive(Clone)]
+pub struct Code(Module);
+
+/// Why code is not in a CVM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoadFailed {
+    /// The CVM has ended.
+    Ended(Ended),
+    /// The guest does not take it: how a call of it would end.
+    Refused(End),
+}
+
+/// A running CVM.
+pub struct Machine {
+    cvm: Arc<Cvm>,
+}
+
+impl Machine {
+    /// Launches one. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// [`Ended`] if there can be none.
+    pub fn launch(spec: MachineSpec) -> Result<Self, Ended> {
+        let cvm = Cvm::launch(CvmConfig {
+            workers: spec.workers,
+            memory_bytes: spec.memory_bytes,
+            elastic: ElasticConfig {
+                manager: Some(spec.manager),
+                limits: spec.limits,
+                ..ElasticConfig::default()
+            },
+            // A guest's last words are a defect of the guest: they hold no data of tenants.
+            on_print: Box::new(|text| tracing::error!(text, "guest")),
+            ..CvmConfig::default()
+        })?;
+        Ok(Self { cvm: Arc::new(cvm) })
+    }
+
+    /// The CVM, for whoever shows it.
+    #[must_use]
+    pub fn cvm(&self) -> &Arc<Cvm> {
+        &self.cvm
+    }
+
+    /// Brings code in. Blocks for as long as copying takes.
+    ///
+    /// # Errors
+    /// [`LoadFailed`].
+    pub fn load(&self, program: &Compiled) -> Result<Code, LoadFailed> {
+        match self.cvm.load_module(program.file()) {
+            Ok(module) => Ok(Code(module)),
+            Err(CvmError::Module(exit)) => Err(LoadFailed::Refused(end_of(exit))),
+            Err(error) => Err(LoadFailed::Ended(error.into())),
+        }
+    }
+
+    /// Runs code to its end. No thread waits for it; the CVM's own thread that reads its rings wakes the caller.
+    ///
+    /// # Errors
+    /// [`CallFailed`]: the CVM is of no use any more.
+    pub async fn call(&self, code: &Code, request: &Request) -> Result<Reply, CallFailed> {
+        let begin = Instant::now();
+        let (mut result, handle) = self.begin(code, request).await?;
+        let deadline = tokio::time::Instant::now() + request.wall_limit + GRACE;
+        let in_time = match tokio::time::timeout_at(deadline, &mut result).await {
+            Ok(result) => result,
+            Err(_) => {
+                handle.cancel();
+                match tokio::time::timeout(CANCEL_GRACE, &mut result).await {
+                    Ok(result) => result,
+                    Err(_) => {
+                        tracing::error!("a call can't be ended: its CVM is ended");
+                        self.stop().await;
+                        result.await
+                    }
+                }
+            }
+        };
+        let gone = || CallFailed::Lost(Ended(self.cvm.end_error().to_string()));
+        let result = in_time.map_err(|_| gone())?;
+        if matches!(result.exit, Exit::Error(_)) && self.cvm.has_ended() {
+            return Err(gone());
+        }
+        let CallResult { exit, stdout, stderr, stdout_cut, stderr_cut, cpu, ran, .. } = result;
+        let queued = begin.elapsed().saturating_sub(ran);
+        Ok(Reply { left: Left { end: end_of(exit), stdout, stderr, stdout_cut, stderr_cut }, cpu, queued })
+    }
+
+    /// Queues a call; waits while the CVM has no room for it.
+    async fn begin(
+        &self,
+        code: &Code,
+        request: &Request,
+    ) -> Result<(oneshot::Receiver<CallResult>, CallHandle), CallFailed> {
+        let call = Call {
+            args: &request.args,
+            env: &request.env,
+            stdin: &request.stdin,
+            options: RunOptions { wall_limit: Some(request.wall_limit), ..RunOptions::default() },
+            memory_limit: Some(request.memory_limit),
+            max_output: request.max_logs + MAX_RESULT_BYTES,
+        };
+        let mut pause = BUSY_PAUSES.0;
+        loop {
+            let (sender, receiver) = oneshot::channel();
+            // Who waited may have given up.
+            let done = move |result| drop(sender.send(result));
+            match self.cvm.call(&code.0, call.clone(), done) {
+                Ok(handle) => return Ok((receiver, handle)),
+                Err(CallError::Busy) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BUSY_PAUSES.1);
+                }
+                Err(CallError::Ended) => {
+                    return Err(CallFailed::NotBegun(Ended(self.cvm.end_error().to_string())));
+                }
+                Err(error @ (CallError::TooLong { .. } | CallError::TooMany { .. })) => {
+                    return Err(CallFailed::Refused(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.cvm.has_ended()
+    }
+
+    /// What its CPUs have done; `None` after its end.
+    #[must_use]
+    pub fn cpu(&self) -> Option<CpuStats> {
+        self.cvm.cpu().ok()
+    }
+
+    /// Memory that the host has committed for it, in bytes.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.cvm.resident_bytes().unwrap_or(0)
+    }
+
+    /// Ends it, and what runs in it.
+    pub async fn stop(&self) {
+        let cvm = self.cvm.clone();
+        // Fails only when stopping panicked, and then nothing is left to do.
+        let _ = spawn_blocking(move || cvm.stop()).await;
+    }
+}
+
+pub(super) fn end_of(exit: Exit) -> End {
+    match exit {
+        Exit::Code(code) => End::Exit(code),
+        Exit::Trap(text) => End::Trap(text),
+        Exit::Error(text) => End::Error(text),
+        Exit::BrokenPipe => End::Trap("it wrote to a closed stream".into()),
+        Exit::OutOfMemory(text) => End::OutOfMemory(text),
+        Exit::TimeLimit(_) => End::TimeLimit,
+    }
+}

@@ -1,0 +1,394 @@
+//! One CVM per tenant: made when it is first needed, kept warm, taken away when it has been idle for long, replaced when it
+//! dies. While it is idle its vCPUs sleep in the kernel.
+//!
+//! A tenant's CVM is reached through a [`Seat`]. Whoever calls takes the CVM that is there without waiting for anybody; only
+//! launching one is behind a lock, so that it happens once.
+
+mod live;
+pub mod machine;
+pub mod serving;
+
+pub use machine::{Reply, Request};
+
+use crate::compile::Compiler;
+use crate::outcome::{End, Left};
+use crate::records::ModuleRef;
+use crate::store::Store;
+use crate::tenants::Tenant;
+use live::{Live, NoCode};
+use machine::{CallFailed, Ended, Machine, MachineSpec};
+use nacre_vmm::elastic::CpuStats;
+use nacre_vmm::link::LinkStats;
+use nacre_vmm::{CpuLimits, CpuManager, Cvm};
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Shows a CVM of the node for as long as what it returns lives.
+pub type Publish = Arc<dyn Fn(&str, &Arc<Cvm>) -> Box<dyn Any + Send + Sync> + Send + Sync>;
+
+/// What came of one call: always something.
+#[derive(Debug)]
+pub struct Ran {
+    /// What the program left.
+    pub left: Left,
+    /// CPU time.
+    pub cpu: Duration,
+    /// Time before its first instruction.
+    pub wait: Duration,
+    /// Time to bring its code in, if that was needed.
+    pub init: Option<Duration>,
+}
+
+impl Ran {
+    fn failed(end: End, since: Instant) -> Self {
+        let left = Left { end, stdout: Vec::new(), stderr: Vec::new(), stdout_cut: false, stderr_cut: false };
+        Self { left, cpu: Duration::ZERO, wait: since.elapsed(), init: None }
+    }
+}
+
+/// A tenant's place for a CVM.
+struct Seat {
+    tenant: Arc<Tenant>,
+    live: RwLock<Option<Arc<Live>>>,
+    launching: tokio::sync::Mutex<()>,
+    /// Calls under way, from before they ask for the CVM.
+    busy: AtomicU64,
+    /// When the last call ended, in milliseconds of the runner's clock.
+    last_used: AtomicU64,
+}
+
+impl Seat {
+    fn get(&self) -> Option<Arc<Live>> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn view(&self) -> Option<View> {
+        let live = self.get()?;
+        Some(View {
+            tenant: self.tenant.clone(),
+            cpu: live.machine.cpu()?,
+            link: live.machine.cvm().link_stats(),
+            resident_bytes: live.machine.resident_bytes(),
+            age: live.since.elapsed(),
+            modules: live.module_count(),
+        })
+    }
+
+    /// Takes the CVM away, if it is still this one.
+    fn take(&self, which: Option<&Arc<Live>>) -> Option<Arc<Live>> {
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        let same = |live: &&Arc<Live>| which.is_none_or(|which| Arc::ptr_eq(live, which));
+        live.as_ref().filter(same).is_some().then(|| live.take()).flatten()
+    }
+}
+
+/// A call under way.
+struct Busy<'r>(&'r Runner, Arc<Seat>);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.1.last_used.store(self.0.now_ms(), Ordering::Relaxed);
+        self.1.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The same for longer than a borrow.
+struct Held(Arc<Runner>, Arc<Seat>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.1.last_used.store(self.0.now_ms(), Ordering::Relaxed);
+        self.1.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A service that runs.
+pub struct InService {
+    /// Its program.
+    pub serving: serving::Serving,
+    live: Arc<Live>,
+    _held: Held,
+}
+
+/// One tenant's CVM as it is now.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Whose it is.
+    pub tenant: Arc<Tenant>,
+    /// What its CPUs have done.
+    pub cpu: CpuStats,
+    /// What went over its rings.
+    pub link: LinkStats,
+    /// Memory that the host has committed for it, in bytes.
+    pub resident_bytes: u64,
+    /// Since when it is there.
+    pub age: Duration,
+    /// Modules in it.
+    pub modules: usize,
+}
+
+/// Runs calls.
+pub struct Runner {
+    store: Arc<Store>,
+    compiler: Arc<Compiler>,
+    manager: Arc<CpuManager>,
+    publish: Option<Publish>,
+    max_cvms: usize,
+    seats: Mutex<HashMap<String, Arc<Seat>>>,
+    changed: Notify,
+    start: Instant,
+}
+
+impl Runner {
+    /// A runner without CVMs.
+    #[must_use]
+    pub fn new(
+        store: Arc<Store>,
+        compiler: Arc<Compiler>,
+        manager: Arc<CpuManager>,
+        max_cvms: usize,
+        publish: Option<Publish>,
+    ) -> Self {
+        let (seats, changed, start) = (Mutex::default(), Notify::new(), Instant::now());
+        Self { store, compiler, manager, publish, max_cvms, seats, changed, start }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    fn seats(&self) -> MutexGuard<'_, HashMap<String, Arc<Seat>>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seat(&self, tenant: &Arc<Tenant>) -> Arc<Seat> {
+        let new = || {
+            Arc::new(Seat {
+                tenant: tenant.clone(),
+                live: RwLock::default(),
+                launching: tokio::sync::Mutex::default(),
+                busy: AtomicU64::new(0),
+                last_used: AtomicU64::new(self.now_ms()),
+            })
+        };
+        let mut seats = self.seats();
+        if let Some(seat) = seats.get(&tenant.record.uuid) {
+            return seat.clone();
+        }
+        seats.entry(tenant.record.uuid.clone()).or_insert_with(new).clone()
+    }
+
+    /// Runs a module once in the tenant's CVM.
+    pub async fn run(&self, tenant: &Arc<Tenant>, module: &ModuleRef, request: Request) -> Ran {
+        let begin = Instant::now();
+        let seat = self.seat(tenant);
+        seat.busy.fetch_add(1, Ordering::SeqCst);
+        let busy = Busy(self, seat);
+        let seat = &busy.1;
+        let mut lost = Ended("it ended before the action began".into());
+        // A CVM that died since the last call is replaced without the caller noticing.
+        for _ in 0..2 {
+            let live = match self.live(seat).await {
+                Ok(live) => live,
+                Err(error) => {
+                    return Ran::failed(End::Lost(format!("The CVM can't be started: {error}")), begin);
+                }
+            };
+            let (code, init) = match live.code(&self.store, &self.compiler, tenant, module).await {
+                Ok(code) => code,
+                Err(NoCode::Compile(error)) => return Ran::failed(End::Error(error.to_string()), begin),
+                Err(NoCode::Refused(end)) => return Ran::failed(end, begin),
+                Err(NoCode::Ended(error)) => {
+                    lost = error;
+                    self.retire(seat, &live).await;
+                    continue;
+                }
+            };
+            let before = begin.elapsed();
+            match live.machine.call(&code, &request).await {
+                Ok(Reply { left, cpu, queued }) => return Ran { left, cpu, wait: before + queued, init },
+                Err(CallFailed::NotBegun(error)) => lost = error,
+                Err(CallFailed::Refused(text)) => return Ran::failed(End::Error(text), begin),
+                Err(CallFailed::Lost(error)) => {
+                    self.retire(seat, &live).await;
+                    let text = format!("The CVM ended while the action ran: {error}");
+                    return Ran::failed(End::Lost(text), begin);
+                }
+            }
+            self.retire(seat, &live).await;
+        }
+        Ran::failed(End::Lost(format!("The CVM ended: {lost}")), begin)
+    }
+
+    /// Starts a service in the tenant's CVM. Its CVM is not idle while what is returned lives.
+    ///
+    /// # Errors
+    /// Why it can't be started.
+    pub async fn serve(
+        self: &Arc<Self>,
+        tenant: &Arc<Tenant>,
+        module: &ModuleRef,
+        args: Vec<String>,
+        log: serving::Log,
+    ) -> Result<InService, String> {
+        let seat = self.seat(tenant);
+        seat.busy.fetch_add(1, Ordering::SeqCst);
+        let held = Held(self.clone(), seat);
+        let seat = &held.1;
+        let program = live::program(&self.store, &self.compiler, tenant, module).await;
+        let program = program.map_err(|error| error.to_string())?;
+        let live = self.live(seat).await.map_err(|error| format!("the CVM can't be started: {error}"))?;
+        let machine = live.machine.clone();
+        let begun = tokio::task::spawn_blocking(move || machine.serve(program, args, log)).await;
+        match begun.map_err(|error| error.to_string())? {
+            Ok(serving) => Ok(InService { serving, _held: held, live }),
+            Err(error) => {
+                self.retire(seat, &live).await;
+                Err(format!("the CVM ended: {error}"))
+            }
+        }
+    }
+
+    /// A service has ended: its CVM too?
+    pub async fn served(&self, service: InService) {
+        let InService { serving, _held, live } = service;
+        drop(serving);
+        if live.machine.has_ended() {
+            self.retire(&_held.1, &live).await;
+        }
+    }
+
+    /// The tenant's CVM; launched if there is none.
+    async fn live(&self, seat: &Arc<Seat>) -> Result<Arc<Live>, Ended> {
+        if let Some(live) = seat.get() {
+            return Ok(live);
+        }
+        let _one = seat.launching.lock().await;
+        if let Some(live) = seat.get() {
+            return Ok(live);
+        }
+        self.make_room(seat).await?;
+        let limits = seat.tenant.limits();
+        let spec = MachineSpec {
+            memory_bytes: limits.memory_bytes,
+            workers: limits.workers_max,
+            limits: CpuLimits {
+                weight: limits.cpu_weight,
+                min: limits.workers_min,
+                max: Some(limits.workers_max),
+            },
+            manager: self.manager.clone(),
+        };
+        let begin = Instant::now();
+        let launched = tokio::task::spawn_blocking(move || Machine::launch(spec)).await;
+        let machine = launched.map_err(|error| Ended(error.to_string()))??;
+        crate::metrics::launched(begin.elapsed());
+        let name = seat.tenant.name().as_str();
+        tracing::info!(tenant = name, elapsed_us = begin.elapsed().as_micros() as u64, "CVM launched");
+        let shown = self.publish.as_ref().map(|publish| publish(name, machine.cvm()));
+        let live = Arc::new(Live::new(machine, limits.memory_bytes / 4, shown));
+        *seat.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
+        if seat.tenant.is_removed() {
+            self.retire(seat, &live).await;
+            return Err(Ended("the tenant was removed".into()));
+        }
+        self.changed.notify_one();
+        Ok(live)
+    }
+
+    /// Ends the CVM that is idle longest, if there are as many as may be.
+    async fn make_room(&self, wanting: &Arc<Seat>) -> Result<(), Ended> {
+        let seats: Vec<Arc<Seat>> = self.seats().values().cloned().collect();
+        let occupied: Vec<&Arc<Seat>> = seats.iter().filter(|seat| seat.get().is_some()).collect();
+        if occupied.len() < self.max_cvms {
+            return Ok(());
+        }
+        let idle = occupied
+            .iter()
+            .filter(|seat| seat.busy.load(Ordering::SeqCst) == 0 && !Arc::ptr_eq(seat, wanting));
+        let Some(oldest) = idle.min_by_key(|seat| seat.last_used.load(Ordering::Relaxed)) else {
+            return Err(Ended(format!("{} CVMs are at work, as many as this node may have", occupied.len())));
+        };
+        if let Some(live) = oldest.take(None) {
+            live.machine.stop().await;
+        }
+        Ok(())
+    }
+
+    /// Ends a CVM that is of no use any more.
+    async fn retire(&self, seat: &Seat, live: &Arc<Live>) {
+        if let Some(live) = seat.take(Some(live)) {
+            crate::metrics::lost_cvm();
+            tracing::warn!(
+                tenant = seat.tenant.name().as_str(),
+                "a CVM ended; the next call gets another one"
+            );
+            live.machine.stop().await;
+        }
+    }
+
+    /// Ends the CVM of a tenant that is removed.
+    pub async fn forget(&self, tenant: &Arc<Tenant>) {
+        let seat = self.seats().remove(&tenant.record.uuid);
+        if let Some(live) = seat.and_then(|seat| seat.take(None)) {
+            live.machine.stop().await;
+        }
+    }
+
+    /// Ends all CVMs.
+    pub async fn stop(&self) {
+        let seats: Vec<Arc<Seat>> = self.seats().drain().map(|(_, seat)| seat).collect();
+        for live in seats.iter().filter_map(|seat| seat.take(None)) {
+            live.machine.stop().await;
+        }
+    }
+
+    /// Ends CVMs that have been idle for as long as their tenants' limits say. Never returns; sleeps until there may be
+    /// something to do.
+    pub async fn reap(&self) {
+        loop {
+            let now = self.now_ms();
+            let mut next = u64::MAX;
+            let seats: Vec<Arc<Seat>> = self.seats().values().cloned().collect();
+            for seat in seats.iter().filter(|seat| seat.get().is_some()) {
+                let idle_ms = seat.tenant.limits().idle_ms;
+                let due = seat.last_used.load(Ordering::Relaxed).saturating_add(idle_ms);
+                if seat.busy.load(Ordering::SeqCst) > 0 || due > now {
+                    next = next.min(due.max(now + idle_ms.min(1000)));
+                    continue;
+                }
+                // Who comes in this moment finds none and launches another one.
+                let _one = seat.launching.lock().await;
+                if seat.busy.load(Ordering::SeqCst) == 0
+                    && let Some(live) = seat.take(None)
+                {
+                    tracing::info!(tenant = seat.tenant.name().as_str(), "CVM ended: it was idle");
+                    live.machine.stop().await;
+                }
+            }
+            let wait = Duration::from_millis(next.saturating_sub(now).min(3_600_000));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+
+    /// All CVMs as they are now.
+    #[must_use]
+    pub fn views(&self) -> Vec<View> {
+        let seats: Vec<Arc<Seat>> = self.seats().values().cloned().collect();
+        seats.iter().filter_map(|seat| seat.view()).collect()
+    }
+
+    /// A tenant's CVM as it is now.
+    #[must_use]
+    pub fn view(&self, tenant: &Tenant) -> Option<View> {
+        let seat = self.seats().get(&tenant.record.uuid).cloned()?;
+        seat.view()
+    }
+}

@@ -1,0 +1,82 @@
+//! A service's program in a CVM: started, followed by a thread of its own, ended. Like [`super::machine`] it knows the VMM.
+
+use super::machine::{Ended, Machine, end_of};
+use crate::outcome::End;
+use nacre_compile::program::Program as Compiled;
+use nacre_vmm::program::{Connector, ProgramEvent, ProgramId, ProgramSpec};
+use nacre_vmm::{Cvm, CvmError};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Takes what a service writes: which stream, and bytes.
+pub type Log = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
+
+/// A service's program that runs. Dropping it ends it.
+pub struct Serving {
+    /// Opens connections to it.
+    pub connector: Connector,
+    /// How it ended.
+    pub ended: oneshot::Receiver<End>,
+    cvm: Arc<Cvm>,
+    id: ProgramId,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // One that has ended already is not there any more.
+        self.cvm.end_program(self.id);
+    }
+}
+
+impl Machine {
+    /// Starts a service. Blocks for as long as copying its code takes.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub fn serve(&self, program: Arc<Compiled>, args: Vec<String>, log: Log) -> Result<Serving, Ended> {
+        let cvm = self.cvm().clone();
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let (tell, ended) = oneshot::channel();
+        let follow = move || {
+            let end = match follow(&cvm, &program, args, &log, |connector, id| {
+                // Who waits for it may have gone; then it is dropped, which ends the program.
+                let _ = started.send((connector, id));
+            }) {
+                Ok(end) => end,
+                Err(error) => End::Lost(error.to_string()),
+            };
+            let _ = tell.send(end);
+        };
+        let thread = std::thread::Builder::new().name("service".into()).spawn(follow);
+        thread.map_err(|error| Ended(format!("the kernel gives no thread: {error}")))?;
+        let begun = start.recv();
+        let (connector, id) = begun.map_err(|_| Ended(self.cvm().end_error().to_string()))?;
+        Ok(Serving { connector, ended, cvm: self.cvm().clone(), id })
+    }
+}
+
+/// Starts a program and follows it to its end.
+fn follow(
+    cvm: &Cvm,
+    program: &Compiled,
+    args: Vec<String>,
+    log: &Log,
+    started: impl FnOnce(Connector, ProgramId),
+) -> Result<End, CvmError> {
+    let spec = ProgramSpec { code: program.file(), args, listens: true, ..ProgramSpec::default() };
+    let program = cvm.load(&spec)?;
+    program.start()?;
+    // It has no standard input. This fails only when the CVM has ended, which shows below.
+    let _ = program.stdin().end();
+    started(program.connector(), program.id);
+    loop {
+        match program.next_event()? {
+            ProgramEvent::Output { stream, bytes, end } => {
+                log(stream, &bytes);
+                program.consumed(stream, end)?;
+            }
+            ProgramEvent::Exited(exit) => return Ok(end_of(exit)),
+            ProgramEvent::InputCredit(_) | ProgramEvent::Message(..) => {}
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Services: programs that run all the time and serve TCP clients.
+//!
+//! ```text
+//!             +--------- supervisor: a task per service ----------+
+//!   deploy -> | Starting -> Running -> (ended) -> Waiting ----+   |  -> Ended, Failed
+//!             |    ^                                          |   |
+//!             |    +------------- back-off -------------------+   |
+//!             +---------------------------------------------------+
+//!   clients -> kernel's queue -> gateway: accepts while it runs -> the CVM's relay
+//! ```
+//! The port is listened on from the deployment on; connections are accepted only while the program runs, so that clients
+//! wait in the kernel's queue while it is started again. Once accepted a socket is handed to the CVM's relay
+//! for good: bytes, ends of streams and backpressure are its affair, in both directions.
+
+mod gateway;
+mod log;
+mod supervisor;
+
+pub use log::LogRing;
+pub use supervisor::{Phase, Status};
+
+use crate::names::{EntityName, TenantName};
+use crate::records::Service;
+use crate::runner::Runner;
+use crate::tenants::Tenant;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use supervisor::Supervised;
+use tokio::net::TcpListener;
+
+type Key = (TenantName, EntityName);
+
+/// All services of a node.
+pub struct Services {
+    runner: Arc<Runner>,
+    host: IpAddr,
+    running: Mutex<HashMap<Key, Arc<Supervised>>>,
+}
+
+impl Services {
+    /// No services yet; clients connect at `host`.
+    #[must_use]
+    pub fn new(runner: Arc<Runner>, host: IpAddr) -> Self {
+        Self { runner, host, running: Mutex::default() }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Key, Arc<Supervised>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a service's clients connect.
+    #[must_use]
+    pub fn address(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.host, port)
+    }
+
+    /// Takes a port; or that of a service which is to be replaced.
+    ///
+    /// # Errors
+    /// If somebody else has it.
+    pub async fn listen(
+        &self,
+        tenant: &TenantName,
+        name: &EntityName,
+        port: u16,
+    ) -> io::Result<Arc<TcpListener>> {
+        let old = self.running().get(&(tenant.clone(), name.clone())).cloned();
+        if let Some(listener) = old.and_then(|old| old.listener(port)) {
+            return Ok(listener);
+        }
+        Ok(Arc::new(TcpListener::bind(self.address(port)).await?))
+    }
+
+    /// Starts a service, in place of one of its name. Without a listener it takes the port itself, and says if it can't.
+    pub async fn start(
+        &self,
+        tenant: &Arc<Tenant>,
+        service: Arc<Service>,
+        listener: Option<Arc<TcpListener>>,
+    ) {
+        let key = (tenant.name().clone(), service.name.clone());
+        self.stop(&key.0, &key.1).await;
+        let address = self.address(service.port);
+        let supervised = Supervised::start(self.runner.clone(), tenant.clone(), service, address, listener);
+        self.running().insert(key, supervised);
+    }
+
+    /// Ends a service and gives its port back.
+    pub async fn stop(&self, tenant: &TenantName, name: &EntityName) {
+        let supervised = self.running().remove(&(tenant.clone(), name.clone()));
+        if let Some(supervised) = supervised {
+            supervised.stop().await;
+        }
+    }
+
+    /// Ends all services of a tenant, or all there are.
+    pub async fn stop_all(&self, tenant: Option<&TenantName>) {
+        let keys: Vec<Key> = self.running().keys().cloned().collect();
+        for (owner, name) in keys.iter().filter(|(owner, _)| tenant.is_none_or(|tenant| tenant == owner)) {
+            self.stop(owner, name).await;
+        }
+    }
+
+    /// How a service is.
+    #[must_use]
+    pub fn status(&self, tenant: &TenantName, name: &EntityName) -> Option<Status> {
+        self.running().get(&(tenant.clone(), name.clone())).map(|supervised| supervised.status())
+    }
+
+    /// The last lines a service wrote.
+    #[must_use]
+    pub fn logs(&self, tenant: &TenantName, name: &EntityName) -> Option<Vec<String>> {
+        self.running().get(&(tenant.clone(), name.clone())).map(|supervised| supervised.logs())
+    }
+
+    /// How all services are.
+    #[must_use]
+    pub fn all(&self) -> Vec<(TenantName, EntityName, Status)> {
+        let status =
+            |(key, supervised): (&Key, &Arc<Supervised>)| (key.0.clone(), key.1.clone(), supervised.status());
+        self.running().iter().map(status).collect()
+    }
+}

@@ -1,0 +1,349 @@
+//! The one writer: changes that come at the same time share a transaction and its wait for the disk.
+
+use super::activations::{Recent, Tables};
+use super::modules::{Draft, Modules};
+use super::{Directory, Lock, StoreError, tables};
+use crate::names::{Digest, TenantName};
+use crate::records::Activation;
+use redb::{Database, ReadableTable, ReadableTableMetadata, WriteTransaction};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+/// An activation waits at most this long for others to share its transaction.
+pub const ACTIVATION_DELAY: Duration = Duration::from_millis(50);
+/// Most changes in one transaction.
+const MAX_BATCH: usize = 4096;
+/// Activations on their way to the disk have at most this many KiB together.
+const WAITING_KIB: usize = 64 << 10;
+
+/// A change under way: what it may use. A change that fails by its own fault must not have written anything yet.
+pub(super) struct Change<'t> {
+    pub(super) transaction: &'t WriteTransaction,
+    /// What was on the disk before this transaction.
+    pub(super) directory: &'t Directory,
+    modules: &'t Modules,
+    after: Vec<After>,
+    unreferenced: Vec<Digest>,
+}
+
+/// Whose an activation is: a tenant is told from a later one of the same name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its name.
+    pub name: TenantName,
+    /// The first half of its credentials.
+    pub uuid: String,
+}
+
+/// What is done once the transaction is on the disk.
+pub(super) type After = Box<dyn FnOnce(&Directory) + Send>;
+
+impl Change<'_> {
+    /// Does this once the change is on the disk.
+    pub(super) fn after(&mut self, after: impl FnOnce(&Directory) + Send + 'static) {
+        self.after.push(Box::new(after));
+    }
+
+    /// Adds a reference to a module.
+    pub(super) fn keep_module(&mut self, draft: Draft) -> Result<(), StoreError> {
+        let digest = draft.digest;
+        self.modules.keep(draft)?;
+        let mut table = self.transaction.open_table(tables::MODULES)?;
+        let count = table.get(&digest.0)?.map_or(0, |count| count.value());
+        table.insert(&digest.0, count + 1)?;
+        Ok(())
+    }
+
+    /// Takes a reference away.
+    pub(super) fn drop_module(&mut self, digest: Digest) -> Result<(), StoreError> {
+        let mut table = self.transaction.open_table(tables::MODULES)?;
+        let count = table.get(&digest.0)?.map_or(0, |count| count.value());
+        if count > 1 {
+            table.insert(&digest.0, count - 1)?;
+        } else {
+            table.remove(&digest.0)?;
+            self.unreferenced.push(digest);
+        }
+        Ok(())
+    }
+}
+
+/// One thing to do, and whom to tell.
+trait Job: Send {
+    /// True unless the whole transaction has to be given up.
+    fn apply(&mut self, change: &mut Change<'_>) -> bool;
+    /// The transaction is on the disk, or was given up.
+    fn finish(self: Box<Self>, committed: Result<(), String>);
+}
+
+struct Edit<T, F> {
+    edit: Option<F>,
+    result: Option<Result<T, StoreError>>,
+    tell: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Job for Edit<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Change<'_>) -> Result<T, StoreError> + Send,
+{
+    fn apply(&mut self, change: &mut Change<'_>) -> bool {
+        let Some(edit) = self.edit.take() else { return true };
+        let result = edit(change);
+        let sound = matches!(result, Ok(_) | Err(StoreError::Edit(_)));
+        self.result = Some(result);
+        sound
+    }
+
+    fn finish(self: Box<Self>, committed: Result<(), String>) {
+        let Some(result) = self.result else { return };
+        let result = match (result, committed) {
+            (Ok(_), Err(error)) => Err(StoreError::Database(error)),
+            (result, _) => result,
+        };
+        // Whoever asked may have gone.
+        let _ = self.tell.send(result);
+    }
+}
+
+enum Message {
+    Edit(Box<dyn Job>),
+    /// Activations wait: the first ones since the last transaction, or many.
+    Activations,
+}
+
+/// An activation on its way, and its part of what may be on the way.
+struct Record {
+    owner: Owner,
+    activation: Arc<Activation>,
+    _weight: OwnedSemaphorePermit,
+}
+
+/// Activations for the next transaction. The writer is woken once for all of them, not for each.
+#[derive(Default)]
+struct Waiting(std::sync::Mutex<Vec<Record>>);
+
+impl Waiting {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Record>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether the writer has to be told.
+    fn put(&self, record: Record) -> bool {
+        let mut waiting = self.lock();
+        waiting.push(record);
+        waiting.len() == 1 || waiting.len() == MAX_BATCH
+    }
+
+    fn take(&self) -> Vec<Record> {
+        std::mem::take(&mut *self.lock())
+    }
+}
+
+/// Takes changes from everywhere.
+pub(super) struct Committer {
+    sender: Mutex<Option<mpsc::UnboundedSender<Message>>>,
+    quick: mpsc::WeakUnboundedSender<Message>,
+    weight: Arc<Semaphore>,
+    waiting: Arc<Waiting>,
+    recent: Arc<Recent>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Committer {
+    pub(super) fn start(writer: Writer) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let (waiting, recent) = (writer.waiting.clone(), writer.recent.clone());
+        let task = tokio::spawn(Arc::new(writer).run(receiver));
+        Self {
+            quick: sender.downgrade(),
+            sender: Mutex::new(Some(sender)),
+            weight: Arc::new(Semaphore::new(WAITING_KIB)),
+            waiting,
+            recent,
+            task: Mutex::new(Some(task)),
+        }
+    }
+
+    fn send(&self, message: Message) -> Result<(), StoreError> {
+        let sender = self.quick.upgrade().ok_or(StoreError::Closed)?;
+        sender.send(message).map_err(|_| StoreError::Closed)
+    }
+
+    /// Makes a change; it is on the disk when this returns `Ok`.
+    pub(super) async fn change<T: Send + 'static>(
+        &self,
+        edit: impl FnOnce(&mut Change<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (tell, told) = oneshot::channel();
+        self.send(Message::Edit(Box::new(Edit { edit: Some(edit), result: None, tell })))?;
+        told.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    pub(super) async fn activation(
+        &self,
+        owner: Owner,
+        activation: Arc<Activation>,
+    ) -> Result<(), StoreError> {
+        let kib = (activation.weight() >> 10).clamp(1, WAITING_KIB) as u32;
+        let weight = self.weight.clone().acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
+        self.recent.insert(&owner, activation.clone());
+        if self.waiting.put(Record { owner, activation, _weight: weight }) {
+            self.send(Message::Activations)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn close(&self) {
+        self.sender.lock().await.take();
+        if let Some(task) = self.task.lock().await.take() {
+            // A writer that panicked has closed its queue; everybody was told.
+            let _ = task.await;
+        }
+    }
+}
+
+/// Does what is asked of the [`Committer`], in a task of its own.
+pub(super) struct Writer {
+    database: Arc<Database>,
+    directory: Arc<Directory>,
+    modules: Arc<Modules>,
+    waiting: Arc<Waiting>,
+    recent: Arc<Recent>,
+    /// Nobody else opens the database before the last change is written, even if the store is dropped meanwhile.
+    _lock: Arc<Lock>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        database: Arc<Database>,
+        directory: Arc<Directory>,
+        modules: Arc<Modules>,
+        recent: Arc<Recent>,
+        lock: Arc<Lock>,
+    ) -> Self {
+        Self { database, directory, modules, waiting: Arc::default(), recent, _lock: lock }
+    }
+
+    async fn run(self: Arc<Self>, mut receiver: mpsc::UnboundedReceiver<Message>) {
+        while let Some(first) = receiver.recv().await {
+            let mut edits = Vec::new();
+            let mut next = Some(first);
+            if matches!(next, Some(Message::Activations)) {
+                // Nobody waits for these: gather more, but go at once when somebody waits, or when there are many.
+                next = tokio::time::timeout(ACTIVATION_DELAY, receiver.recv()).await.ok().flatten();
+            }
+            while let Some(message) = next {
+                if let Message::Edit(edit) = message {
+                    edits.push(edit);
+                }
+                next = if edits.len() < MAX_BATCH { receiver.try_recv().ok() } else { None };
+            }
+            let records = self.waiting.take();
+            if edits.is_empty() && records.is_empty() {
+                continue;
+            }
+            let writer = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || writer.commit(edits, records)).await {
+                tracing::error!(%error, "a change to the store was given up");
+            }
+        }
+    }
+
+    fn commit(&self, mut jobs: Vec<Box<dyn Job>>, records: Vec<Record>) {
+        let begin = std::time::Instant::now();
+        let count = jobs.len() + records.len();
+        let written = self.write(&mut jobs, &records);
+        if let Err(error) = &written {
+            tracing::error!(%error, changes = count, "a transaction failed");
+        }
+        let committed = match written {
+            Ok((after, unreferenced)) => {
+                for after in after {
+                    after(&self.directory);
+                }
+                for digest in unreferenced {
+                    self.modules.remove(&digest);
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        // Before anybody is told: who then asks finds what is on the disk, no more.
+        for Record { owner, activation, .. } in &records {
+            self.recent.remove(owner, activation.id);
+        }
+        for job in jobs {
+            job.finish(committed.clone());
+        }
+        crate::metrics::committed(count, begin.elapsed());
+    }
+
+    /// One transaction.
+    fn write(
+        &self,
+        jobs: &mut [Box<dyn Job>],
+        records: &[Record],
+    ) -> Result<(Vec<After>, Vec<Digest>), StoreError> {
+        let transaction = self.database.begin_write()?;
+        let (directory, modules) = (&*self.directory, &*self.modules);
+        let mut change = Change {
+            transaction: &transaction,
+            directory,
+            modules,
+            after: Vec::new(),
+            unreferenced: Vec::new(),
+        };
+        for job in jobs.iter_mut() {
+            if !job.apply(&mut change) {
+                return Err(StoreError::Database("a change could not be written".into()));
+            }
+        }
+        let Change { after, mut unreferenced, .. } = change;
+        self.write_activations(&transaction, records)?;
+        {
+            // A later change of the same transaction may have taken a module up again.
+            let table = transaction.open_table(tables::MODULES)?;
+            let mut lost = Vec::new();
+            for digest in unreferenced.drain(..) {
+                if table.get(&digest.0)?.is_none() {
+                    lost.push(digest);
+                }
+            }
+            unreferenced = lost;
+        }
+        transaction.commit()?;
+        Ok((after, unreferenced))
+    }
+
+    fn write_activations(
+        &self,
+        transaction: &WriteTransaction,
+        records: &[Record],
+    ) -> Result<(), StoreError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let mut tables = Tables::open(transaction)?;
+        let mut pending = transaction.open_table(tables::PENDING)?;
+        let any_pending = !pending.is_empty()?;
+        let mut tenants: HashMap<&str, Vec<&Record>> = HashMap::new();
+        for record in records {
+            tenants.entry(record.owner.name.as_str()).or_default().push(record);
+        }
+        for (name, mut records) in tenants {
+            for record in records.iter().filter(|_| any_pending) {
+                pending.remove((name, &record.activation.id.bytes()))?;
+            }
+            let Some(tenant) = tables::tenant(transaction, name)? else { continue };
+            // A tenant that was removed meanwhile leaves nothing behind, also not to another one of its name.
+            records.retain(|record| record.owner.uuid == tenant.uuid);
+            tables.insert(name, records.iter().map(|record| &*record.activation))?;
+            tables.prune(name, tenant.limits.activations.into(), tenant.limits.activations_bytes)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,32 @@
+//! The tables of the database. Values are JSON unless said otherwise.
+
+use super::StoreError;
+use crate::records::TenantRecord;
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+
+/// Version of this layout.
+pub const LAYOUT: u64 = 1;
+
+/// Numbers about the store itself, by name.
+pub const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Tenant -> [`TenantRecord`](crate::records::TenantRecord).
+pub const TENANTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tenants");
+/// (tenant, name) -> [`Action`](crate::records::Action).
+pub const ACTIONS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("actions");
+/// (tenant, name) -> [`Service`](crate::records::Service).
+pub const SERVICES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("services");
+/// SHA-256 of a module -> how many actions and services use it.
+pub const MODULES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("modules");
+/// (tenant, id) -> [`Activation`](crate::records::Activation). Ids begin with the time, so these are in order.
+pub const ACTIVATIONS: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("activations");
+/// Tenant -> how many activations are kept, and how many bytes they have.
+pub const KEPT: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("kept");
+/// (tenant, id) -> [`Pending`](crate::records::Pending).
+pub const PENDING: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("pending");
+
+/// A tenant as this transaction sees it.
+pub(super) fn tenant(transaction: &WriteTransaction, name: &str) -> Result<Option<TenantRecord>, StoreError> {
+    let table = transaction.open_table(TENANTS)?;
+    let value = table.get(name)?;
+    value.map(|value| serde_json::from_slice(value.value())).transpose().map_err(StoreError::from)
+}
