@@ -4,6 +4,8 @@ use nacre_abi::message::Header;
 
 /// Last words that wait at most; more are handed on at once. Only a guest that lies has so many.
 const MAX_LAST_WORDS: usize = 1024;
+/// Bytes of them at most, for a guest that fills each message.
+const MAX_LAST_BYTES: usize = 1 << 20;
 
 /// Last words of programs, which may have overtaken what the programs said over other rings: a task changes its vCPU. They wait
 /// until each of the other rings was seen empty once.
@@ -17,7 +19,8 @@ pub(crate) struct LastWords {
 impl LastWords {
     /// Keeps a message from `ring` of so many; false if there are too many.
     pub(crate) fn keep(&mut self, header: Header, body: &[u8], ring: usize, rings: usize) -> bool {
-        if self.waiting.len() >= MAX_LAST_WORDS {
+        let bytes: usize = self.waiting.iter().map(|(_, body)| body.len()).sum();
+        if self.waiting.len() >= MAX_LAST_WORDS || bytes + body.len() > MAX_LAST_BYTES {
             return false;
         }
         let all = u64::MAX >> (64 - rings.clamp(1, 64));
@@ -76,5 +79,7 @@ mod tests {
             assert!(words.keep(exited(number), b"", 0, 64));
         }
         assert!(!words.keep(exited(0), b"", 0, 64));
+        let mut words = LastWords::default();
+        assert!(words.keep(exited(0), &[0; MAX_LAST_BYTES], 0, 64) && !words.keep(exited(1), b"x", 0, 64));
     }
 }

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use nacre_tests::apps::without_debug_sections;
 use nacre_tests::cache::Cache;
+use nacre_tests::kv;
 use nacre_tests::programs::ZigCc;
 use nacre_tests::registry::{npm_install, tool, unpack_debs};
 use nacre_tests::repository;
@@ -28,23 +29,14 @@ const C_APPS: [(&str, &[&str]); 10] = [
     ("kv", &KV),
 ];
 
-/// The key-value store: the sources of its native build (`nacre_tests::kv`) with the other platform layer.
-const KV: [&str; 14] = [
-    "main.c",
-    "alloc.c",
-    "dict.c",
-    "store.c",
-    "resp.c",
-    "reply.c",
-    "commands.c",
-    "cmd_string.c",
-    "cmd_keys.c",
-    "cmd_server.c",
-    "server.c",
-    "platform_wasi.c",
-    "-msimd128",
-    "-O3",
-];
+/// The key-value store: the sources of its native build with the other platform layer.
+const KV: [&str; kv::CORE.len() + 3] = {
+    let mut words = ["platform_wasi.c"; kv::CORE.len() + 3];
+    words.split_at_mut(kv::CORE.len()).0.copy_from_slice(&kv::CORE);
+    words[kv::CORE.len() + 1] = "-msimd128";
+    words[kv::CORE.len() + 2] = "-O3";
+    words
+};
 
 /// Debian's Rust for WASI with what its compiler and linker load; used without installing them.
 const RUST_PACKAGES: [&str; 5] =

@@ -111,13 +111,16 @@ pub fn invoke(args: &InvokeArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(EXIT_FAILED))
 }
 
+/// Pause between two questions about a call that goes on: the node tells its end to nobody by itself.
+const POLL_PAUSE: Duration = Duration::from_secs(1);
+
 /// A call that outlasts the node's patience is asked for until it is over.
 fn poll(client: &Client, name: &str, answer: &Answer) -> Result<Answer, Failure> {
     let running = answer.json()?;
     let id = running.get("id").and_then(Value::as_str).ok_or_else(|| {
         Failure::new("node", "its answer names no activation; is there a nacre node at this address?")
     })?;
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(POLL_PAUSE);
     let path = format!("/v1/activations/{}", segment(id));
     let mut now = client.send(Method::GET, &path, JSON, Vec::new())?.success(name)?;
     if text(&now.json()?, "status") == "running" {
