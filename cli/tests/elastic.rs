@@ -215,15 +215,18 @@ fn a_worker_that_computes_parks_while_vcpu_0_stands_still() {
     let gate = Arc::new(Gate::default());
     let hooks: Option<Arc<dyn Hooks>> = Some(gate.clone());
     let cvm = Cvm::launch(CvmConfig { hooks, ..config(2, patient()) }).unwrap();
-    const ROUNDS: u64 = 300_000_000;
-    let program = started(&cvm, &computing(ROUNDS));
+    // One that ended would park, too.
+    let endless = started(&cvm, &computing(u64::MAX));
     let here = the_active(&cvm);
     gate.close();
     let reclaimed = cvm.reclaim(here).unwrap().wait(LIMIT);
     gate.open();
     assert_eq!(reclaimed.expect("it parks").ended, Ended::Parked);
+    assert!(endless.events.try_recv().is_none());
     cvm.allow(here).unwrap();
-    ends_with(&program, &result_of(ROUNDS));
+    drop(endless);
+    let small = computing(1000);
+    ends_with(&started(&cvm, &small), &result_of(1000));
 }
 
 /// Without workers vCPU 0 computes itself, and no other vCPU could make it look up.
