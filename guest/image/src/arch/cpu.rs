@@ -1,13 +1,28 @@
 //! What the processor can do, and random numbers from it.
 
+use crate::agent::agent_static;
 use crate::console::fatal;
 use core::arch::x86_64::{__cpuid_count, _rdrand64_step, _xgetbv, CpuidResult};
+use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::hypercall::ExitReason;
 use nacre_engine::{CpuFeatures, CpuidLeaves};
 
-/// The features of this processor. CPUID may trap to the host (8 us a leaf), so ask once.
+agent_static! {
+    /// What [`features`] has found, [`UNKNOWN`] before.
+    static FEATURES: AtomicU64 = AtomicU64::new(UNKNOWN);
+}
+
+/// No set of features has all bits.
+const UNKNOWN: u64 = u64::MAX;
+const _: () = assert!(CpuFeatures::from_bits(UNKNOWN).is_none());
+
+/// The features of this processor. CPUID may trap to the host (8 us a leaf), so it is asked once.
 pub fn features() -> CpuFeatures {
-    CpuFeatures::from_cpuid(&leaves())
+    CpuFeatures::from_bits(FEATURES.load(Ordering::Relaxed)).unwrap_or_else(|| {
+        let features = CpuFeatures::from_cpuid(&leaves());
+        FEATURES.store(features.bits(), Ordering::Relaxed);
+        features
+    })
 }
 
 /// The extended state this guest saves and may use: x87, SSE, AVX, AVX-512. `xgetbv` may show more than the launcher set.
