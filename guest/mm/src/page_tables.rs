@@ -91,6 +91,11 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
             let table = self.table_at(slot)?;
             slot = &self.memory.entries(table)[index(address.0, 0)];
         }
+        // An exchange counts as a write also when it fails, and where page tables are shadowed a write to a directory costs an
+        // exit and the translations below that entry.
+        if slot.load(Ordering::Acquire) != 0 {
+            return Ok(());
+        }
         let leaf = Leaf::Present { frame, perms, dirty: true };
         let _ = slot.compare_exchange(0, entry::encode(leaf, size), Ordering::SeqCst, Ordering::Relaxed);
         Ok(())
