@@ -3,6 +3,7 @@
 //! The node itself never looks into a module: who sends one that makes the compiler explode loses a child process.
 
 mod fair;
+mod recent;
 
 pub use fair::{Fair, Slot};
 
@@ -12,9 +13,10 @@ use nacre_compile::host_cpu;
 use nacre_compile::program::Program;
 use nacre_compile::worker::{Answer, Bounds};
 use nacre_engine::CpuTarget;
+use recent::Recent;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -27,6 +29,8 @@ const WALL_LIMIT: Duration = Duration::from_secs(180);
 const CACHE_BYTES: u64 = 8 << 30;
 /// Largest answer of a child in bytes.
 const MAX_ANSWER: u64 = 1 << 30;
+/// Compiled code that is kept in memory, beside the cache on the disk.
+const RECENT_BYTES: usize = 32 << 20;
 /// Compilations that one tenant may have waiting.
 const MAX_WAITING: usize = 64;
 
@@ -54,6 +58,7 @@ pub enum CompileError {
 pub struct Compiler {
     fair: Fair<TenantName>,
     cache: Cache,
+    recent: Mutex<Recent>,
     program: PathBuf,
 }
 
@@ -64,7 +69,8 @@ impl Compiler {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         // Half of the machine, so that compiling never keeps calls from running.
         let fair = Fair::new((cpus / 2).max(1), MAX_WAITING);
-        Self { fair, cache: Cache::new(dir.to_owned(), CACHE_BYTES), program }
+        let cache = Cache::new(dir.to_owned(), CACHE_BYTES);
+        Self { fair, cache, recent: Mutex::new(Recent::new(RECENT_BYTES)), program }
     }
 
     /// The code of a module, from the cache or compiled. `module` is asked for its bytes when they are needed.
@@ -93,6 +99,7 @@ impl Compiler {
         crate::metrics::compiled(result.is_ok(), elapsed);
         tracing::info!(%tenant, bytes, ok = result.is_ok(), elapsed_ms = elapsed.as_millis() as u64, "compiled");
         let program = Arc::new(result?);
+        self.recent().put(digest, &program);
         let (cache, kept) = (self.cache.clone(), program.clone());
         let put = tokio::task::spawn_blocking(move || {
             cache.put(&Key::of_digest(digest.0, CpuTarget::X86_64V3), &kept)
@@ -110,9 +117,19 @@ impl Compiler {
     }
 
     async fn cached(&self, digest: Digest) -> Option<Arc<Program>> {
+        let recent = self.recent().get(digest);
+        if recent.is_some() {
+            return recent;
+        }
         let cache = self.cache.clone();
         let get = move || cache.get(&Key::of_digest(digest.0, CpuTarget::X86_64V3)).map(Arc::new);
-        tokio::task::spawn_blocking(get).await.ok().flatten()
+        let program = tokio::task::spawn_blocking(get).await.ok().flatten()?;
+        self.recent().put(digest, &program);
+        Some(program)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn compile(&self, module: Vec<u8>) -> Result<Program, CompileError> {
