@@ -187,11 +187,12 @@ fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
         Kind::ProgramCreate => create(header),
         // Code is copied once, straight to where it will run.
         Kind::ProgramCode => with_loading(header.program, |loading| {
-            match loading.code.part_mut(header.arg, u64::from(header.len)) {
-                Some(part) => {
-                    incoming.copy_body(0, part);
-                }
-                None => fail(loading, ExitKind::Error, "the host sent code beyond the length it announced"),
+            let filled = loading.code.fill(header.arg, u64::from(header.len), &mut |at, piece| {
+                incoming.copy_body(at, piece);
+            });
+            if let Err(error) = filled {
+                let (kind, text) = error.parts();
+                fail(loading, kind, text);
             }
         }),
         Kind::SocketOpen

@@ -9,10 +9,11 @@ use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
 use nacre_mm::address_space::{AddressSpace, Fault, Flush, MapError, PageRange};
 use nacre_mm::entry::{Access, Leaf, Perms, Size};
 use nacre_mm::frames::{Frames, PagePool, words_needed};
-use nacre_mm::page_tables::{PageTables, TableMemory};
+use nacre_mm::page_tables::{FAULT_AROUND_BYTES, PageTables, TableMemory};
 use nacre_mm::{GuestPhys, GuestVirt};
 
-/// Window onto all of private memory, mapped piece by piece: frames are zeroed here before anybody sees them.
+/// Window onto all of private memory, mapped piece by piece: frames are zeroed here before anybody sees them, and code is
+/// written here.
 const FRAMES_VA: u64 = 0x30_0000_0000;
 
 /// Pages that are never promised to areas: the tenant heap must be able to grow a little when all else is used.
@@ -203,9 +204,45 @@ pub fn unmap(range: PageRange) -> bool {
 ///
 /// # Errors
 /// [`MapError`] if frames run out.
-#[cfg(feature = "debug-image")]
 pub fn populate(range: PageRange) -> Result<(), MapError> {
     SPACE.get().populate(range)
+}
+
+/// Lets `fill` write to `bytes` bytes from `start` on, which are mapped or promised, whatever is allowed there: through the window
+/// onto frames. It is given pieces, and how far from `start` each begins.
+///
+/// # Errors
+/// [`MapError`] if frames run out, or something there is not mapped; a part may be written then.
+///
+/// # Safety
+/// The caller owns the range, and nobody has a reference into it.
+pub unsafe fn fill(start: u64, bytes: u64, fill: &mut dyn FnMut(usize, &mut [u8])) -> Result<(), MapError> {
+    let (first, end) = (start & !(PAGE_BYTES - 1), start + bytes);
+    let range = PageRange::new(GuestVirt(first), end - first).ok_or(MapError::OutOfMemory)?;
+    populate(range)?;
+    let mut filled = 0;
+    SPACE.get().scan(range, &mut |mapping| {
+        let Leaf::Present { frame, .. } = mapping.leaf else { return };
+        let page = mapping.start.0;
+        let (from, to) = (page.max(start), (page + mapping.size.bytes()).min(end));
+        let window = frame_window(GuestPhys(frame.0 + (from - page)));
+        // SAFETY: the window shows all of the page's frame; nobody else uses it, by the caller's promise.
+        let piece = unsafe { core::slice::from_raw_parts_mut(window, (to - from) as usize) };
+        fill((from - start) as usize, piece);
+        filled += to - from;
+    });
+    if filled == bytes { Ok(()) } else { Err(MapError::OutOfMemory) }
+}
+
+/// Gives frames to `bytes` bytes from `start` on, which are mapped and written next: cheaper than a fault for each group of
+/// pages. What gets none is given one by the fault, or fails there.
+pub fn expect_writes(start: u64, bytes: u64) {
+    // Whole groups, as a fault gives: what comes next is likely to be written too.
+    let first = start & !(FAULT_AROUND_BYTES - 1);
+    let bytes = (start - first + bytes).next_multiple_of(FAULT_AROUND_BYTES);
+    if let Some(range) = PageRange::new(GuestVirt(first), bytes) {
+        let _ = populate(range);
+    }
 }
 
 /// Zeroes what is mapped in `range` without changing a mapping. The caller owns the range.

@@ -56,16 +56,16 @@ fn refuse(id: u32, kind: ExitKind, text: &str) {
 /// A piece of code, copied straight to where it will run. One that does not fit makes the load fail.
 pub fn code(incoming: &Incoming<'_, '_>) {
     let header = incoming.header();
-    let fits = MODULES.with(|modules| {
-        let Some(Entry::Receiving(code)) = modules.get_mut(&header.program) else { return true };
-        match code.part_mut(header.arg, u64::from(header.len)) {
-            Some(part) => incoming.copy_body(0, part) == header.len as usize,
-            None => false,
-        }
+    let filled = MODULES.with(|modules| {
+        let Some(Entry::Receiving(code)) = modules.get_mut(&header.program) else { return Ok(()) };
+        code.fill(header.arg, u64::from(header.len), &mut |at, piece| {
+            incoming.copy_body(at, piece);
+        })
     });
-    if !fits {
+    if let Err(error) = filled {
         forget(header.program);
-        refuse(header.program, ExitKind::Error, "the host sent code beyond the length it announced");
+        let (kind, text) = error.parts();
+        refuse(header.program, kind, text);
     }
 }
 

@@ -4,6 +4,7 @@ use crate::arch::{clock, cpu};
 use crate::areas;
 use crate::children;
 use crate::link;
+use crate::memory;
 use crate::normal::NormalCell;
 use crate::once::{HandOver, Once};
 use crate::sockets::{self, Sockets};
@@ -99,6 +100,27 @@ pub struct Loading {
     pub error: Option<(ExitKind, String)>,
 }
 
+/// Why code was not filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillError {
+    /// It reaches beyond the end.
+    Outside,
+    /// There is no frame for it.
+    NoMemory,
+}
+
+impl FillError {
+    /// How a load ends by it.
+    pub fn parts(self) -> (ExitKind, &'static str) {
+        match self {
+            FillError::Outside => (ExitKind::Error, "the host sent code beyond the length it announced"),
+            FillError::NoMemory => {
+                (ExitKind::OutOfMemory, "no memory for the code: give the CVM more with --memory")
+            }
+        }
+    }
+}
+
 /// Memory for precompiled code, mapped in place.
 pub struct Code {
     start: u64,
@@ -111,16 +133,26 @@ impl Code {
     /// # Errors
     /// [`MapError`] if there is none.
     pub fn new(bytes: u64) -> Result<Code, MapError> {
-        Ok(Code { start: areas::map(bytes, Some(Perms::ReadWrite))?, bytes })
+        Ok(Code { start: areas::map(bytes, Some(Perms::Read))?, bytes })
     }
 
-    /// `len` bytes of it at `offset`, for filling; `None` if they are not inside.
-    pub fn part_mut(&mut self, offset: u64, len: u64) -> Option<&mut [u8]> {
-        if offset.checked_add(len)? > self.bytes {
-            return None;
+    /// Lets `fill` write the `len` bytes at `offset`, piece by piece: it is given where in them a piece begins, and the piece.
+    /// The code is never writable where it will run: it is written through the window onto frames, which needs no change of
+    /// permissions later, and no flush. Once, before anybody looks at these bytes.
+    ///
+    /// # Errors
+    /// [`FillError`].
+    pub fn fill(
+        &mut self,
+        offset: u64,
+        len: u64,
+        fill: &mut dyn FnMut(usize, &mut [u8]),
+    ) -> Result<(), FillError> {
+        if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
+            return Err(FillError::Outside);
         }
-        // SAFETY: inside an area that is mapped writable and, until it is published, used by nobody else.
-        Some(unsafe { core::slice::from_raw_parts_mut((self.start + offset) as *mut u8, len as usize) })
+        // SAFETY: inside an area of ours, of which nobody else knows until it is published.
+        unsafe { memory::fill(self.start + offset, len, fill) }.map_err(|_| FillError::NoMemory)
     }
 
     /// All of it.

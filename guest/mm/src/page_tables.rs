@@ -15,8 +15,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
 
 const ENTRIES: usize = 512;
-/// Pages that one fault in a small-paged range maps at once (aligned group).
-const FAULT_AROUND_PAGES: u64 = 16;
+/// Bytes that one fault in a small-paged range maps at once (aligned group of pages).
+pub const FAULT_AROUND_BYTES: u64 = 16 * PAGE_BYTES;
 
 /// Access to the memory of page tables and to frames that are not mapped anywhere yet.
 pub trait TableMemory {
@@ -483,10 +483,9 @@ impl<M: TableMemory> AddressSpace for PageTables<'_, M> {
             Leaf::Absent => Fault::Violation,
             Leaf::Present { perms, .. } if perms.allow(access) => Fault::Spurious,
             Leaf::Lazy(perms) if perms.allow(access) => {
-                let group = FAULT_AROUND_PAGES * PAGE_BYTES;
-                let start = address.0 & !(group - 1);
+                let start = address.0 & !(FAULT_AROUND_BYTES - 1);
                 let Some(slot) = self.find_directory_entry(start) else { return Fault::Violation };
-                match self.populate_chunk(slot, start, start + group) {
+                match self.populate_chunk(slot, start, start + FAULT_AROUND_BYTES) {
                     Ok(()) => Fault::Resolved,
                     // Out of frames for the neighbours is no harm; and what is on its way back is there at the next try.
                     Err(_) if matches!(self.leaf(address.0), Leaf::Present { .. }) => Fault::Resolved,

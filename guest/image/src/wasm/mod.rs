@@ -138,7 +138,8 @@ impl CustomCodeMemory for InPlace {
     }
 
     fn unpublish_executable(&self, start: *const u8, bytes: usize) -> wasmtime::Result<()> {
-        protect(start, bytes, Perms::ReadWrite)
+        // Nobody writes there: what follows is the end of the memory.
+        protect(start, bytes, Perms::Read)
     }
 }
 

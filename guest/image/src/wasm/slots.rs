@@ -289,6 +289,8 @@ pub unsafe fn place_image(image: *const Image, at: u64) -> bool {
     if slot.image == image && slot.image_at == at - slot.start {
         return true;
     }
+    // SAFETY: the caller's promise.
+    memory::expect_writes(at, unsafe { (*image).bytes } as u64);
     // SAFETY: the caller's promise; the module's code and a linear memory do not overlap.
     unsafe { core::ptr::copy_nonoverlapping((*image).start, at as *mut u8, (*image).bytes) };
     (slot.image, slot.image_at) = (image, at - slot.start);
