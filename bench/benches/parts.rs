@@ -55,7 +55,7 @@ fn frames(criterion: &mut Criterion) {
     // Keeps its large frame split.
     frames.alloc_small().expect("one more");
     criterion.bench_function("frames/large", |bencher| {
-        bencher.iter(|| frames.free_large(frames.alloc_large().expect("a free frame")));
+        bencher.iter(|| frames.free_large(frames.alloc_large().expect("a free frame").0));
     });
     criterion.bench_function("frames/small", |bencher| {
         bencher.iter(|| frames.free_small(frames.alloc_small().expect("a free frame")));

@@ -18,7 +18,7 @@ const WORDS_PER_LARGE: usize = (SMALL_PER_LARGE / 64) as usize;
 
 /// The words an allocator over `large_frames` frames needs.
 pub const fn words_needed(large_frames: usize) -> usize {
-    3 * large_frames.div_ceil(64) + large_frames * WORDS_PER_LARGE
+    4 * large_frames.div_ceil(64) + large_frames * WORDS_PER_LARGE
 }
 
 /// The allocator. Its maps are in memory that the caller provides.
@@ -31,6 +31,8 @@ pub struct Frames<'a> {
     partial: &'a [AtomicU64],
     /// Bit set: the host has given memory for it, as far as we know (it was handed out since the last release).
     backed: &'a [AtomicU64],
+    /// Bit set: free as a whole, and all zero. Only who has the frame changes it.
+    zeroed: &'a [AtomicU64],
     /// Eight words per large frame; bit set: that small frame is free.
     small: &'a [AtomicU64],
     used_pages: AtomicU64,
@@ -66,6 +68,7 @@ impl<'a> Frames<'a> {
         let (whole, rest) = words.split_at(map);
         let (partial, rest) = rest.split_at(map);
         let (backed, rest) = rest.split_at(map);
+        let (zeroed, rest) = rest.split_at(map);
         for index in 0..count {
             whole[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
         }
@@ -75,6 +78,7 @@ impl<'a> Frames<'a> {
             whole,
             partial,
             backed,
+            zeroed,
             small: &rest[..count * WORDS_PER_LARGE],
             used_pages: AtomicU64::new(0),
             committed_pages: AtomicU64::new(0),
@@ -139,11 +143,45 @@ impl<'a> Frames<'a> {
         self.limit_pages
     }
 
-    /// Takes a large frame; its content is anything.
-    pub fn alloc_large(&self) -> Option<GuestPhys> {
-        let index = self.take_whole()?;
+    /// Takes a large frame, and says whether it is all zero; else its content is anything.
+    pub fn alloc_large(&self) -> Option<(GuestPhys, bool)> {
+        let index = self.find(|word| self.whole_and(word, self.zeroed)).or_else(|| self.take_whole())?;
+        // Looked at now that nobody else has it: since it was found it may have been taken, used and given back.
+        let zeroed = self.zeroed[index / 64].load(Ordering::SeqCst) >> (index % 64) & 1 != 0;
+        clear_bit(self.zeroed, index);
         self.used_pages.fetch_add(SMALL_PER_LARGE, Ordering::Relaxed);
+        Some((self.address(index, 0), zeroed))
+    }
+
+    /// How many large frames are ready: free and all zero.
+    pub fn ready(&self) -> u32 {
+        (0..self.whole.len()).map(|word| self.whole_and(word, self.zeroed).count_ones()).sum()
+    }
+
+    /// Takes a free large frame that is not all zero, if so many pages are promised to nobody that none will be missing
+    /// meanwhile: the caller zeroes it and calls [`put_ready`](Self::put_ready).
+    pub fn take_unready(&self, spare_pages: u64) -> Option<GuestPhys> {
+        if self.limit_pages.saturating_sub(self.committed_pages.load(Ordering::Relaxed)) < spare_pages {
+            return None;
+        }
+        let unready = |word: usize| !self.zeroed[word].load(Ordering::Relaxed);
+        let backed = self.find(|word| self.whole_and(word, self.backed) & unready(word));
+        let index =
+            backed.or_else(|| self.find(|word| self.whole[word].load(Ordering::Relaxed) & unready(word)))?;
+        set_bit(self.backed, index);
         Some(self.address(index, 0))
+    }
+
+    /// Puts a frame from [`take_unready`](Self::take_unready) back, which is all zero now.
+    pub fn put_ready(&self, frame: GuestPhys) {
+        let (index, _) = self.locate(frame);
+        set_bit(self.zeroed, index);
+        set_bit(self.whole, index);
+    }
+
+    /// The frames of a word that are free as a whole and in `map` too.
+    fn whole_and(&self, word: usize, map: &[AtomicU64]) -> u64 {
+        self.whole[word].load(Ordering::Relaxed) & map[word].load(Ordering::Relaxed)
     }
 
     /// Gives a large frame back.
@@ -173,9 +211,7 @@ impl<'a> Frames<'a> {
     /// Takes a free large frame that the host still has memory for, so that it can be released: the caller then
     /// asks the host and calls [`released`](Self::released).
     pub fn take_releasable(&self) -> Option<GuestPhys> {
-        let index = self.find(|word| {
-            self.whole[word].load(Ordering::Relaxed) & self.backed[word].load(Ordering::Relaxed)
-        })?;
+        let index = self.find(|word| self.whole_and(word, self.backed))?;
         Some(self.address(index, 0))
     }
 
@@ -194,7 +230,8 @@ impl<'a> Frames<'a> {
     /// Puts a frame from [`take_releasable`](Self::take_releasable) back.
     pub fn released(&self, frame: GuestPhys) {
         let (index, _) = self.locate(frame);
-        self.backed[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Relaxed);
+        clear_bit(self.backed, index);
+        clear_bit(self.zeroed, index);
         set_bit(self.whole, index);
     }
 
@@ -226,11 +263,9 @@ impl<'a> Frames<'a> {
 
     /// Takes one whole frame, preferably one that the host has memory for already.
     fn take_whole(&self) -> Option<usize> {
-        let backed = |word: usize| {
-            self.whole[word].load(Ordering::Relaxed) & self.backed[word].load(Ordering::Relaxed)
-        };
-        let index =
-            self.find(backed).or_else(|| self.find(|word| self.whole[word].load(Ordering::Relaxed)))?;
+        let index = self
+            .find(|word| self.whole_and(word, self.backed))
+            .or_else(|| self.find(|word| self.whole[word].load(Ordering::Relaxed)))?;
         set_bit(self.backed, index);
         Some(index)
     }
@@ -273,6 +308,7 @@ impl<'a> Frames<'a> {
 
     fn split_whole(&self) -> Option<GuestPhys> {
         let index = self.take_whole()?;
+        clear_bit(self.zeroed, index);
         for (number, word) in self.words_of(index).iter().enumerate() {
             let free = if number == 0 { !1 } else { !0 };
             word.store(free, Ordering::Release);

@@ -310,8 +310,10 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
             Leaf::Lazy(Perms::ReadWrite)
         } else {
             let _moving = self.frames.moving();
-            let Some(frame) = self.frames.alloc_large() else { return Flush::NotNeeded };
-            self.memory.zero(frame, Size::Large);
+            let Some((frame, zeroed)) = self.frames.alloc_large() else { return Flush::NotNeeded };
+            if !zeroed {
+                self.memory.zero(frame, Size::Large);
+            }
             for (number, leaf) in leaves().enumerate() {
                 if let Leaf::Present { frame: from, .. } = leaf {
                     self.memory.copy_page(from, GuestPhys(frame.0 + number as u64 * PAGE_BYTES));
@@ -387,7 +389,10 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
             Some(table) => table,
             None => match entry::decode(bits) {
                 Leaf::Lazy(perms) => match self.frames.alloc_large() {
-                    Some(frame) => {
+                    Some((frame, zeroed)) => {
+                        if !zeroed {
+                            self.memory.zero(frame, Size::Large);
+                        }
                         self.back(slot, bits, frame, perms, Size::Large);
                         return Ok(());
                     }
@@ -405,15 +410,26 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
                 && !entry::is_large(bits)
             {
                 let frame = self.frames.alloc_small().ok_or(MapError::OutOfMemory)?;
+                self.memory.zero(frame, Size::Small);
                 self.back(entry, bits, frame, perms, Size::Small);
             }
         }
         Ok(())
     }
 
-    /// Turns the promise `bits` in `slot` into a mapping of `frame`, unless another vCPU was faster.
+    /// Zeroes large frames ahead, until `count` are ready: who touches a large page then needs not wait for that. `spare_pages`
+    /// is how much must be promised to nobody.
+    pub fn zero_ahead(&self, count: u32, spare_pages: u64) {
+        for _ in self.frames.ready()..count {
+            let _moving = self.frames.moving();
+            let Some(frame) = self.frames.take_unready(spare_pages) else { return };
+            self.memory.zero(frame, Size::Large);
+            self.frames.put_ready(frame);
+        }
+    }
+
+    /// Turns the promise `bits` in `slot` into a mapping of `frame`, which is all zero, unless another vCPU was faster.
     fn back(&self, slot: &AtomicU64, bits: u64, frame: GuestPhys, perms: Perms, size: Size) {
-        self.memory.zero(frame, size);
         let leaf = Leaf::Present { frame, perms, dirty: true };
         if slot
             .compare_exchange(bits, entry::encode(leaf, size), Ordering::AcqRel, Ordering::Relaxed)

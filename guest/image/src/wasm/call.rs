@@ -6,7 +6,7 @@ use crate::calls::Order;
 use crate::children::Loaded;
 use crate::program::Code;
 use crate::system::TaskSystem;
-use crate::task;
+use crate::{memory, task};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use nacre_abi::message::ExitKind;
@@ -113,6 +113,10 @@ pub fn run_call(order: Order, done: impl FnOnce(&Outcome, Option<&[Capture; 2]>,
     // Before the module, whose code and images it uses.
     drop(store);
     drop(module);
+    if cold {
+        // It may have taken what is zeroed ahead; the answer is sent.
+        memory::zero_ahead();
+    }
 }
 
 fn out_of_memory(limit: u64, text: &str) -> String {
