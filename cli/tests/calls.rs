@@ -64,6 +64,47 @@ fn what_cannot_be_called_says_why() {
     assert_eq!(run(&cvm, &module, b"x").stdout, b"x");
 }
 
+/// Code that was posted can be called before the guest has looked at it; what is wrong with it is told by the call and the module.
+#[test]
+fn calls_wait_for_a_module_that_was_posted() {
+    for workers in [0, 2] {
+        let Some(cvm) = launch("calls", workers) else { return };
+        let results: Vec<_> = (0..40u8)
+            .map(|number| {
+                let module = cvm.post_module(echo().file()).unwrap().expect("short code");
+                let (sender, result) = mpsc::channel();
+                let stdin = vec![number; 5000];
+                let call = Call { stdin: &stdin, max_output: 5000, ..Call::default() };
+                let handle = cvm.call(&module, call, move |result| sender.send(result).unwrap()).unwrap();
+                if number % 4 == 3 {
+                    handle.cancel();
+                }
+                // The module goes when the call has ended, not before.
+                (number, result)
+            })
+            .collect();
+        for (number, result) in results {
+            let result = result.recv().unwrap();
+            match result.exit {
+                Exit::Code(0) => assert_eq!(result.stdout, vec![number; 5000]),
+                Exit::Error(text) if number % 4 == 3 => assert_eq!(text, "killed"),
+                other => panic!("call {number}: {other:?}"),
+            }
+        }
+        for bad in [&[][..], &[0; 10_000], &echo().file()[..5000]] {
+            let module = cvm.post_module(bad).unwrap().expect("short code");
+            assert!(matches!(run(&cvm, &module, b"").exit, Exit::Error(_) | Exit::OutOfMemory(_)));
+            assert!(matches!(module.refused(), Some(Exit::Error(_) | Exit::OutOfMemory(_))));
+        }
+        let module = cvm.post_module(echo().file()).unwrap().expect("short code");
+        assert_eq!(run(&cvm, &module, b"x").stdout, b"x");
+        assert_eq!(module.refused(), None);
+        let long = vec![0; nacre_vmm::MAX_POSTED_CODE_BYTES + 1];
+        assert!(cvm.post_module(&long).unwrap().is_none());
+        assert_eq!(cvm.calls_in_flight(), 0);
+    }
+}
+
 /// Every call finds its memory, globals and tables as the module says, whatever the calls before did and however they ended.
 #[test]
 fn no_call_sees_anything_of_another() {

@@ -20,10 +20,14 @@ use nacre_abi::call::{
 };
 use nacre_abi::message::{ExitKind, Header, Kind, stream};
 use std::collections::HashMap;
+use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+
+/// Longest code that [`Cvm::post_module`] takes: a part of what the ring holds.
+pub const MAX_POSTED_CODE_BYTES: usize = 256 << 10;
 
 /// One call of a module's `_start`.
 #[derive(Clone, Debug, Default)]
@@ -117,6 +121,22 @@ pub struct Module(Arc<Loaded>);
 struct Loaded {
     sender: Arc<Sender>,
     number: u32,
+    refused: Arc<OnceLock<Exit>>,
+}
+
+impl Module {
+    /// Why the guest does not have it, once it has said so. Calls of it end in the same way.
+    #[must_use]
+    pub fn refused(&self) -> Option<&Exit> {
+        self.0.refused.get()
+    }
+}
+
+/// A module whose load the guest has not told of.
+struct Loading {
+    refused: Arc<OnceLock<Exit>>,
+    /// Wakes who waits for it, if anybody does.
+    waiter: Option<SyncSender<()>>,
 }
 
 impl Drop for Loaded {
@@ -222,8 +242,8 @@ struct State {
     waiting: Vec<Option<Waiting>>,
     free: Vec<u32>,
     generation: u64,
-    /// Who waits for a module to be loaded.
-    loading: HashMap<u32, SyncSender<Result<(), Exit>>>,
+    /// Modules that are being loaded.
+    loading: HashMap<u32, Loading>,
     modules: u32,
     closed: bool,
 }
@@ -304,14 +324,14 @@ impl Calls {
                 }
             }
             Kind::ModuleLoaded => {
-                let loaded = match ExitKind::from_number(header.stream) {
-                    Some(ExitKind::Code) => Ok(()),
-                    kind => Err(Exit::new(kind, 0, body)),
-                };
-                if let Some(waiter) = self.state().loading.remove(&header.program) {
-                    // One that gave up is not interested.
-                    let _ = waiter.send(loaded);
+                let loading = self.state().loading.remove(&header.program);
+                let Some(Loading { refused, waiter }) = loading else { return true };
+                match ExitKind::from_number(header.stream) {
+                    Some(ExitKind::Code) => {}
+                    kind => drop(refused.set(Exit::new(kind, 0, body))),
                 }
+                // One that gave up is not interested.
+                waiter.map(|waiter| waiter.send(()));
             }
             _ => return false,
         }
@@ -441,6 +461,15 @@ impl Call<'_> {
     }
 }
 
+/// The messages that bring a module.
+fn module_messages(number: u32, code: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
+    let message = move |kind| Header::new(kind, number);
+    let pieces = (0..).step_by(Sender::MAX_BODY).zip(code.chunks(Sender::MAX_BODY));
+    iter::once((message(Kind::ModuleCreate).arg(code.len() as u64), &[][..]))
+        .chain(pieces.map(move |(offset, piece)| (message(Kind::ModuleCode).arg(offset), piece)))
+        .chain(iter::once((message(Kind::ModuleLoad), &[][..])))
+}
+
 /// The messages that bring a request.
 fn messages(call: u32, module: u32, request: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     (0..).step_by(Sender::MAX_BODY).zip(request.chunks(Sender::MAX_BODY)).map(move |(offset, piece)| {
@@ -460,28 +489,48 @@ impl Cvm {
     /// [`CvmError::Module`] if the guest refuses it, [`CvmError::Ended`].
     pub fn load_module(&self, code: &[u8]) -> Result<Module, CvmError> {
         let (waiter, loaded) = mpsc::sync_channel(1);
-        let number = {
-            let mut state = self.calls().state();
-            if state.closed {
-                return Err(self.end_error());
+        let module = self.enter_module(Some(waiter))?;
+        for (header, body) in module_messages(module.0.number, code) {
+            self.send(header, body)?;
+        }
+        match (loaded.recv(), module.refused()) {
+            (Ok(()), None) => Ok(module),
+            (Ok(()), Some(refused)) => Err(CvmError::Module(refused.clone())),
+            (Err(_), _) => Err(self.end_error()),
+        }
+    }
+
+    /// The same without waiting for anything: calls can be made at once, the guest keeps them until the module is loaded. If it
+    /// refuses the module they end so, and [`Module::refused`] says it. `None` if the code is longer than
+    /// [`MAX_POSTED_CODE_BYTES`], or the guest is behind with reading.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn post_module(&self, code: &[u8]) -> Result<Option<Module>, CvmError> {
+        if code.len() > MAX_POSTED_CODE_BYTES {
+            return Ok(None);
+        }
+        let module = self.enter_module(None)?;
+        match self.sender().post(module_messages(module.0.number, code), false) {
+            Ok(()) => Ok(Some(module)),
+            Err(SendError::Ended) => Err(self.end_error()),
+            Err(SendError::Full | SendError::TooLong(_)) => {
+                self.calls().state().loading.remove(&module.0.number);
+                Ok(None)
             }
-            state.modules = state.modules.wrapping_add(1);
-            let number = state.modules;
-            state.loading.insert(number, waiter);
-            number
-        };
-        // From here on its drop takes back what was sent.
-        let module = Module(Arc::new(Loaded { sender: self.sender(), number }));
-        self.send(Header::new(Kind::ModuleCreate, number).arg(code.len() as u64), &[])?;
-        for (offset, piece) in (0..).step_by(Sender::MAX_BODY).zip(code.chunks(Sender::MAX_BODY)) {
-            self.send(Header::new(Kind::ModuleCode, number).arg(offset), piece)?;
         }
-        self.send(Header::new(Kind::ModuleLoad, number), &[])?;
-        match loaded.recv() {
-            Ok(Ok(())) => Ok(module),
-            Ok(Err(refused)) => Err(CvmError::Module(refused)),
-            Err(_) => Err(self.end_error()),
+    }
+
+    /// A number for a module. Its drop takes back what is sent of it.
+    fn enter_module(&self, waiter: Option<SyncSender<()>>) -> Result<Module, CvmError> {
+        let mut state = self.calls().state();
+        if state.closed {
+            return Err(self.end_error());
         }
+        state.modules = state.modules.wrapping_add(1);
+        let (number, refused) = (state.modules, Arc::default());
+        state.loading.insert(number, Loading { refused: Arc::clone(&refused), waiter });
+        Ok(Module(Arc::new(Loaded { sender: self.sender(), number, refused })))
     }
 
     /// Queues one call of the module's `_start` in a fresh instance; never waits for the guest. `done` is called once, with the

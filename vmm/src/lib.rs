@@ -28,7 +28,7 @@ pub mod program;
 pub mod socket;
 pub mod vcpu;
 
-pub use calls::{Call, CallError, CallHandle, CallResult, Module};
+pub use calls::{Call, CallError, CallHandle, CallResult, MAX_POSTED_CODE_BYTES, Module};
 pub use cvm::{Cvm, CvmConfig, CvmError};
 pub use elastic::{CpuConfig, CpuLimits, CpuManager, ElasticConfig};
 pub use nacre_abi::message::GuestStats;

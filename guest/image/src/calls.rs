@@ -7,11 +7,12 @@ use crate::arch::clock;
 use crate::call_io::Capture;
 use crate::children::Loaded;
 use crate::memory;
+use crate::modules::{self, Found};
 use crate::normal::NormalCell;
 use crate::program::Options;
 use crate::task::{self, Begin, Spec};
 use crate::wasm::{self, Outcome};
-use crate::{agent::agent_static, link, modules};
+use crate::{agent::agent_static, link};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -33,6 +34,9 @@ const HELD_SHARE: u64 = 4;
 
 /// Requests of which more is to come, by the host's number.
 static PARTIAL: NormalCell<BTreeMap<u32, Partial>> = NormalCell::new(BTreeMap::new());
+
+/// Requests whose module is being loaded, by the host's number.
+static WAITING: NormalCell<BTreeMap<u32, Waiting>> = NormalCell::new(BTreeMap::new());
 
 /// Bytes of all requests that are held.
 static HELD_BYTES: AtomicU64 = AtomicU64::new(0);
@@ -80,6 +84,13 @@ struct Partial {
     module: u32,
     bytes: Bytes,
     received: usize,
+}
+
+/// A request that waits for its module.
+struct Waiting {
+    module: u32,
+    request: Bytes,
+    arrived_ns: u64,
 }
 
 /// A call that is to run.
@@ -159,20 +170,51 @@ pub fn data(incoming: &Incoming<'_, '_>) {
     }
 }
 
-/// Starts the task of a call whose request is complete.
+/// Takes a call whose request is complete.
 fn begin(call: u32, module: u32, request: Bytes) {
+    let arrived_ns = clock::monotonic_ns();
+    match modules::find(module) {
+        Found::Ready(module) => begin_in(module, call, request, arrived_ns),
+        Found::Loading => wait(call, Waiting { module, request, arrived_ns }),
+        Found::Nothing => refuse(call, ExitKind::Error, "there is no such module"),
+    }
+}
+
+/// Keeps a call until its module is loaded: the host need not wait for that before it sends it.
+fn wait(call: u32, waiting: Waiting) {
+    let refused = WAITING.with(|all| {
+        if all.len() >= memory::layout().max_tasks as usize {
+            return Some(waiting);
+        }
+        all.insert(call, waiting)
+    });
+    if refused.is_some() {
+        refuse(call, ExitKind::Error, "too many calls wait for their module, or two have one number");
+    }
+}
+
+/// Begins the calls that have waited for a module, or tells them why there is none.
+pub fn module_loaded(id: u32, loaded: Result<&Arc<Loaded>, (ExitKind, &str)>) {
+    let next = || WAITING.with(|all| all.extract_if(.., |_, waiting| waiting.module == id).next());
+    while let Some((call, Waiting { request, arrived_ns, .. })) = next() {
+        match loaded {
+            Ok(module) => begin_in(module.clone(), call, request, arrived_ns),
+            Err((kind, text)) => refuse(call, kind, text),
+        }
+    }
+}
+
+/// Starts the task of a call.
+fn begin_in(module: Arc<Loaded>, call: u32, request: Bytes, arrived_ns: u64) {
     let Some(head) = RequestHead::decode(&request.0, request.0.len() as u64) else {
         return refuse(call, ExitKind::Error, "the request is malformed");
-    };
-    let Some(module) = modules::find(module) else {
-        return refuse(call, ExitKind::Error, "there is no such module");
     };
     let options = Options {
         priority: Priority::from_index(head.priority as usize).unwrap_or(Priority::Normal),
         wall_limit_ns: head.wall_limit_ns,
         cpu_limit_ns: head.cpu_limit_ns,
     };
-    let order = Order { call, module, head, options, request, arrived_ns: clock::monotonic_ns() };
+    let order = Order { call, module, head, options, request, arrived_ns };
     let on_death = move || {
         refuse(
             call,
@@ -229,7 +271,8 @@ fn run(order: Order, begin: Begin) {
 
 /// Ends a call.
 pub fn cancel(call: u32) {
-    if PARTIAL.with(|all| all.remove(&call)).is_some() {
+    let partial = PARTIAL.with(|all| all.remove(&call)).is_some();
+    if partial || WAITING.with(|all| all.remove(&call)).is_some() {
         return refuse(call, ExitKind::Error, "killed");
     }
     for task in task::of_call(call) {

@@ -6,7 +6,7 @@ use crate::dispatcher::MAX_CODE_BYTES;
 use crate::normal::NormalCell;
 use crate::program::Code;
 use crate::task::{self, Begin, Spec};
-use crate::{link, wasm};
+use crate::{calls, link, wasm};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -39,9 +39,9 @@ pub fn create(header: Header) {
             MODULES.with(|modules| modules.insert(header.program, Entry::Receiving(code)));
         }
         None if !room => {
-            refuse(header.program, ExitKind::OutOfMemory, "the CVM has as many modules as it can")
+            report(header.program, ExitKind::OutOfMemory, "the CVM has as many modules as it can")
         }
-        None => refuse(
+        None => report(
             header.program,
             ExitKind::OutOfMemory,
             "no memory for the module's code: give the CVM more with --memory",
@@ -49,7 +49,8 @@ pub fn create(header: Header) {
     }
 }
 
-fn refuse(id: u32, kind: ExitKind, text: &str) {
+/// Says how a load went.
+fn report(id: u32, kind: ExitKind, text: &str) {
     link::send(Header::new(Kind::ModuleLoaded, id).stream(kind as u32), text.as_bytes());
 }
 
@@ -65,7 +66,7 @@ pub fn code(incoming: &Incoming<'_, '_>) {
     if let Err(error) = filled {
         forget(header.program);
         let (kind, text) = error.parts();
-        refuse(header.program, kind, text);
+        report(header.program, kind, text);
     }
 }
 
@@ -92,19 +93,14 @@ pub fn load(id: u32) {
         Ok(task) => task::start_on_normal(&task),
         Err(_) => {
             forget(id);
-            refuse(id, ExitKind::OutOfMemory, "there are as many tasks as the CVM can have");
+            report(id, ExitKind::OutOfMemory, "there are as many tasks as the CVM can have");
         }
     }
 }
 
 fn finish(id: u32, loaded: Result<Loaded, wasm::Outcome>) {
-    let (kind, text, new) = match loaded {
-        Ok(loaded) => (ExitKind::Code, Default::default(), Some(Arc::new(loaded))),
-        Err(outcome) => {
-            let (kind, text) = outcome.into_error();
-            (kind, text, None)
-        }
-    };
+    let loaded = loaded.map(Arc::new).map_err(wasm::Outcome::into_error);
+    let new = loaded.as_ref().ok().cloned();
     // Dropped outside of the table: the end of a module's code takes the engine's locks.
     let unwanted = MODULES.with(|modules| match (modules.get_mut(&id), new) {
         (Some(entry @ Entry::Loading), Some(new)) => {
@@ -119,14 +115,35 @@ fn finish(id: u32, loaded: Result<Loaded, wasm::Outcome>) {
         (_, new) => new,
     });
     drop(unwanted);
-    refuse(id, kind, &text);
+    match loaded {
+        Ok(loaded) => {
+            calls::module_loaded(id, Ok(&loaded));
+            report(id, ExitKind::Code, "");
+        }
+        // Who made calls hears first that there is no module for more of them.
+        Err((kind, text)) => {
+            report(id, kind, &text);
+            calls::module_loaded(id, Err((kind, &text)));
+        }
+    }
 }
 
-/// The module with this number, if it can be called.
-pub fn find(id: u32) -> Option<Arc<Loaded>> {
+/// What there is under a number.
+pub enum Found {
+    /// A module that can be called.
+    Ready(Arc<Loaded>),
+    /// It is being loaded: [`calls::module_loaded`] is told.
+    Loading,
+    /// Nothing that can be called.
+    Nothing,
+}
+
+/// The module with this number.
+pub fn find(id: u32) -> Found {
     MODULES.with(|modules| match modules.get(&id) {
-        Some(Entry::Ready(loaded)) => Some(loaded.clone()),
-        _ => None,
+        Some(Entry::Ready(loaded)) => Found::Ready(loaded.clone()),
+        Some(Entry::Loading) => Found::Loading,
+        Some(Entry::Receiving(_)) | None => Found::Nothing,
     })
 }
 

@@ -90,6 +90,10 @@ impl Live {
             let new = || Loaded { code: Arc::default(), bytes: 0, last_used: 0 };
             let loaded = codes.loaded.entry(module.digest).or_insert_with(new);
             loaded.last_used = now;
+            // There may be room for it by now.
+            if loaded.code.get().is_some_and(|code| code.refusal().is_some()) {
+                loaded.code = Arc::default();
+            }
             loaded.code.clone()
         };
         if let Some(code) = cell.get() {
@@ -99,8 +103,11 @@ impl Live {
         let bring_in = async || {
             let program = program(store, compiler, tenant, module).await.map_err(NoCode::Compile)?;
             let bytes = program.file().len() as u64;
-            let machine = self.machine.clone();
             self.make_room(module.digest, bytes);
+            if let Some(code) = self.machine.begin_load(&program).map_err(NoCode::Ended)? {
+                return Ok(code);
+            }
+            let machine = self.machine.clone();
             let load = tokio::task::spawn_blocking(move || machine.load(&program)).await;
             let code = load.map_err(|error| NoCode::Ended(Ended(error.to_string())))??;
             Ok::<_, NoCode>(code)

@@ -87,6 +87,14 @@ pub struct Reply {
 #[derive(Clone)]
 pub struct Code(Module);
 
+impl Code {
+    /// How calls of it end, if the guest has refused it.
+    #[must_use]
+    pub fn refusal(&self) -> Option<End> {
+        self.0.refused().cloned().map(end_of)
+    }
+}
+
 /// Why code is not in a CVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoadFailed {
@@ -126,6 +134,15 @@ impl Machine {
     #[must_use]
     pub fn cvm(&self) -> &Arc<Cvm> {
         &self.cvm
+    }
+
+    /// Brings short code in without waiting for the guest: what is called meanwhile waits there. `None` if it must be
+    /// [loaded](Self::load), for which one waits.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub fn begin_load(&self, program: &Compiled) -> Result<Option<Code>, Ended> {
+        Ok(self.cvm.post_module(program.file())?.map(Code))
     }
 
     /// Brings code in. Blocks for as long as copying takes.

@@ -209,7 +209,12 @@ impl Runner {
                 }
             };
             let before = begin.elapsed();
-            match live.machine.call(&code, &request).await {
+            let called = live.machine.call(&code, &request).await;
+            // It was called before the guest had looked at it.
+            if let (Ok(_), Some(end)) = (&called, code.refusal()) {
+                return Ran::failed(end, begin);
+            }
+            match called {
                 Ok(Reply { left, cpu, queued }) => return Ran { left, cpu, wait: before + queued, init },
                 Err(CallFailed::NotBegun(error)) => lost = error,
                 Err(CallFailed::Refused(text)) => return Ran::failed(End::Error(text), begin),
