@@ -111,7 +111,7 @@ kinds! {
     /// H: forget the module; calls of it that were started go on.
     ModuleDrop = 25,
     /// H: call the module with number `stream`; `program` is the call's number, `arg` the length of the request, the body
-    /// its first bytes.
+    /// its first bytes. From [`ModuleLoad`](Kind::ModuleLoad) on: the call begins when the module is loaded, or ends as the load did.
     CallStart = 26,
     /// H: more of a request; `arg` is the offset.
     CallData = 27,
