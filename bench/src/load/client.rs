@@ -35,22 +35,34 @@ pub struct Answer<'b> {
 pub struct Connection<S> {
     stream: S,
     buffer: Vec<u8>,
+    /// Whoever sent the last request has not waited for its answer.
+    unanswered: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Over this stream.
     #[must_use]
     pub fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::with_capacity(READ_BYTES) }
+        Self { stream, buffer: Vec::with_capacity(READ_BYTES), unanswered: false }
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its answer. Who gives up waiting may send another one: it gets its own answer.
     ///
     /// # Errors
     /// If the connection breaks, or the answer is not HTTP with a length.
     pub async fn exchange(&mut self, request: &[u8]) -> Result<Answer<'_>> {
-        self.stream.write_all(request).await?;
+        if self.unanswered {
+            self.read_answer().await?;
+        }
         self.buffer.clear();
+        self.unanswered = true;
+        self.stream.write_all(request).await?;
+        let (head, end) = self.read_answer().await?;
+        Ok(Answer { status: head.status, body: &self.buffer[head.bytes..end] })
+    }
+
+    /// Reads the rest of an answer; where it ends.
+    async fn read_answer(&mut self) -> Result<(Head, usize)> {
         let head = loop {
             if let Some(head) = Head::parse(&self.buffer)? {
                 break head;
@@ -64,7 +76,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if self.buffer.len() > end {
             return Err(wrong("the server sent more than an answer"));
         }
-        Ok(Answer { status: head.status, body: &self.buffer[head.bytes..end] })
+        self.unanswered = false;
+        Ok((head, end))
     }
 
     async fn read_more(&mut self) -> Result<()> {
