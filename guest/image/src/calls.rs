@@ -22,9 +22,6 @@ use nacre_abi::message::{ExitKind, Header, Kind, NO_PROGRAM, stream};
 use nacre_abi::ring::Incoming;
 use nacre_wval::{Priority, StopReason};
 
-/// A call is expected to be brief if those before it took less, in nanoseconds.
-const BRIEF_NS: u64 = 100_000;
-
 /// Requests that may come in pieces at the same time.
 const MAX_PARTIAL: usize = 256;
 
@@ -185,7 +182,7 @@ fn begin(call: u32, module: u32, request: Bytes) {
         limits: options.limits(),
         program: NO_PROGRAM,
         call: Some(call),
-        brief: order.module.calls_take_less_than(BRIEF_NS),
+        expected_ns: order.module.average_ns(),
         patient: true,
         on_death: Some(Box::new(on_death)),
     };
@@ -193,7 +190,7 @@ fn begin(call: u32, module: u32, request: Bytes) {
     match task::create(spec, Box::new(move |begin| run(order, begin))) {
         Ok(task) => {
             task::arm_limit(&task);
-            task::start(&task);
+            task::start_call(&task);
         }
         Err(_) => refuse(
             call,

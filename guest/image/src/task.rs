@@ -40,6 +40,9 @@ pub enum Begin {
     NoMemory,
 }
 
+/// A task is brief if it is expected to take less, in nanoseconds.
+const BRIEF_NS: u64 = 100_000;
+
 /// What a task is made with.
 pub struct Spec {
     /// Its class.
@@ -50,8 +53,8 @@ pub struct Spec {
     pub program: u32,
     /// The call it runs, by the host's number.
     pub call: Option<u32>,
-    /// It is expected to end within microseconds.
-    pub brief: bool,
+    /// How long it is expected to run, in nanoseconds; `u64::MAX` if that is not known.
+    pub expected_ns: u64,
     /// It may wait for memory before it begins (see [`nacre_wval::Vcpu::submit_new`]).
     pub patient: bool,
     /// Reports its end when an allocation failed that has no way to say so; `None` if such a failure must not end it.
@@ -66,7 +69,7 @@ impl Spec {
             limits: Limits::NONE,
             program,
             call: None,
-            brief: false,
+            expected_ns: u64::MAX,
             patient: false,
             on_death: None,
         }
@@ -251,6 +254,11 @@ pub fn start(task: &Arc<Task>) {
     sched::submit(task);
 }
 
+/// The same for a call's.
+pub fn start_call(task: &Arc<Task>) {
+    sched::submit_call(task);
+}
+
 /// The same for one that vCPU 0 is to run, which calls this.
 pub fn start_on_normal(task: &Arc<Task>) {
     sched::start_on_normal(task);
@@ -274,7 +282,12 @@ impl Task {
 
     /// It is expected to end within microseconds, and has not shown otherwise.
     pub fn is_brief(&self) -> bool {
-        self.spec.brief && self.cpu_cycles.load(Ordering::Relaxed) == 0
+        self.spec.expected_ns < BRIEF_NS && self.cpu_cycles.load(Ordering::Relaxed) == 0
+    }
+
+    /// How long it is expected to run, in nanoseconds.
+    pub fn expected_ns(&self) -> u64 {
+        self.spec.expected_ns
     }
 
     /// It may wait for memory, and has not begun.

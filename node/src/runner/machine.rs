@@ -10,6 +10,7 @@ use nacre_vmm::{
     Module,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -99,7 +100,14 @@ pub enum LoadFailed {
 /// A running CVM.
 pub struct Machine {
     cvm: Arc<Cvm>,
+    /// Calls for which the CVM is still to be woken; one of them does it for all.
+    unrung: AtomicUsize,
 }
+
+/// So many calls at once are worth a wake of their own.
+const FEW_CALLS: usize = 2;
+/// After so many calls the CVM is woken, whatever else there is to do.
+const MANY_CALLS: usize = 16;
 
 impl Machine {
     /// Launches one. Blocks for some milliseconds.
@@ -119,7 +127,7 @@ impl Machine {
             on_print: Box::new(|text| tracing::error!(text, "guest")),
             ..CvmConfig::default()
         })?;
-        Ok(Self { cvm: Arc::new(cvm) })
+        Ok(Self { cvm: Arc::new(cvm), unrung: AtomicUsize::new(0) })
     }
 
     /// The CVM, for whoever shows it.
@@ -185,6 +193,7 @@ impl Machine {
             options: RunOptions { wall_limit: Some(request.wall_limit), ..RunOptions::default() },
             memory_limit: Some(request.memory_limit),
             max_output: request.max_logs + MAX_RESULT_BYTES,
+            unrung: true,
         };
         let mut pause = BUSY_PAUSES.0;
         loop {
@@ -192,7 +201,10 @@ impl Machine {
             // Who waited may have given up.
             let done = move |result| drop(sender.send(result));
             match self.cvm.call(&code.0, call.clone(), done) {
-                Ok(handle) => return Ok((receiver, handle)),
+                Ok(handle) => {
+                    self.wake().await;
+                    return Ok((receiver, handle));
+                }
                 Err(CallError::Busy) => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BUSY_PAUSES.1);
@@ -205,6 +217,22 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Wakes the CVM for a call that was made: for a few calls at once, else when this thread has done what it has to do by now,
+    /// for all that are made meanwhile. A wake costs as much as several calls.
+    async fn wake(&self) {
+        let unrung = Unrung(self);
+        let before = self.unrung.fetch_add(1, Ordering::AcqRel);
+        if self.cvm.calls_in_flight() <= FEW_CALLS || before >= MANY_CALLS {
+            return drop(unrung);
+        }
+        if before == 0 {
+            tokio::task::yield_now().await;
+            return drop(unrung);
+        }
+        // Whoever was the first does it.
+        std::mem::forget(unrung);
     }
 
     /// Whether it has ended.
@@ -230,6 +258,17 @@ impl Machine {
         let cvm = self.cvm.clone();
         // Fails only when stopping panicked, and then nothing is left to do.
         let _ = spawn_blocking(move || cvm.stop()).await;
+    }
+}
+
+/// The duty to wake a CVM for its calls, also if whoever has it is dropped.
+struct Unrung<'m>(&'m Machine);
+
+impl Drop for Unrung<'_> {
+    fn drop(&mut self) {
+        // What is made from here on is somebody else's.
+        self.0.unrung.swap(0, Ordering::AcqRel);
+        self.0.cvm.kick();
     }
 }
 
