@@ -29,9 +29,9 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 pub struct Call<'a> {
     /// Arguments, `argv[0]` first.
-    pub args: &'a [String],
+    pub args: &'a [&'a str],
     /// Environment.
-    pub env: &'a [(String, String)],
+    pub env: &'a [(&'a str, &'a str)],
     /// All of its standard input.
     pub stdin: &'a [u8],
     /// Time limits and class.

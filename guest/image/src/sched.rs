@@ -194,7 +194,7 @@ pub fn wake_for_backlog() {
 
 /// Tasks that take less than this together are left to the workers that are awake, in nanoseconds: waking another one takes
 /// as long, and more CPU.
-const WAKE_NS: u64 = 50_000;
+const WAKE_NS: u64 = 100_000;
 /// For how long vCPU 0 leaves them before it wakes somebody after all, in nanoseconds.
 const LEFT_NS: u64 = 1_000_000;
 

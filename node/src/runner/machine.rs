@@ -58,13 +58,13 @@ pub enum CallFailed {
 
 /// A call.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct Request<'a> {
     /// Arguments, `argv[0]` first.
-    pub args: Vec<String>,
+    pub args: &'a [&'a str],
     /// Environment.
-    pub env: Vec<(String, String)>,
+    pub env: &'a [(&'a str, &'a str)],
     /// Standard input.
-    pub stdin: Vec<u8>,
+    pub stdin: &'a [u8],
     /// How long it may take.
     pub wall_limit: Duration,
     /// Linear memory it may have, in bytes.
@@ -104,10 +104,10 @@ pub struct Machine {
     unrung: AtomicUsize,
 }
 
-/// So many calls at once are worth a wake of their own.
+/// So many calls at once are worth a wake.
 const FEW_CALLS: usize = 2;
-/// After so many calls the CVM is woken, whatever else there is to do.
-const MANY_CALLS: usize = 16;
+/// After so many calls, or half of those under way, the CVM is woken, whatever else there is to do.
+const MANY_CALLS: usize = 32;
 
 impl Machine {
     /// Launches one. Blocks for some milliseconds.
@@ -152,7 +152,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`CallFailed`]: the CVM is of no use any more.
-    pub async fn call(&self, code: &Code, request: &Request) -> Result<Reply, CallFailed> {
+    pub async fn call(&self, code: &Code, request: &Request<'_>) -> Result<Reply, CallFailed> {
         let begin = Instant::now();
         let (mut result, handle) = self.begin(code, request).await?;
         let deadline = tokio::time::Instant::now() + request.wall_limit + GRACE;
@@ -184,12 +184,12 @@ impl Machine {
     async fn begin(
         &self,
         code: &Code,
-        request: &Request,
+        request: &Request<'_>,
     ) -> Result<(oneshot::Receiver<CallResult>, CallHandle), CallFailed> {
         let call = Call {
-            args: &request.args,
-            env: &request.env,
-            stdin: &request.stdin,
+            args: request.args,
+            env: request.env,
+            stdin: request.stdin,
             options: RunOptions { wall_limit: Some(request.wall_limit), ..RunOptions::default() },
             memory_limit: Some(request.memory_limit),
             max_output: request.max_logs + MAX_RESULT_BYTES,
@@ -219,20 +219,27 @@ impl Machine {
         }
     }
 
-    /// Wakes the CVM for a call that was made: for a few calls at once, else when this thread has done what it has to do by now,
-    /// for all that are made meanwhile. A wake costs as much as several calls.
+    /// Wakes the CVM for a call that was made: at once when there are few, else when this thread makes no more of them for now, or
+    /// when there are many. A wake costs as much as several calls.
     async fn wake(&self) {
         let unrung = Unrung(self);
-        let before = self.unrung.fetch_add(1, Ordering::AcqRel);
-        if self.cvm.calls_in_flight() <= FEW_CALLS || before >= MANY_CALLS {
+        let mut made = self.unrung.fetch_add(1, Ordering::AcqRel) + 1;
+        let many = (self.cvm.calls_in_flight() / 2).min(MANY_CALLS);
+        if many <= FEW_CALLS || made > many {
             return drop(unrung);
         }
-        if before == 0 {
+        if made > 1 {
+            // Whoever made the first one does it.
+            return std::mem::forget(unrung);
+        }
+        loop {
             tokio::task::yield_now().await;
-            return drop(unrung);
+            let now = self.unrung.load(Ordering::Acquire);
+            if now <= made || now > many {
+                return drop(unrung);
+            }
+            made = now;
         }
-        // Whoever was the first does it.
-        std::mem::forget(unrung);
     }
 
     /// Whether it has ended.
