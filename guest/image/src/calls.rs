@@ -11,7 +11,7 @@ use crate::normal::NormalCell;
 use crate::program::Options;
 use crate::task::{self, Begin, Spec};
 use crate::wasm::{self, Outcome};
-use crate::{agent::agent_static, link, modules};
+use crate::{agent::agent_static, link, modules, sched};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -177,12 +177,13 @@ fn begin(call: u32, module: u32, request: Bytes) {
             "out of memory: the CVM's heap is full; give the CVM more with --memory",
         );
     };
+    let expected_ns = order.module.average_ns();
     let spec = Spec {
         priority: options.priority,
         limits: options.limits(),
         program: NO_PROGRAM,
         call: Some(call),
-        expected_ns: order.module.average_ns(),
+        expected_ns,
         patient: true,
         on_death: Some(Box::new(on_death)),
     };
@@ -190,7 +191,7 @@ fn begin(call: u32, module: u32, request: Bytes) {
     match task::create(spec, Box::new(move |begin| run(order, begin))) {
         Ok(task) => {
             task::arm_limit(&task);
-            task::start_call(&task);
+            sched::submit_call(&task, expected_ns);
         }
         Err(_) => refuse(
             call,

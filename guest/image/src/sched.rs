@@ -23,6 +23,9 @@ use nacre_wval::{
 /// Requests for timers that one vCPU can have on their way to vCPU 0.
 const TIMER_REQUESTS: usize = 64;
 
+/// A task is brief if it is expected to take less, in nanoseconds.
+pub const BRIEF_NS: u64 = 100_000;
+
 /// How long a task runs while others wait, in nanoseconds.
 pub const SLICE_NS: u64 = 5_000_000;
 
@@ -199,9 +202,9 @@ const WAKE_NS: u64 = 100_000;
 const LEFT_NS: u64 = 1_000_000;
 
 /// Queues a call on vCPU 0, whose dispatcher looks after it ([`left_for`]), for the workers that are awake if it is brief.
-pub fn submit_call(task: &Task) {
+pub fn submit_call(task: &Task, expected_ns: u64) {
     let own = own();
-    let per_worker = (WAKE_NS / task.expected_ns().max(1)) as usize;
+    let per_worker = (WAKE_NS / expected_ns.max(1)) as usize;
     if per_worker < 2 || vcpu::id() != VcpuId::NORMAL {
         return submit(task);
     }

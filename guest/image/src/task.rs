@@ -40,9 +40,6 @@ pub enum Begin {
     NoMemory,
 }
 
-/// A task is brief if it is expected to take less, in nanoseconds.
-const BRIEF_NS: u64 = 100_000;
-
 /// What a task is made with.
 pub struct Spec {
     /// Its class.
@@ -254,11 +251,6 @@ pub fn start(task: &Arc<Task>) {
     sched::submit(task);
 }
 
-/// The same for a call's.
-pub fn start_call(task: &Arc<Task>) {
-    sched::submit_call(task);
-}
-
 /// The same for one that vCPU 0 is to run, which calls this.
 pub fn start_on_normal(task: &Arc<Task>) {
     sched::start_on_normal(task);
@@ -282,12 +274,7 @@ impl Task {
 
     /// It is expected to end within microseconds, and has not shown otherwise.
     pub fn is_brief(&self) -> bool {
-        self.spec.expected_ns < BRIEF_NS && self.cpu_cycles.load(Ordering::Relaxed) == 0
-    }
-
-    /// How long it is expected to run, in nanoseconds.
-    pub fn expected_ns(&self) -> u64 {
-        self.spec.expected_ns
+        self.spec.expected_ns < sched::BRIEF_NS && self.cpu_cycles.load(Ordering::Relaxed) == 0
     }
 
     /// It may wait for memory, and has not begun.

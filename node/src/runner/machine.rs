@@ -108,6 +108,10 @@ pub struct Machine {
 const FEW_CALLS: usize = 2;
 /// After so many calls, or half of those under way, the CVM is woken, whatever else there is to do.
 const MANY_CALLS: usize = 32;
+/// It is after this time.
+const LONGEST_UNRUNG: Duration = Duration::from_micros(300);
+/// A turn of the executor that takes less had nothing to do.
+const IDLE_TURN: Duration = Duration::from_micros(5);
 
 impl Machine {
     /// Launches one. Blocks for some milliseconds.
@@ -219,26 +223,34 @@ impl Machine {
         }
     }
 
-    /// Wakes the CVM for a call that was made: at once when there are few, else when this thread makes no more of them for now, or
-    /// when there are many. A wake costs as much as several calls.
+    /// Wakes the CVM for a call that was made: at once when there are few, else when there are many, this thread has nothing else
+    /// to do, or it is time. A wake costs as much as several calls.
     async fn wake(&self) {
         let unrung = Unrung(self);
-        let mut made = self.unrung.fetch_add(1, Ordering::AcqRel) + 1;
         let many = (self.cvm.calls_in_flight() / 2).min(MANY_CALLS);
-        if many <= FEW_CALLS || made > many {
+        let before = self.unrung.fetch_add(1, Ordering::AcqRel);
+        if before >= many || many <= FEW_CALLS {
             return drop(unrung);
         }
-        if made > 1 {
+        if before > 0 {
             // Whoever made the first one does it.
             return std::mem::forget(unrung);
         }
+        let begin = Instant::now();
+        let (mut turn, mut idle_turns) = (begin, 0);
         loop {
+            // Until all else that was ready has been polled.
             tokio::task::yield_now().await;
-            let now = self.unrung.load(Ordering::Acquire);
-            if now <= made || now > many {
+            let now = Instant::now();
+            // The first such turn may have brought what is polled in the next one.
+            idle_turns = if now - turn < IDLE_TURN { idle_turns + 1 } else { 0 };
+            if idle_turns > 1 || now - begin > LONGEST_UNRUNG {
                 return drop(unrung);
             }
-            made = now;
+            if self.unrung.load(Ordering::Acquire) == 0 {
+                return std::mem::forget(unrung);
+            }
+            turn = now;
         }
     }
 
