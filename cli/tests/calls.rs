@@ -15,8 +15,7 @@ use std::time::Duration;
 fn a_call_gets_its_input_and_gives_its_output() {
     let Some(cvm) = launch("calls", 2) else { return };
     let module = cvm.load_module(echo().file()).unwrap();
-    let args = ["echo".to_string(), "ä b".to_string(), String::new()];
-    let env = [("K".to_string(), "v=w".to_string())];
+    let (args, env) = (["echo", "ä b", ""], [("K", "v=w")]);
     // Up to what needs several messages each way.
     for len in [0, 1, 60_000, 70_000, 300_000, 3 << 20] {
         let stdin: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
@@ -55,11 +54,10 @@ fn what_cannot_be_called_says_why() {
     let module = cvm.load_module(library.file()).unwrap();
     assert!(matches!(run(&cvm, &module, b"").exit, Exit::Error(text) if text.contains("_start")));
     let module = cvm.load_module(echo().file()).unwrap();
-    let args = vec![String::new(); 70_000];
+    let args = vec![""; 70_000];
     let call = Call { args: &args, ..Call::default() };
     assert!(matches!(cvm.call(&module, call, |_| ()), Err(CallError::TooMany { count: 70_000 })));
-    let nul = ["a\0b".to_string()];
-    let result = run_with(&cvm, &module, Call { args: &nul, ..Call::default() });
+    let result = run_with(&cvm, &module, Call { args: &["a\0b"], ..Call::default() });
     assert!(matches!(result.exit, Exit::Error(_)), "{result:?}");
     assert_eq!(run(&cvm, &module, b"x").stdout, b"x");
 }

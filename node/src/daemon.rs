@@ -90,12 +90,14 @@ pub type Ready<'r> = &'r mut dyn FnMut(SocketAddr, &std::path::Path);
 /// [`StartError`]; once it serves it ends without an error.
 pub fn run(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -> Result<(), StartError> {
     crate::metrics::init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(4096)
-        .thread_name("node")
-        .build()
-        .map_err(StartError::System)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all().max_blocking_threads(4096).thread_name("node");
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        // The other half is for the guests. A call whose steps are made by one thread takes a third less of it.
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        runtime.worker_threads(cpus.div_ceil(2));
+    }
+    let runtime = runtime.build().map_err(StartError::System)?;
     let result = runtime.block_on(serve(config, publish, ready));
     // Threads that still wait for something hold no state that is not on the disk.
     runtime.shutdown_timeout(Duration::from_secs(1));

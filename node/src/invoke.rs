@@ -10,6 +10,7 @@ use crate::store::{Store, StoreError};
 use crate::tenants::{Share, Tenant};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use std::fmt::{Display, Write};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -118,10 +119,14 @@ impl Invoker {
         }
         let id = ActivationId::new();
         let start_ms = now_ms();
-        let pending =
-            Pending { action: action.name.clone(), version: action.version, start_ms, limits: action.limits };
+        let pending = || Pending {
+            action: action.name.clone(),
+            version: action.version,
+            start_ms,
+            limits: action.limits,
+        };
         let Some(patience) = patience else {
-            self.store.begin(tenant.owner(), id, pending).await?;
+            self.store.begin(tenant.owner().clone(), id, pending()).await?;
             drop(Detached::new(self.call(tenant, action, id, start_ms, stdin, (share, under_way))));
             return Ok(Invoked::Accepted(id));
         };
@@ -131,7 +136,7 @@ impl Invoker {
         }
         // It goes on while the store works.
         drop(call);
-        self.store.begin(tenant.owner(), id, pending).await?;
+        self.store.begin(tenant.owner().clone(), id, pending()).await?;
         Ok(Invoked::Accepted(id))
     }
 
@@ -148,7 +153,7 @@ impl Invoker {
         let (this, tenant, action) = (self.clone(), tenant.clone(), action.clone());
         async move {
             let activation = Arc::new(this.run(&tenant, &action, id, start_ms, stdin).await);
-            if let Err(error) = this.store.record(tenant.owner(), activation.clone()).await {
+            if let Err(error) = this.store.record(tenant.owner().clone(), activation.clone()).await {
                 tracing::error!(%error, "an activation is not kept");
             }
             drop(held);
@@ -166,10 +171,19 @@ impl Invoker {
     ) -> Activation {
         let begin = Instant::now();
         let limits = action.limits;
+        let texts = Texts::new(tenant, action, id, start_ms);
+        let [path, version, id_text, deadline] = texts.parts();
         let request = Request {
-            args: vec![action.name.as_str().to_owned()],
-            env: self.environment(tenant, action, id, start_ms),
-            stdin,
+            args: &[action.name.as_str()],
+            env: &[
+                ("__OW_ACTION_NAME", path),
+                ("__OW_ACTION_VERSION", version),
+                ("__OW_ACTIVATION_ID", id_text),
+                ("__OW_API_HOST", &self.api_host),
+                ("__OW_DEADLINE", deadline),
+                ("__OW_NAMESPACE", tenant.name().as_str()),
+            ],
+            stdin: &stdin,
             wall_limit: Duration::from_millis(limits.timeout),
             memory_limit: limits.memory << 20,
             max_logs: (limits.logs as usize) << 20,
@@ -196,29 +210,37 @@ impl Invoker {
         }
     }
 
-    fn environment(
-        &self,
-        tenant: &Tenant,
-        action: &Action,
-        id: ActivationId,
-        start_ms: u64,
-    ) -> Vec<(String, String)> {
-        let pair = |name: &str, value: String| (name.to_owned(), value);
-        vec![
-            pair("__OW_ACTION_NAME", format!("/{}/{}", tenant.name(), action.name)),
-            pair("__OW_ACTION_VERSION", action.version.to_string()),
-            pair("__OW_ACTIVATION_ID", id.to_string()),
-            pair("__OW_API_HOST", self.api_host.clone()),
-            pair("__OW_DEADLINE", start_ms.saturating_add(action.limits.timeout).to_string()),
-            pair("__OW_NAMESPACE", tenant.name().to_string()),
-        ]
-    }
-
     /// Takes no more calls and waits for those under way, at most `limit`. Whether all ended.
     pub async fn drain(&self, limit: Duration) -> bool {
         self.under_way.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let mut drained = self.drained.lock().await;
         tokio::time::timeout(limit, drained.recv()).await.is_ok()
+    }
+}
+
+/// What an action's environment says of its call, in one piece.
+struct Texts {
+    all: String,
+    ends: [usize; 4],
+}
+
+impl Texts {
+    fn new(tenant: &Tenant, action: &Action, id: ActivationId, start_ms: u64) -> Self {
+        let mut all = String::with_capacity(128);
+        let deadline = start_ms.saturating_add(action.limits.timeout);
+        let parts: [&dyn Display; 4] =
+            [&format_args!("/{}/{}", tenant.name(), action.name), &action.version, &id, &deadline];
+        let ends = parts.map(|part| {
+            // Writing to a string does not fail.
+            let _ = write!(all, "{part}");
+            all.len()
+        });
+        Self { all, ends }
+    }
+
+    fn parts(&self) -> [&str; 4] {
+        let mut start = 0;
+        self.ends.map(|end| &self.all[std::mem::replace(&mut start, end)..end])
     }
 }
 

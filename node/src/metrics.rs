@@ -3,19 +3,18 @@
 //!
 //! Labels hold names of tenants and words of ours, never data of tenants.
 
+mod durations;
+
+pub use durations::Durations;
+
 use crate::records::Status;
 use crate::runner::View;
-use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
+use durations::BUCKETS;
+use metrics::{Counter, counter, describe_counter, describe_histogram, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::fmt::Write;
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
-
-/// Upper bounds of all histograms, in seconds.
-const BUCKETS: [f64; 18] = [
-    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-    30.0, 60.0,
-];
 
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
@@ -32,13 +31,7 @@ pub fn init() {
 
 fn describe() {
     describe_counter!("nacre_http_requests_total", "HTTP requests by kind of interface and status code.");
-    describe_histogram!("nacre_http_request_duration_seconds", "Time from a request's head to its response.");
     describe_counter!("nacre_activations_total", "Activations that ended, by status.");
-    describe_histogram!("nacre_activation_duration_seconds", "Time of activations from acceptance to end.");
-    describe_histogram!(
-        "nacre_activation_wait_seconds",
-        "Time of activations before their first instruction."
-    );
     describe_counter!("nacre_cold_starts_total", "Activations whose code had to be brought into a CVM.");
     describe_counter!(
         "nacre_activations_refused_total",
@@ -56,22 +49,31 @@ fn describe() {
 /// What is counted for every request to one kind of interface: to look a counter up costs as much as a tenth of a call.
 pub struct Interface {
     name: &'static str,
-    duration: OnceLock<Histogram>,
+    duration: Durations,
     /// By status code, from 100 on.
     codes: [OnceLock<Counter>; 500],
 }
 
 impl Interface {
-    /// The interface of this name.
+    const fn new(name: &'static str) -> Self {
+        Self { name, duration: Durations::new(), codes: [const { OnceLock::new() }; 500] }
+    }
+
+    /// The interface that a path belongs to.
     #[must_use]
-    pub const fn new(name: &'static str) -> Self {
-        Self { name, duration: OnceLock::new(), codes: [const { OnceLock::new() }; 500] }
+    pub fn of(path: &str) -> &'static Self {
+        let [openwhisk, admin, native, other] = &INTERFACES;
+        match path {
+            path if path.starts_with("/api/") => openwhisk,
+            path if path.starts_with("/v1/tenants") => admin,
+            path if path.starts_with("/v1/") => native,
+            _ => other,
+        }
     }
 
     /// A request was answered.
     pub fn request(&self, code: u16, elapsed: Duration) {
-        let duration = || histogram!("nacre_http_request_duration_seconds", "interface" => self.name);
-        self.duration.get_or_init(duration).record(elapsed);
+        self.duration.record(elapsed);
         let new =
             || counter!("nacre_http_requests_total", "interface" => self.name, "code" => code.to_string());
         if let Some(counter) = usize::from(code).checked_sub(100).and_then(|code| self.codes.get(code)) {
@@ -80,17 +82,45 @@ impl Interface {
     }
 }
 
+static INTERFACES: [Interface; 4] =
+    [Interface::new("openwhisk"), Interface::new("admin"), Interface::new("native"), Interface::new("other")];
+static ACTIVATION_DURATION: Durations = Durations::new();
+static ACTIVATION_WAIT: Durations = Durations::new();
+
+/// The histograms of what happens for every call.
+fn durations(text: &mut String) {
+    let name = "nacre_http_request_duration_seconds";
+    Family::new(text, "histogram", name, "Time from a request's head to its response.");
+    for interface in &INTERFACES {
+        interface.duration.show(text, name, &format!("interface=\"{}\"", interface.name));
+    }
+    let families = [
+        (
+            "nacre_activation_duration_seconds",
+            "Time of activations from acceptance to end.",
+            &ACTIVATION_DURATION,
+        ),
+        (
+            "nacre_activation_wait_seconds",
+            "Time of activations before their first instruction.",
+            &ACTIVATION_WAIT,
+        ),
+    ];
+    for (name, help, durations) in families {
+        Family::new(text, "histogram", name, help);
+        durations.show(text, name, "");
+    }
+}
+
 /// An activation ended.
 pub fn activation(status: Status, elapsed: Duration, wait: Duration, cold: bool) {
     static SUCCESS: LazyLock<Counter> = LazyLock::new(|| activations(Status::Success));
-    static DURATION: LazyLock<Histogram> = LazyLock::new(|| histogram!("nacre_activation_duration_seconds"));
-    static WAIT: LazyLock<Histogram> = LazyLock::new(|| histogram!("nacre_activation_wait_seconds"));
     match status {
         Status::Success => SUCCESS.increment(1),
         other => activations(other).increment(1),
     }
-    DURATION.record(elapsed);
-    WAIT.record(wait);
+    ACTIVATION_DURATION.record(elapsed);
+    ACTIVATION_WAIT.record(wait);
     if cold {
         counter!("nacre_cold_starts_total").increment(1);
     }
@@ -164,6 +194,7 @@ pub struct Gauges {
 #[must_use]
 pub fn render(views: &[View], gauges: Gauges) -> String {
     let mut text = HANDLE.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default();
+    durations(&mut text);
     state(&mut text, views, gauges);
     text
 }

@@ -110,6 +110,7 @@ fn hash(salt: &[u8; 16], key: &str) -> [u8; 32] {
 pub struct Tenant {
     /// What it is.
     pub record: TenantRecord,
+    owner: Arc<Owner>,
     salt: [u8; 16],
     key_hash: [u8; 32],
     running: AtomicU64,
@@ -151,8 +152,10 @@ impl Tenant {
     fn new(record: TenantRecord) -> Option<Self> {
         let (salt, key_hash) = (parse_hex(&record.salt)?, parse_hex(&record.key_hash)?);
         let zero = AtomicU64::default;
+        let owner = Arc::new(Owner { name: record.name.clone(), uuid: record.uuid.clone() });
         Some(Self {
             record,
+            owner,
             salt,
             key_hash,
             running: zero(),
@@ -175,8 +178,8 @@ impl Tenant {
 
     /// Whose its activations are.
     #[must_use]
-    pub fn owner(&self) -> Owner {
-        Owner { name: self.record.name.clone(), uuid: self.record.uuid.clone() }
+    pub fn owner(&self) -> &Arc<Owner> {
+        &self.owner
     }
 
     /// It was removed while somebody still held it.

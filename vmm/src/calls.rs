@@ -33,9 +33,9 @@ pub const MAX_POSTED_CODE_BYTES: usize = 256 << 10;
 #[derive(Clone, Debug, Default)]
 pub struct Call<'a> {
     /// Arguments, `argv[0]` first.
-    pub args: &'a [String],
+    pub args: &'a [&'a str],
     /// Environment.
-    pub env: &'a [(String, String)],
+    pub env: &'a [(&'a str, &'a str)],
     /// All of its standard input.
     pub stdin: &'a [u8],
     /// Time limits and class.
@@ -44,6 +44,8 @@ pub struct Call<'a> {
     pub memory_limit: Option<u64>,
     /// How many bytes are kept of standard output, and as many of standard error; what is beyond is dropped.
     pub max_output: usize,
+    /// A guest that sleeps is not woken for it before [`Cvm::kick`]: for who makes several calls at once.
+    pub unrung: bool,
 }
 
 /// How a call went.
@@ -546,7 +548,11 @@ impl Cvm {
     ) -> Result<CallHandle, CallError> {
         let request = call.encode()?;
         let place = self.calls().enter(call.max_output(), Box::new(done))?;
-        let sent = self.sender().post(messages(place.index, module.0.number, &request), false);
+        let sender = self.sender();
+        let sent = sender.post_unrung(messages(place.index, module.0.number, &request), false);
+        if !call.unrung {
+            sender.wake();
+        }
         if let Err(error) = sent {
             // If it is not there any more the CVM has ended, and `done` was told so.
             if self.calls().leave(place.index).is_some() {
@@ -557,7 +563,12 @@ impl Cvm {
                 });
             }
         }
-        Ok(CallHandle { sender: self.sender(), calls: self.calls().clone(), place })
+        Ok(CallHandle { sender, calls: self.calls().clone(), place })
+    }
+
+    /// Wakes the guest, if it sleeps, for calls that were made `unrung` since the last time.
+    pub fn kick(&self) {
+        self.sender().wake();
     }
 
     /// Calls whose results are not there yet.

@@ -128,9 +128,13 @@ fn numbers_are_used_again_only_after_the_answer() {
 
 #[test]
 fn requests_say_what_they_hold() {
-    let args = ["a".to_string(), String::new()];
-    let env = [("K".to_string(), "v".to_string())];
-    let call = Call { args: &args, env: &env, stdin: b"in", max_output: usize::MAX, ..Call::default() };
+    let call = Call {
+        args: &["a", ""],
+        env: &[("K", "v")],
+        stdin: b"in",
+        max_output: usize::MAX,
+        ..Call::default()
+    };
     let request = call.encode().unwrap();
     let head = RequestHead::decode(&request, request.len() as u64).unwrap();
     assert_eq!((head.args, head.vars, head.stdin_bytes, head.wall_limit_ns), (2, 1, 2, UNLIMITED));

@@ -12,7 +12,7 @@ use crate::normal::NormalCell;
 use crate::program::Options;
 use crate::task::{self, Begin, Spec};
 use crate::wasm::{self, Outcome};
-use crate::{agent::agent_static, link};
+use crate::{agent::agent_static, link, sched};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -22,9 +22,6 @@ use nacre_abi::call::{AnswerHead, HEAD_BYTES, MAX_REQUEST_BYTES, MAX_TEXT_BYTES,
 use nacre_abi::message::{ExitKind, Header, Kind, NO_PROGRAM, stream};
 use nacre_abi::ring::Incoming;
 use nacre_wval::{Priority, StopReason};
-
-/// A call is expected to be brief if those before it took less, in nanoseconds.
-const BRIEF_NS: u64 = 100_000;
 
 /// Requests that may come in pieces at the same time.
 const MAX_PARTIAL: usize = 256;
@@ -222,12 +219,13 @@ fn begin_in(module: Arc<Loaded>, call: u32, request: Bytes, arrived_ns: u64) {
             "out of memory: the CVM's heap is full; give the CVM more with --memory",
         );
     };
+    let expected_ns = order.module.average_ns();
     let spec = Spec {
         priority: options.priority,
         limits: options.limits(),
         program: NO_PROGRAM,
         call: Some(call),
-        brief: order.module.calls_take_less_than(BRIEF_NS),
+        expected_ns,
         patient: true,
         on_death: Some(Box::new(on_death)),
     };
@@ -235,7 +233,7 @@ fn begin_in(module: Arc<Loaded>, call: u32, request: Bytes, arrived_ns: u64) {
     match task::create(spec, Box::new(move |begin| run(order, begin))) {
         Ok(task) => {
             task::arm_limit(&task);
-            task::start(&task);
+            sched::submit_call(&task, expected_ns);
         }
         Err(_) => refuse(
             call,

@@ -103,19 +103,25 @@ impl Dispatcher {
         let tick = scheduler.tick(now, clock::ns_to_cycles(sched::SLICE_NS), retry);
         let stopping = task::any_stopping();
         let load = scheduler.load();
-        elastic::review_demand(load.queued);
+        let left = sched::left_for(now);
+        if left.is_none() || load.queued == 0 {
+            elastic::review_demand(load.queued);
+        }
         // A bump that is further away than any was due by a counter that the host has set back since.
         let bump_due = now >= self.next_bump || self.next_bump - now > retry;
         if (tick.bump || stopping) && bump_due {
             wasm::bump_epoch();
             self.next_bump = now.saturating_add(retry);
         }
-        if self.is_due(now) && load.queued != 0 {
+        if self.is_due(now) && load.queued != 0 && left.is_none() {
             sched::wake_again();
         }
         let mut wait = tick.look_again_at.map(|at| at.saturating_sub(now).min(backstop));
         if stopping {
             wait = Some(wait.map_or(retry, |wait| wait.min(retry)));
+        }
+        if let Some(left) = left.filter(|_| load.queued != 0) {
+            wait = Some(wait.map_or(left, |wait| wait.min(left)));
         }
         let some_awake = load.parked.count() < scheduler.vcpus().count() - 1;
         if some_awake || load.queued != 0 {
@@ -413,7 +419,7 @@ fn start(id: u32) {
             limits: options.limits(),
             program: id,
             call: None,
-            brief: false,
+            expected_ns: u64::MAX,
             patient: false,
             on_death: Some(Box::new(on_death)),
         };

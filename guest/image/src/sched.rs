@@ -16,12 +16,15 @@ use nacre_abi::layout::Layout;
 use nacre_abi::ring::Producer;
 use nacre_abi::{MAX_VCPUS, hypercall};
 use nacre_wval::{
-    Commit, LANES, Next, Priority, Scheduler, SpinPolicy, TaskRef, TimerInbox, TimerQueue, TimerReceiver,
+    Commit, LANES, Next, Priority, Scheduler, SpinPolicy, Submitted, TaskRef, TimerInbox, TimerQueue, TimerReceiver,
     TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
 };
 
 /// Requests for timers that one vCPU can have on their way to vCPU 0.
 const TIMER_REQUESTS: usize = 64;
+
+/// A task is brief if it is expected to take less, in nanoseconds.
+pub const BRIEF_NS: u64 = 100_000;
 
 /// How long a task runs while others wait, in nanoseconds.
 pub const SLICE_NS: u64 = 5_000_000;
@@ -70,6 +73,8 @@ pub struct Own {
     /// When the first message was sent for which the doorbell is still to be rung, in cycles; 0 for none.
     pub unrung_since: Cell<u64>,
     spin: RefCell<SpinPolicy>,
+    /// Since when brief calls are left to the workers that are awake, in cycles; 0 for not. Of vCPU 0.
+    left_since: Cell<u64>,
     resumed_at: Cell<u64>,
     /// Who is woken by the next park of this vCPU.
     wake_at_park: Cell<Option<VcpuId>>,
@@ -128,6 +133,7 @@ pub fn init(layout: &Layout, scratch: &mut Scratch) -> (Timers, AllOwn) {
             rung_at: Cell::new(0),
             unrung_since: Cell::new(0),
             spin: RefCell::new(SpinPolicy::new()),
+            left_since: Cell::new(0),
             resumed_at: Cell::new(0),
             wake_at_park: Cell::new(None),
         }
@@ -189,6 +195,47 @@ pub fn wake_for_backlog() {
     }
 }
 
+/// Tasks that take less than this together are left to the workers that are awake, in nanoseconds: waking another one takes
+/// as long, and more CPU.
+const WAKE_NS: u64 = 100_000;
+/// For how long vCPU 0 leaves them before it wakes somebody after all, in nanoseconds.
+const LEFT_NS: u64 = 1_000_000;
+
+/// Queues a call on vCPU 0, whose dispatcher looks after it ([`left_for`]), for the workers that are awake if it is brief.
+pub fn submit_call(task: &Task, expected_ns: u64) {
+    let own = own();
+    let per_worker = (WAKE_NS / expected_ns.max(1)) as usize;
+    if per_worker < 2 || vcpu::id() != VcpuId::NORMAL {
+        return submit(task);
+    }
+    elastic::poll();
+    let now = arch::rdtsc();
+    let since = now.saturating_sub(clock::ns_to_cycles(WAKE_NS));
+    // Those left before were taken: this one begins to wait now.
+    let is_first = !own.vcpu.leaves_work();
+    match own.vcpu.submit_brief(task.reference(), task.priority(), per_worker, since) {
+        Ok(Submitted::Left) if is_first || own.left_since.get() == 0 => own.left_since.set(now.max(1)),
+        Ok(Submitted::Left) => {}
+        Ok(Submitted::Wake(ticket)) => submitted(ticket, task.priority()),
+        // Each queue has room for all tasks there can be.
+        Err(_) => unreachable!("run queue overflow"),
+    }
+}
+
+/// Asked by vCPU 0 at each tick: for how many more cycles queued tasks may be left to the workers that are awake; `None` if
+/// there are no such tasks, or they were left for long enough.
+pub fn left_for(now: u64) -> Option<u64> {
+    let left_since = &own().left_since;
+    let since = left_since.get();
+    let limit = clock::ns_to_cycles(LEFT_NS);
+    // Wrapping: a counter that the host has set back ends the wait.
+    let left = limit.checked_sub(now.wrapping_sub(since)).filter(|left| since != 0 && *left != 0);
+    if left.is_none() {
+        left_since.set(0);
+    }
+    left
+}
+
 /// Queues a runnable task on this vCPU and wakes a worker for it; with none free, whoever runs a lower one gives way.
 pub fn submit(task: &Task) {
     let (vcpu, reference, class) = (&own().vcpu, task.reference(), task.priority());
@@ -196,15 +243,20 @@ pub fn submit(task: &Task) {
     let queued =
         if task.is_new() { vcpu.submit_new(reference, class) } else { vcpu.submit(reference, class) };
     match queued {
-        Ok(Some(ticket)) => ring(Some(ticket)),
-        Ok(None) => {
-            elastic::demand_rose();
-            if scheduler().runs_below(class) {
-                wasm::bump_epoch();
-            }
-        }
+        Ok(ticket) => submitted(ticket, class),
         // Each queue has room for all tasks there can be.
         Err(_) => unreachable!("run queue overflow"),
+    }
+}
+
+/// A task of `class` was queued.
+fn submitted(ticket: Option<WakeTicket>, class: Priority) {
+    if ticket.is_some() {
+        return ring(ticket);
+    }
+    elastic::demand_rose();
+    if scheduler().runs_below(class) {
+        wasm::bump_epoch();
     }
 }
 

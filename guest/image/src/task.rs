@@ -50,8 +50,8 @@ pub struct Spec {
     pub program: u32,
     /// The call it runs, by the host's number.
     pub call: Option<u32>,
-    /// It is expected to end within microseconds.
-    pub brief: bool,
+    /// How long it is expected to run, in nanoseconds; `u64::MAX` if that is not known.
+    pub expected_ns: u64,
     /// It may wait for memory before it begins (see [`nacre_wval::Vcpu::submit_new`]).
     pub patient: bool,
     /// Reports its end when an allocation failed that has no way to say so; `None` if such a failure must not end it.
@@ -66,7 +66,7 @@ impl Spec {
             limits: Limits::NONE,
             program,
             call: None,
-            brief: false,
+            expected_ns: u64::MAX,
             patient: false,
             on_death: None,
         }
@@ -274,7 +274,7 @@ impl Task {
 
     /// It is expected to end within microseconds, and has not shown otherwise.
     pub fn is_brief(&self) -> bool {
-        self.spec.brief && self.cpu_cycles.load(Ordering::Relaxed) == 0
+        self.spec.expected_ns < sched::BRIEF_NS && self.cpu_cycles.load(Ordering::Relaxed) == 0
     }
 
     /// It may wait for memory, and has not begun.

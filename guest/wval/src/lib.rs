@@ -83,7 +83,9 @@ pub use park::{Commit, CommitPark, ParkState, PreparePark, Switch, Unpark};
 pub use priority::{CLASSES, LANES, Priority};
 pub use queue::{Full, Owner, RingError, RunQueue};
 pub use rendezvous::{Epoch, Rendezvous};
-pub use sched::{FAIRNESS_INTERVAL, Load, Next, SchedError, Scheduler, Stopped, Tick, Vcpu, VcpuSlot};
+pub use sched::{
+    FAIRNESS_INTERVAL, Load, Next, SchedError, Scheduler, Stopped, Submitted, Tick, Vcpu, VcpuSlot,
+};
 pub use spin::SpinPolicy;
 pub use stop::{Completion, Limits, StopReason, StopRequest};
 pub use timer::{Arm, Expired, TimerError, TimerQueue, TimerSlot, TimerToken};

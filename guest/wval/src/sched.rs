@@ -98,6 +98,16 @@ pub enum Next {
     },
 }
 
+/// What becomes of a brief task ([`Vcpu::submit_brief`]).
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Submitted {
+    /// It is left to the workers that are awake: look again in a while, lest one of their tasks takes long after all.
+    Left,
+    /// As [`Vcpu::submit`] says.
+    Wake(Option<WakeTicket>),
+}
+
 /// What [`Scheduler::tick`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tick {
@@ -263,6 +273,19 @@ impl<'a> Scheduler<'a> {
         }
     }
 
+    /// How many workers take tasks, or will in a moment: those awake that do not run one since before `since`, and those whose
+    /// wake was sent.
+    fn serving(&self, since: u64) -> usize {
+        let allowed = self.allowed();
+        let awake = VcpuMask(allowed.0 & !self.idle.parked_hint().0);
+        let free = |v: &VcpuId| {
+            let running = &self.slots[v.index()].running;
+            running.class().is_none() || running.since.load(Ordering::Relaxed) >= since
+        };
+        awake.iter().filter(|v| v.index() < self.slots.len()).filter(free).count()
+            + self.idle.rung(allowed).count()
+    }
+
     /// Reports that the wake hypercall for `ticket` was done.
     pub fn wake_sent(&self, ticket: WakeTicket) {
         self.idle.wake_sent(ticket);
@@ -398,6 +421,27 @@ impl<'s> Vcpu<'s> {
         Ok(self.sched.claim())
     }
 
+    /// [`Vcpu::submit_new`] for one of many tasks that each take so little that up to `per_worker` of them are not worth a wake:
+    /// nobody is woken while the workers that are awake, or on their way, have no more than that each. A worker that runs a task
+    /// since before `since` does not count.
+    pub fn submit_brief(
+        &self,
+        task: TaskRef,
+        class: Priority,
+        per_worker: usize,
+        since: u64,
+    ) -> Result<Submitted, Full> {
+        let lane = Lane { class, new: true };
+        self.push(task, lane)?;
+        // A worker that is awake after this fence looks at the queues before it parks.
+        fence(Ordering::SeqCst);
+        let queued = self.owners[lane.index()].queue().len_hint();
+        if queued <= self.sched.serving(since).saturating_mul(per_worker) {
+            return Ok(Submitted::Left);
+        }
+        Ok(Submitted::Wake(self.sched.claim()))
+    }
+
     /// Queues the task this vCPU has just switched out, before it calls `next`.
     pub fn requeue(&self, task: TaskRef, class: Priority) -> Result<Option<WakeTicket>, Full> {
         let alone = !self.leaves_work() && self.sched.takers.contains(self.id);
@@ -434,7 +478,7 @@ impl<'s> Vcpu<'s> {
     }
 
     /// Whether something is in this vCPU's own queues.
-    fn leaves_work(&self) -> bool {
+    pub fn leaves_work(&self) -> bool {
         let mut lanes = self.sched.lanes(Priority::High, New::Second);
         lanes.any(|lane| !self.owners[lane.index()].queue().is_empty())
     }

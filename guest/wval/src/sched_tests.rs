@@ -328,3 +328,35 @@ fn new_tasks_and_others_of_a_class_take_turns() {
     begun.dedup();
     assert_eq!(begun, [1, 2, 3, 4], "however many turns the first ones would take");
 }
+
+#[test]
+fn brief_tasks_are_left_to_workers_that_are_awake() {
+    let r = rings::<3>();
+    let s = slots(&r);
+    let sched = Scheduler::new(&s).unwrap();
+    let [v0, w1, w2] = [0, 1, 2].map(|n| sched.attach(v(n)).unwrap());
+    w1.announce();
+    w2.announce();
+    let submit = |n, since| v0.submit_brief(task(n), Priority::Normal, 2, since).unwrap();
+    let woken = |submitted| match submitted {
+        Submitted::Wake(Some(ticket)) => ticket,
+        other => panic!("{other:?}"),
+    };
+    // Nobody is awake; then one is on its way, for two.
+    let first = woken(submit(1, 0));
+    assert_eq!(first.vcpu(), v(1));
+    sched.wake_sent(first);
+    assert_eq!(submit(2, 0), Submitted::Left);
+    assert_eq!(woken(submit(3, 0)).vcpu(), v(2));
+    // It runs one since moment 10: it counts for who looks back that far only.
+    let _ = w1.retract();
+    assert_eq!(w1.next(), run(1));
+    w1.begin(10, u64::MAX);
+    assert_eq!(w1.next(), run(2));
+    assert_eq!(submit(4, 10), Submitted::Left);
+    assert_eq!(woken(submit(5, 11)).vcpu(), v(2));
+    // Whom the host has taken its permission does not count.
+    assert_eq!((w1.next(), w1.next(), w1.next(), w1.next()), (run(3), run(4), run(5), Next::Empty));
+    sched.disallow(v(1));
+    assert_eq!(woken(submit(6, 0)).vcpu(), v(2));
+}

@@ -4,10 +4,9 @@
 use crate::limits::{ActionLimits, MAX_RESULT_BYTES};
 use crate::names::rfc3339;
 use crate::records::Status;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use std::collections::HashMap;
 use std::ops::Range;
 
 /// How a program ended.
@@ -62,9 +61,11 @@ impl Left {
         let found = find_result(&self.stdout);
         let (status, result, taken) = match &self.end {
             End::Exit(0) => match found {
-                Found::Object(range) => {
-                    let text = std::str::from_utf8(&self.stdout[range.clone()]).unwrap_or("{}").to_owned();
-                    let status = if has_error(&text) { Status::ApplicationError } else { Status::Success };
+                Found::Object(range, has_error) => {
+                    let text = std::str::from_utf8(&self.stdout[range.clone()]);
+                    let has_error = has_error && text.is_ok();
+                    let status = if has_error { Status::ApplicationError } else { Status::Success };
+                    let text = text.unwrap_or("{}").to_owned();
                     (status, RawValue::from_string(text).unwrap_or_else(|_| error_object("")), Some(range))
                 }
                 Found::TooLong(bytes) => (Status::DeveloperError, too_long(bytes), None),
@@ -79,7 +80,7 @@ impl Left {
             },
             End::Exit(code) => match found {
                 // A program that says what went wrong in its own words is heard.
-                Found::Object(range) if has_error(&String::from_utf8_lossy(&self.stdout[range.clone()])) => {
+                Found::Object(range, true) => {
                     let text = String::from_utf8_lossy(&self.stdout[range.clone()]).into_owned();
                     let object = RawValue::from_string(text).unwrap_or_else(|_| error_object(""));
                     (Status::ApplicationError, object, Some(range))
@@ -118,15 +119,20 @@ impl Left {
 
     fn logs(&self, taken: Option<Range<usize>>, limits: &ActionLimits, end_ms: u64) -> Vec<String> {
         let max_bytes = (limits.logs as usize) << 20;
-        let time = rfc3339(end_ms);
-        let mut logs = Lines { lines: Vec::new(), room: max_bytes, cut: false, time: &time };
         let (before, after) =
             taken.map_or((self.stdout.len(), self.stdout.len()), |range| (range.start, range.end));
-        logs.add("stdout", &self.stdout[..before]);
-        logs.add("stdout", &self.stdout[after..]);
-        logs.add("stderr", &self.stderr);
-        if let End::Trap(text) = &self.end {
-            logs.add("stderr", text.as_bytes());
+        let trap = if let End::Trap(text) = &self.end { text.as_bytes() } else { &[] };
+        let (before, after) = (&self.stdout[..before], &self.stdout[after..]);
+        let parts = [("stdout", before), ("stdout", after), ("stderr", &self.stderr), ("stderr", trap)];
+        if !(self.stdout_cut || self.stderr_cut)
+            && parts.iter().all(|(_, part)| part.iter().all(|c| *c == b'\n'))
+        {
+            return Vec::new();
+        }
+        let time = rfc3339(end_ms);
+        let mut logs = Lines { lines: Vec::new(), room: max_bytes, cut: false, time: &time };
+        for (stream, part) in parts {
+            logs.add(stream, part);
         }
         if logs.cut || self.stdout_cut || self.stderr_cut {
             let text = format!(
@@ -179,23 +185,59 @@ fn too_long(bytes: usize) -> Box<RawValue> {
     error_object(&text)
 }
 
-/// Whether an object has a member `error` that says something: then it is an application's error, as with OpenWhisk.
-fn has_error(object: &str) -> bool {
-    #[derive(Deserialize)]
-    struct Probe<'t> {
-        #[serde(borrow, default)]
-        error: Option<&'t RawValue>,
+/// A JSON object, and whether it has a member `error` that says something, which is not null or is there twice: then it is an
+/// application's error, as with OpenWhisk.
+struct Object {
+    has_error: bool,
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Object;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let (mut times, mut says) = (0, false);
+                while let Some(IsError(is_error)) = map.next_key()? {
+                    if is_error {
+                        times += 1;
+                        says |= map.next_value::<Option<IgnoredAny>>()?.is_some();
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Object { has_error: says || times > 1 })
+            }
+        }
+        deserializer.deserialize_map(Members)
     }
-    match serde_json::from_str::<Probe<'_>>(object) {
-        Ok(probe) => probe.error.is_some(),
-        // Such as `error` given twice.
-        Err(_) => serde_json::from_str::<HashMap<String, IgnoredAny>>(object)
-            .is_ok_and(|map| map.contains_key("error")),
+}
+
+/// Whether a member's name is `error`.
+struct IsError(bool);
+
+impl<'de> Deserialize<'de> for IsError {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = IsError;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<IsError, E> {
+                Ok(IsError(name == "error"))
+            }
+        }
+        deserializer.deserialize_str(Name)
     }
 }
 
 enum Found {
-    Object(Range<usize>),
+    /// Where it is, and whether it tells an error.
+    Object(Range<usize>, bool),
     TooLong(usize),
     None,
 }
@@ -220,11 +262,11 @@ fn find_result(stdout: &[u8]) -> Found {
         if stdout.get(at) == Some(&b'{') {
             tries += 1;
             read += end - at;
-            if serde_json::from_slice::<HashMap<String, IgnoredAny>>(&stdout[at..end]).is_ok() {
+            if let Ok(object) = serde_json::from_slice::<Object>(&stdout[at..end]) {
                 return if end - at > MAX_RESULT_BYTES {
                     Found::TooLong(end - at)
                 } else {
-                    Found::Object(at..end)
+                    Found::Object(at..end, object.has_error)
                 };
             }
             if tries >= MAX_TRIES || read >= MAX_READ_BYTES {

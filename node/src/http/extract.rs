@@ -4,16 +4,16 @@ use super::error::ApiError;
 use crate::daemon::Node;
 use crate::names::EntityName;
 use crate::tenants::{Credentials, Share, Tenant};
-use axum::body::Body;
 use axum::extract::{FromRequestParts, RawPathParams};
-use axum::http::{StatusCode, header, request::Parts};
+use axum::http::{HeaderMap, StatusCode, header, request::Parts};
 use bytes::{Bytes, BytesMut};
+use http_body::Body;
 use http_body_util::BodyExt;
 use nacre_node_api::body;
 use serde::Deserialize;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// A client has to send something of a body within this time.
 const BODY_PATIENCE: Duration = Duration::from_secs(15);
@@ -30,8 +30,14 @@ impl FromRequestParts<Arc<Node>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, node: &Arc<Node>) -> Result<Self, ApiError> {
+        Self::of(node, &parts.headers)
+    }
+}
+
+impl Caller {
+    fn of(node: &Node, headers: &HeaderMap) -> Result<Self, ApiError> {
         let refuse = |text: &str| ApiError::new(StatusCode::UNAUTHORIZED, text);
-        let header = parts.headers.get(header::AUTHORIZATION).ok_or_else(|| {
+        let header = headers.get(header::AUTHORIZATION).ok_or_else(|| {
             refuse("The request has no credentials; send uuid:key by HTTP basic authentication.")
         })?;
         let credentials = Credentials::from_header(header.as_bytes());
@@ -59,13 +65,7 @@ impl FromRequestParts<Arc<Node>> for Place {
         let mut name = None;
         for (key, value) in &params {
             match key {
-                "namespace" if value != "_" && value != tenant.name().as_str() => {
-                    return Err(ApiError::new(
-                        StatusCode::FORBIDDEN,
-                        "The supplied authentication is not authorized to access this resource.",
-                    ));
-                }
-                "namespace" => {}
+                "namespace" => is_own(&tenant, value)?,
                 _ => name = Some(value.to_owned()),
             }
         }
@@ -73,7 +73,26 @@ impl FromRequestParts<Arc<Node>> for Place {
     }
 }
 
+/// Whether a tenant may enter a namespace.
+fn is_own(tenant: &Tenant, namespace: &str) -> Result<(), ApiError> {
+    if namespace == "_" || namespace == tenant.name().as_str() {
+        return Ok(());
+    }
+    let text = "The supplied authentication is not authorized to access this resource.";
+    Err(ApiError::new(StatusCode::FORBIDDEN, text))
+}
+
 impl Place {
+    /// The place of a name in a namespace, for whoever these headers say that asks.
+    ///
+    /// # Errors
+    /// 401 or 403 if that is nobody, or somebody else.
+    pub fn of(node: &Node, headers: &HeaderMap, namespace: &str, name: &str) -> Result<Self, ApiError> {
+        let Caller(tenant) = Caller::of(node, headers)?;
+        is_own(&tenant, namespace)?;
+        Ok(Self { tenant, name: Some(name.to_owned()) })
+    }
+
     /// The last part of the path, as it is.
     #[must_use]
     pub fn text(&self) -> &str {
@@ -94,29 +113,33 @@ impl Place {
 
 /// The options behind a path's `?`.
 #[derive(Debug, Default)]
-pub struct Options(HashMap<String, String>);
+pub struct Options(Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Options {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
-        let query = query.map_err(|_| ApiError::bad("The query of the URL is malformed."))?;
-        Ok(Self(query.0.into_iter().collect()))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        Ok(Self::parse(parts.uri.query().unwrap_or_default()))
     }
 }
 
 impl Options {
+    /// The options of a query.
+    #[must_use]
+    pub fn parse(query: &str) -> Self {
+        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
     /// Options from pairs, for tests.
     #[must_use]
     pub fn of(pairs: &[(&str, &str)]) -> Self {
         Self(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
     }
 
-    /// A text.
+    /// A text: the last one of that name.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// A flag; false if it is not there.
@@ -157,39 +180,74 @@ pub struct Content {
 /// # Errors
 /// 413 if it is longer, 408 if the client is too slow, 429 if the tenant's requests have too much memory already, 400 if the
 /// client breaks off.
-pub async fn read(tenant: &Arc<Tenant>, body: Body, most: u64) -> Result<Content, ApiError> {
+pub async fn read<B>(tenant: &Arc<Tenant>, mut body: B, most: u64) -> Result<Content, ApiError>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
     let limits = tenant.limits();
     let most = most.min(limits.request_bytes);
-    let announced = http_body::Body::size_hint(&body).exact();
+    let announced = body.size_hint().exact();
     if announced.is_some_and(|length| length > most) {
         return Err(ApiError::too_large(announced, most));
     }
     let mut share = tenant.body_share();
-    let collect = async {
-        let mut body = body;
-        let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(BODY_START) as usize);
-        loop {
-            let frame = tokio::time::timeout(BODY_PATIENCE, body.frame()).await;
-            let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body came too slowly.");
-            let Some(frame) = frame.map_err(slow)? else { return Ok(bytes.freeze()) };
-            let broken = |_| ApiError::bad("The request's body broke off, or is badly chunked.");
-            let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
-            if bytes.len() as u64 + data.len() as u64 > most {
-                return Err(ApiError::too_large(announced, most));
-            }
-            if !share.grow(data.len() as u64, limits.requests_bytes) {
-                let text = format!(
-                    "The bodies of this tenant's requests exceed {} bytes; send fewer at once.",
-                    limits.requests_bytes
-                );
-                return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
-            }
-            bytes.extend_from_slice(&data);
+    let end = Instant::now() + BODY_LIMIT;
+    let mut bytes = Pieces::default();
+    loop {
+        let patience = end.min(Instant::now() + BODY_PATIENCE);
+        let slow = |_| {
+            let how = if patience == end { "took too long" } else { "came too slowly" };
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, format!("The request's body {how}."))
+        };
+        let Some(frame) = timeout_at(patience, body.frame()).await.map_err(slow)? else { break };
+        let broken = |_| ApiError::bad("The request's body broke off, or is badly chunked.");
+        let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+        if bytes.len() as u64 + data.len() as u64 > most {
+            return Err(ApiError::too_large(announced, most));
         }
-    };
-    let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body took too long.");
-    let bytes = tokio::time::timeout(BODY_LIMIT, collect).await.map_err(slow)??;
+        if !share.grow(data.len() as u64, limits.requests_bytes) {
+            let text = format!(
+                "The bodies of this tenant's requests exceed {} bytes; send fewer at once.",
+                limits.requests_bytes
+            );
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
+        }
+        bytes.add(data, announced);
+        if announced == Some(bytes.len() as u64) {
+            break;
+        }
+    }
+    let bytes = bytes.whole();
     Ok(Content { bytes, _share: share })
+}
+
+/// What has come of a body: one that comes whole is not copied.
+#[derive(Default)]
+struct Pieces {
+    first: Bytes,
+    all: BytesMut,
+}
+
+impl Pieces {
+    fn len(&self) -> usize {
+        self.first.len() + self.all.len()
+    }
+
+    fn add(&mut self, data: Bytes, announced: Option<u64>) {
+        if self.len() == 0 {
+            self.first = data;
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.reserve(announced.unwrap_or(0).min(BODY_START) as usize);
+            self.all.extend_from_slice(&std::mem::take(&mut self.first));
+        }
+        self.all.extend_from_slice(&data);
+    }
+
+    fn whole(self) -> Bytes {
+        if self.all.is_empty() { self.first } else { self.all.freeze() }
+    }
 }
 
 /// Parses a JSON body into its type.

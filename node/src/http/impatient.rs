@@ -1,9 +1,11 @@
 //! A stream whose other end has to take what is written: one that takes nothing for a while is given up, so that clients
 //! which do not read their answers hold neither memory nor places for ever.
 
+use super::watch::{Busy, Watch};
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,14 +15,15 @@ use tokio::time::{Sleep, sleep};
 pub(super) struct Impatient<S> {
     stream: S,
     patience: Duration,
+    watch: Arc<Watch>,
     /// Runs while a write waits.
-    waiting: Option<Pin<Box<Sleep>>>,
+    waiting: Option<(Pin<Box<Sleep>>, Busy)>,
 }
 
 impl<S> Impatient<S> {
-    /// Gives up when nothing is taken for `patience`.
-    pub(super) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waiting: None }
+    /// Gives up when nothing is taken for `patience`; `watch` is told while a write waits.
+    pub(super) fn new(stream: S, patience: Duration, watch: Arc<Watch>) -> Self {
+        Self { stream, patience, watch, waiting: None }
     }
 
     /// Turns waiting for too long into an error.
@@ -30,7 +33,7 @@ impl<S> Impatient<S> {
             return written;
         }
         let patience = self.patience;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let (waiting, _) = self.waiting.get_or_insert_with(|| (Box::pin(sleep(patience)), self.watch.busy()));
         waiting.as_mut().poll(context).map(|()| Err(ErrorKind::TimedOut.into()))
     }
 }
@@ -87,7 +90,7 @@ mod tests {
     #[tokio::test]
     async fn only_who_takes_nothing_is_given_up() {
         let (client, server) = tokio::io::duplex(1024);
-        let mut server = Impatient::new(server, Duration::from_millis(20));
+        let mut server = Impatient::new(server, Duration::from_millis(20), Watch::new());
         let reader = tokio::spawn(async move {
             let mut client = client;
             let mut taken = [0; 4096];

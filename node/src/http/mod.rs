@@ -15,6 +15,7 @@ mod layer;
 pub mod native;
 pub mod openwhisk;
 mod server;
+mod watch;
 
 use crate::daemon::Node;
 use crate::metrics::Gauges;
@@ -24,6 +25,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use error::ApiError;
+use server::Front;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::net::{TcpListener, UnixListener};
@@ -40,12 +42,13 @@ pub struct Listeners {
 
 /// Serves until the node stops and open requests are answered.
 pub async fn serve(node: Arc<Node>, listeners: Listeners) {
-    let public = server::serve(listeners.public, router(&node, false), node.clone());
-    let admin = server::serve(listeners.admin, router(&node, true), node.clone());
+    let all = |administrator| Front { router: router(&node, administrator), calls: Some(node.clone()) };
+    let public = server::serve(listeners.public, all(false), node.clone());
+    let admin = server::serve(listeners.admin, all(true), node.clone());
     let metrics = async {
         if let Some(listener) = listeners.metrics {
-            server::serve(listener, finish(metrics_router(&node).merge(health_router(&node))), node.clone())
-                .await;
+            let router = finish(metrics_router(&node).merge(health_router(&node)));
+            server::serve(listener, Front { router, calls: None }, node.clone()).await;
         }
     };
     tokio::join!(public, admin, metrics);

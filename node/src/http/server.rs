@@ -1,14 +1,22 @@
 //! Accepting connections and speaking HTTP/1.1 on them, bounded in number, time and memory.
 
 use super::impatient::Impatient;
+use super::layer::Head;
+use super::openwhisk::{PATTERN, answer_call, is_call};
+use super::watch::Watch;
 use crate::daemon::Node;
 use axum::Router;
+use axum::http::Request;
+use axum::response::Response;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -65,8 +73,50 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Serves `router` on a listener until the node stops; then open connections finish their requests.
-pub(super) async fn serve<L: Listen>(mut listener: L, router: Router, node: Arc<Node>) {
+/// What answers requests: calls of actions, which are most of them, go a way of their own around the router; the layer and the
+/// handler are the same.
+#[derive(Clone)]
+pub(super) struct Front {
+    /// Everything.
+    pub(super) router: Router,
+    /// For calls of actions, where they are served.
+    pub(super) calls: Option<Arc<Node>>,
+}
+
+/// The same for one connection.
+struct Attended {
+    front: Front,
+    watch: Arc<Watch>,
+}
+
+impl Service<Request<Incoming>> for Attended {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let busy = self.watch.busy();
+        match &self.front.calls {
+            Some(node) if is_call(&request).is_some() => {
+                let (head, node) = (Head::of(&request), node.clone());
+                Box::pin(async move {
+                    let _busy = busy;
+                    Ok(head.around(PATTERN, answer_call(node, request)).await)
+                })
+            }
+            _ => {
+                let answer = TowerToHyperService::new(self.front.router.clone()).call(request);
+                Box::pin(async move {
+                    let _busy = busy;
+                    answer.await
+                })
+            }
+        }
+    }
+}
+
+/// Serves `front` on a listener until the node stops; then open connections finish their requests.
+pub(super) async fn serve<L: Listen>(mut listener: L, front: Front, node: Arc<Node>) {
     let mut stopping = node.stopping.subscribe();
     let places = Arc::new(Semaphore::new(node.config.max_connections));
     let mut connections = JoinSet::new();
@@ -83,11 +133,11 @@ pub(super) async fn serve<L: Listen>(mut listener: L, router: Router, node: Arc<
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok(stream) => {
-                let (router, stopping, node) = (router.clone(), stopping.clone(), node.clone());
+                let (front, stopping, node) = (front.clone(), stopping.clone(), node.clone());
                 connections.spawn(async move {
                     node.connections.fetch_add(1, Ordering::Relaxed);
                     let _counted = Counted(&node.connections);
-                    connection(stream, router, stopping).await;
+                    connection(stream, front, stopping).await;
                     drop(place);
                 });
             }
@@ -112,24 +162,31 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
+    front: Front,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let service = TowerToHyperService::new(router);
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
+        // `Watch` does it.
+        .header_read_timeout(None::<Duration>)
         .max_buf_size(BUFFER_BYTES)
         .max_headers(MAX_HEADERS)
         .half_close(false);
-    let mut connection =
-        pin!(builder.serve_connection(TokioIo::new(Impatient::new(stream, TAKE_PATIENCE)), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopped(&mut stopping) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let watch = Watch::new();
+    let stream = Impatient::new(stream, TAKE_PATIENCE, watch.clone());
+    let service = Attended { front, watch: watch.clone() };
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let (mut idle, mut stop) = (pin!(watch.idle(HEAD_PATIENCE)), pin!(stopped(&mut stopping)));
+    let mut told = false;
+    let result = loop {
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => break result,
+            () = idle.as_mut() => return,
+            () = stop.as_mut(), if !told => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
         }
     };
     if let Err(error) = result {

@@ -10,6 +10,7 @@ use nacre_vmm::{
     Module,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -57,13 +58,13 @@ pub enum CallFailed {
 
 /// A call.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct Request<'a> {
     /// Arguments, `argv[0]` first.
-    pub args: Vec<String>,
+    pub args: &'a [&'a str],
     /// Environment.
-    pub env: Vec<(String, String)>,
+    pub env: &'a [(&'a str, &'a str)],
     /// Standard input.
-    pub stdin: Vec<u8>,
+    pub stdin: &'a [u8],
     /// How long it may take.
     pub wall_limit: Duration,
     /// Linear memory it may have, in bytes.
@@ -107,7 +108,18 @@ pub enum LoadFailed {
 /// A running CVM.
 pub struct Machine {
     cvm: Arc<Cvm>,
+    /// Calls for which the CVM is still to be woken; one of them does it for all.
+    unrung: AtomicUsize,
 }
+
+/// So many calls at once are worth a wake.
+const FEW_CALLS: usize = 2;
+/// After so many calls, or half of those under way, the CVM is woken, whatever else there is to do.
+const MANY_CALLS: usize = 32;
+/// It is after this time.
+const LONGEST_UNRUNG: Duration = Duration::from_micros(300);
+/// A turn of the executor that takes less had nothing to do.
+const IDLE_TURN: Duration = Duration::from_micros(5);
 
 impl Machine {
     /// Launches one. Blocks for some milliseconds.
@@ -127,7 +139,7 @@ impl Machine {
             on_print: Box::new(|text| tracing::error!(text, "guest")),
             ..CvmConfig::default()
         })?;
-        Ok(Self { cvm: Arc::new(cvm) })
+        Ok(Self { cvm: Arc::new(cvm), unrung: AtomicUsize::new(0) })
     }
 
     /// The CVM, for whoever shows it.
@@ -161,7 +173,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`CallFailed`]: the CVM is of no use any more.
-    pub async fn call(&self, code: &Code, request: &Request) -> Result<Reply, CallFailed> {
+    pub async fn call(&self, code: &Code, request: &Request<'_>) -> Result<Reply, CallFailed> {
         let begin = Instant::now();
         let (mut result, handle) = self.begin(code, request).await?;
         let deadline = tokio::time::Instant::now() + request.wall_limit + GRACE;
@@ -193,15 +205,16 @@ impl Machine {
     async fn begin(
         &self,
         code: &Code,
-        request: &Request,
+        request: &Request<'_>,
     ) -> Result<(oneshot::Receiver<CallResult>, CallHandle), CallFailed> {
         let call = Call {
-            args: &request.args,
-            env: &request.env,
-            stdin: &request.stdin,
+            args: request.args,
+            env: request.env,
+            stdin: request.stdin,
             options: RunOptions { wall_limit: Some(request.wall_limit), ..RunOptions::default() },
             memory_limit: Some(request.memory_limit),
             max_output: request.max_logs + MAX_RESULT_BYTES,
+            unrung: true,
         };
         let mut pause = BUSY_PAUSES.0;
         loop {
@@ -209,7 +222,10 @@ impl Machine {
             // Who waited may have given up.
             let done = move |result| drop(sender.send(result));
             match self.cvm.call(&code.0, call.clone(), done) {
-                Ok(handle) => return Ok((receiver, handle)),
+                Ok(handle) => {
+                    self.wake().await;
+                    return Ok((receiver, handle));
+                }
                 Err(CallError::Busy) => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BUSY_PAUSES.1);
@@ -221,6 +237,37 @@ impl Machine {
                     return Err(CallFailed::Refused(error.to_string()));
                 }
             }
+        }
+    }
+
+    /// Wakes the CVM for a call that was made: at once when there are few, else when there are many, this thread has nothing else
+    /// to do, or it is time. A wake costs as much as several calls.
+    async fn wake(&self) {
+        let unrung = Unrung(self);
+        let many = (self.cvm.calls_in_flight() / 2).min(MANY_CALLS);
+        let before = self.unrung.fetch_add(1, Ordering::AcqRel);
+        if before >= many || many <= FEW_CALLS {
+            return drop(unrung);
+        }
+        if before > 0 {
+            // Whoever made the first one does it.
+            return std::mem::forget(unrung);
+        }
+        let begin = Instant::now();
+        let (mut turn, mut idle_turns) = (begin, 0);
+        loop {
+            // Until all else that was ready has been polled.
+            tokio::task::yield_now().await;
+            let now = Instant::now();
+            // The first such turn may have brought what is polled in the next one.
+            idle_turns = if now - turn < IDLE_TURN { idle_turns + 1 } else { 0 };
+            if idle_turns > 1 || now - begin > LONGEST_UNRUNG {
+                return drop(unrung);
+            }
+            if self.unrung.load(Ordering::Acquire) == 0 {
+                return std::mem::forget(unrung);
+            }
+            turn = now;
         }
     }
 
@@ -247,6 +294,17 @@ impl Machine {
         let cvm = self.cvm.clone();
         // Fails only when stopping panicked, and then nothing is left to do.
         let _ = spawn_blocking(move || cvm.stop()).await;
+    }
+}
+
+/// The duty to wake a CVM for its calls, also if whoever has it is dropped.
+struct Unrung<'m>(&'m Machine);
+
+impl Drop for Unrung<'_> {
+    fn drop(&mut self) {
+        // What is made from here on is somebody else's.
+        self.0.unrung.swap(0, Ordering::AcqRel);
+        self.0.cvm.kick();
     }
 }
 

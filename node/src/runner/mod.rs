@@ -183,7 +183,7 @@ impl Runner {
     }
 
     /// Runs a module once in the tenant's CVM.
-    pub async fn run(&self, tenant: &Arc<Tenant>, module: &ModuleRef, request: Request) -> Ran {
+    pub async fn run(&self, tenant: &Arc<Tenant>, module: &ModuleRef, request: Request<'_>) -> Ran {
         let begin = Instant::now();
         let seat = self.seat(tenant);
         seat.busy.fetch_add(1, Ordering::SeqCst);

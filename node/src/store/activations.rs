@@ -26,32 +26,42 @@ pub struct Filter {
     pub limit: usize,
 }
 
-/// Activations on their way to the disk, by the first half of their tenant's credentials: a later tenant of the same name has
-/// another.
+/// Activations on their way to the disk, and whose they are: a later tenant of the same name is another owner.
 #[derive(Debug, Default)]
-pub struct Recent(Mutex<BTreeMap<(String, ActivationId), Arc<Activation>>>);
+pub struct Recent(Mutex<BTreeMap<ActivationId, Waiting>>);
+
+type Waiting = (Arc<Owner>, Arc<Activation>);
 
 impl Recent {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, ActivationId), Arc<Activation>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ActivationId, Waiting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn insert(&self, owner: &Owner, activation: Arc<Activation>) {
-        self.lock().insert((owner.uuid.clone(), activation.id), activation);
+    pub(super) fn insert(&self, owner: Arc<Owner>, activation: Arc<Activation>) {
+        self.lock().insert(activation.id, (owner, activation));
     }
 
-    pub(super) fn remove(&self, owner: &Owner, id: ActivationId) {
-        self.lock().remove(&(owner.uuid.clone(), id));
+    pub(super) fn remove(&self, ids: impl Iterator<Item = ActivationId>) {
+        let mut all = self.lock();
+        ids.for_each(|id| drop(all.remove(&id)));
     }
 
     fn get(&self, tenant: &TenantRecord, id: ActivationId) -> Option<Arc<Activation>> {
-        self.lock().get(&(tenant.uuid.clone(), id)).cloned()
+        let all = self.lock();
+        all.get(&id).filter(|(owner, _)| owner.uuid == tenant.uuid).map(|(_, activation)| activation.clone())
     }
 
     fn of(&self, tenant: &TenantRecord) -> BTreeMap<ActivationId, Arc<Activation>> {
-        let from = (tenant.uuid.clone(), ActivationId::from_bytes([0; 16]));
-        let to = (tenant.uuid.clone(), ActivationId::from_bytes([255; 16]));
-        self.lock().range(from..=to).map(|((_, id), activation)| (*id, activation.clone())).collect()
+        let all = self.lock();
+        let own = all.iter().filter(|(_, (owner, _))| owner.uuid == tenant.uuid);
+        own.map(|(id, (_, activation))| (*id, activation.clone())).collect()
+    }
+}
+
+/// Nobody waits for a batch of activations: after every few of them, whoever wants this CPU goes first.
+fn make_way(number: usize) {
+    if number % 16 == 15 {
+        std::thread::yield_now();
     }
 }
 
@@ -76,7 +86,8 @@ impl<'t> Tables<'t> {
         activations: impl IntoIterator<Item = &'a Activation>,
     ) -> Result<(), StoreError> {
         let (mut count, mut bytes) = self.kept(tenant)?;
-        for activation in activations {
+        for (number, activation) in activations.into_iter().enumerate() {
+            make_way(number);
             let value = serde_json::to_vec(activation)?;
             let old = self.activations.insert((tenant, &activation.id.bytes()), value.as_slice())?;
             let old = old.map(|old| old.value().len() as u64);
@@ -110,7 +121,8 @@ impl<'t> Tables<'t> {
             bytes = bytes.saturating_sub(value.value().len() as u64);
             gone.push(id);
         }
-        for id in &gone {
+        for (number, id) in gone.iter().enumerate() {
+            make_way(number);
             self.activations.remove((tenant, id))?;
         }
         if !gone.is_empty() {
@@ -133,15 +145,25 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub async fn record(&self, owner: Owner, activation: Arc<Activation>) -> Result<(), StoreError> {
-        self.committer.activation(owner, activation).await
+    pub async fn record(
+        &self,
+        owner: impl Into<Arc<Owner>>,
+        activation: Arc<Activation>,
+    ) -> Result<(), StoreError> {
+        self.committer.activation(owner.into(), activation).await
     }
 
     /// Notes durably that a call is under way; for one that is over already nothing is noted.
     ///
     /// # Errors
     /// [`StoreError`]; then it must not be acknowledged.
-    pub async fn begin(&self, owner: Owner, id: ActivationId, call: Pending) -> Result<(), StoreError> {
+    pub async fn begin(
+        &self,
+        owner: impl Into<Arc<Owner>>,
+        id: ActivationId,
+        call: Pending,
+    ) -> Result<(), StoreError> {
+        let owner = owner.into();
         let edit = move |change: &mut Change<'_>| {
             let tables = Tables::open(change.transaction)?;
             let tenant = tables::tenant(change.transaction, owner.name.as_str())?;

@@ -117,7 +117,7 @@ enum Message {
 
 /// An activation on its way, and its part of what may be on the way.
 struct Record {
-    owner: Owner,
+    owner: Arc<Owner>,
     activation: Arc<Activation>,
     _weight: OwnedSemaphorePermit,
 }
@@ -185,12 +185,12 @@ impl Committer {
 
     pub(super) async fn activation(
         &self,
-        owner: Owner,
+        owner: Arc<Owner>,
         activation: Arc<Activation>,
     ) -> Result<(), StoreError> {
         let kib = (activation.weight() >> 10).clamp(1, WAITING_KIB) as u32;
         let weight = self.weight.clone().acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
-        self.recent.insert(&owner, activation.clone());
+        self.recent.insert(owner.clone(), activation.clone());
         if self.waiting.put(Record { owner, activation, _weight: weight }) {
             self.send(Message::Activations)?;
         }
@@ -273,8 +273,9 @@ impl Writer {
             Err(error) => Err(error.to_string()),
         };
         // Before anybody is told: who then asks finds what is on the disk, no more.
-        for Record { owner, activation, .. } in &records {
-            self.recent.remove(owner, activation.id);
+        // In pieces: calls that end meanwhile do not wait long for the lock.
+        for records in records.chunks(64) {
+            self.recent.remove(records.iter().map(|record| record.activation.id));
         }
         for job in jobs {
             job.finish(committed.clone());

@@ -243,7 +243,8 @@ fn call(
     started: Sender<()>,
     outcome: &mut Outcome,
 ) -> Result<Exit, CvmError> {
-    let (args, stdin) = (["work".to_string(), outcome.job.argument()], outcome.job.input());
+    let (argument, stdin) = (outcome.job.argument(), outcome.job.input());
+    let args = ["work", &argument];
     let module = match cvm.load_module(code.file()) {
         Ok(module) => module,
         Err(CvmError::Module(refused)) => return Ok(refused),

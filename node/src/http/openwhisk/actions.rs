@@ -5,14 +5,15 @@ use crate::http::error::ApiError;
 use crate::http::extract::{self, Options, Place};
 use crate::invoke::Invoked;
 use crate::limits::{ActionLimits, MAX_BLOCKING, MAX_PARAMETERS_BYTES};
-use crate::names::{ActivationId, Digest, EntityName, now_ms};
+use crate::names::{ActivationId, Digest, EntityName, hex, now_ms};
 use crate::records::{Action, Activation, ModuleRef, Status, Version};
 use crate::store::EditError;
 use crate::tenants::Tenant;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use nacre_node_api::wire::{ActionPut, ActionView, ActivationView, action_put};
 use sha2::Digest as _;
 use std::sync::Arc;
@@ -27,9 +28,17 @@ pub(super) const LIST_MAX: u64 = 200;
 /// A JSON answer.
 pub(super) fn answer<T: serde::Serialize>(status: StatusCode, body: &T) -> Response {
     match serde_json::to_vec(body) {
-        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Ok(bytes) => json_text(status, bytes.into()),
         Err(_) => ApiError::internal().into_response(),
     }
+}
+
+/// The same of JSON.
+fn json_text(status: StatusCode, text: Bytes) -> Response {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// `limit` and `skip` of a list.
@@ -183,7 +192,40 @@ pub(super) async fn invoke(
     options: Options,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let action = find(&node, &place)?;
+    call(&node, place, options, body).await
+}
+
+/// The pattern of [`invoke`]'s path.
+pub(in crate::http) const PATTERN: &str = "/api/v1/namespaces/{namespace}/actions/{*name}";
+
+/// [`invoke`] without the router: the namespace and the name, if this is such a request, and one of the usual kind.
+pub(in crate::http) fn is_call<B>(request: &Request<B>) -> Option<(&str, &str)> {
+    let path = request.uri().path().strip_prefix("/api/v1/namespaces/")?;
+    let (namespace, name) = path.split_once("/actions/")?;
+    let plain = |text: &str| !text.is_empty() && !text.contains(['/', '%']);
+    (request.method() == Method::POST && plain(namespace) && plain(name)).then_some((namespace, name))
+}
+
+/// Answers a request that [`is_call`].
+pub(in crate::http) async fn answer_call<B>(node: Arc<Node>, request: Request<B>) -> Response
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let place = is_call(&request).ok_or_else(ApiError::missing);
+    let place = place.and_then(|(namespace, name)| Place::of(&node, request.headers(), namespace, name));
+    let options = Options::parse(request.uri().query().unwrap_or_default());
+    let answer = match place {
+        Ok(place) => call(&node, place, options, request.into_body()).await,
+        Err(error) => Err(error),
+    };
+    answer.into_response()
+}
+
+async fn call<B>(node: &Arc<Node>, place: Place, options: Options, body: B) -> Result<Response, ApiError>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let action = find(node, &place)?;
     let (blocking, result_only) = (options.flag("blocking")?, options.flag("result")?);
     let timeout = options.number("timeout", 1, MAX_BLOCKING.as_millis() as u64)?;
     let patience = blocking.then(|| timeout.map_or(MAX_BLOCKING, Duration::from_millis));
@@ -197,7 +239,7 @@ pub(super) async fn invoke(
         Invoked::Done(activation) => {
             let status = http_status(&activation);
             let response = if result_only {
-                answer(status, &activation.result)
+                json_text(status, Bytes::copy_from_slice(activation.result.get().as_bytes()))
             } else {
                 answer(status, &ActivationView::full(place.tenant.name(), &activation))
             };
@@ -215,7 +257,7 @@ fn http_status(activation: &Activation) -> StatusCode {
 }
 
 fn with_id(mut response: Response, id: ActivationId) -> Response {
-    if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
+    if let Ok(value) = HeaderValue::try_from(hex(&id.bytes())) {
         response.headers_mut().insert(ACTIVATION_ID, value);
     }
     response

@@ -3,7 +3,7 @@
 mod actions;
 mod activations;
 
-pub(super) use actions::{compile, deploy};
+pub(super) use actions::{PATTERN, answer_call, compile, deploy, is_call};
 
 use super::error::ApiError;
 use super::extract::{Caller, Place};
@@ -33,10 +33,7 @@ pub(super) fn router(node: &Arc<Node>) -> Router {
         .route(&path("limits"), get(limits))
         .route(&path("actions"), get(actions::list))
         .route(&path("actions/"), get(actions::list))
-        .route(
-            &path("actions/{*name}"),
-            get(actions::get).put(actions::put).delete(actions::delete).post(actions::invoke),
-        )
+        .route(PATTERN, get(actions::get).put(actions::put).delete(actions::delete).post(actions::invoke))
         .route(&path("activations"), get(activations::list))
         .route(&path("activations/"), get(activations::list))
         .route(&path("activations/{id}"), get(activations::get))
