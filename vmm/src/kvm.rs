@@ -105,6 +105,11 @@ impl Machine {
         &self.private
     }
 
+    /// The extended state that vCPUs start with.
+    pub fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+
     /// The shared window.
     pub fn shared(&self) -> &SharedMemory {
         &self.shared
