@@ -30,7 +30,10 @@ fn main() {
         "wasi/src",
         "sockets/src",
         "engine/src",
+        "session/src",
+        "tls/src",
         "../abi/src",
+        "../attest/src",
     ] {
         println!("cargo:rerun-if-changed={}", guest.join(watched).display());
     }

@@ -222,7 +222,7 @@ pub fn measurement(shape: LaunchShape) -> Result<[u8; MEASUREMENT_BYTES], crate:
     }
     let file = if shape.debug_image { image::DEBUG } else { image::RELEASE };
     let launch = Launch::new(&GuestImage::parse(file)?, shape.vcpus, shape.memory_bytes)?;
-    let digest = launch.measure(shape.xcr0);
+    let digest = launch.measure(shape.xcr0).0;
     known().insert(shape, digest);
     Ok(digest)
 }

@@ -6,7 +6,7 @@
 //! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
 //! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
 //!   [`events`]: what happens to them. [`calls`]: modules that are loaded once, and calls of them.
-//! * [`evidence`]: reports and offers of sessions, and what a launch measures.
+//! * [`evidence`]: reports and offers of sessions, and the measurement of a launch.
 //! * [`socket`]: TCP connections to programs that listen.
 //! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
@@ -25,6 +25,7 @@ pub mod kvm;
 mod last_words;
 pub mod launch;
 pub mod link;
+mod measure;
 pub mod memory;
 pub mod program;
 pub mod socket;

@@ -9,7 +9,7 @@ use crate::memory::{self, Scratch};
 use crate::program::{Code, Loading, Options, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
-use crate::{calls, children, console, elastic, handover, link, modules, phases, sockets, task, wasm};
+use crate::{calls, children, console, elastic, handover, link, modules, phases, sealed, sockets, task, wasm};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -243,6 +243,9 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::StreamClosed => with_program(id, |program| program.output_closed(header.stream)),
         Kind::Export => export(id, body),
         Kind::ProgramDrop => Program::forget(id),
+        Kind::Manifest => sealed::take_manifest(body),
+        Kind::EvidenceRequest => sealed::evidence::request(id, body),
+        Kind::Report => sealed::evidence::report(id, body),
         Kind::ModuleCreate => modules::create(header),
         Kind::ModuleLoad => modules::load(id),
         Kind::ModuleDrop => modules::forget(id),
