@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! H Manifest                     once, before any code
-//! H EvidenceRequest(nonce)       G ReportRequest(report data)    H Report    G Evidence(claims)
+//! H EvidenceRequest(nonce)       G ReportRequest(report data)    H Report    G Evidence
 //! H ModuleCreate(Package) ModuleCode* ModuleLoad      G ModuleLoaded        a package is there, and not more
 //! H CallStart(SESSIONS)          G CallDone                      a record of a session, and its answer
 //! ```
@@ -21,10 +21,6 @@ pub const NONCE_BYTES: usize = 32;
 pub const REPORT_DATA_BYTES: usize = 64;
 /// Bytes of a report: SEV-SNP's attestation report (firmware ABI, 7.3).
 pub const REPORT_BYTES: usize = 1184;
-/// Bytes of a signed manifest at most.
-pub const MAX_MANIFEST_BYTES: usize = 16 << 10;
-/// Bytes of claims with their list of code at most.
-pub const MAX_CLAIMS_BYTES: usize = 48 << 10;
 /// Bytes that name a package.
 pub const PACKAGE_ID_BYTES: usize = 16;
 /// Reports that a guest waits for at most; beyond that a request is refused.
@@ -53,7 +49,7 @@ impl CodeForm {
 /// What a message [`Evidence`](crate::message::Kind::Evidence) holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvidenceKind {
-    /// The claims that the report binds, and the list of the code that is loaded.
+    /// Evidence without certificates, as `nacre-attest` encodes it.
     Claims = 0,
     /// Why there is none, as text.
     Refused = 1,

@@ -14,6 +14,7 @@ use crate::cvm::{Cvm, CvmError};
 use crate::events::Exit;
 use crate::link::{SendError, Sender};
 use crate::program::RunOptions;
+use nacre_abi::attest::{CodeForm, SESSIONS};
 use nacre_abi::call::{
     AnswerHead, HEAD_BYTES, MAX_OUTPUT_BYTES, MAX_REQUEST_BYTES, MAX_TEXTS, PIECE_BYTES, RequestHead,
     UNLIMITED,
@@ -459,6 +460,19 @@ impl Cvm {
     /// # Errors
     /// [`CvmError::Module`] if the guest refuses it, [`CvmError::Ended`].
     pub fn load_module(&self, code: &[u8]) -> Result<Module, CvmError> {
+        self.bring_in(CodeForm::Plain, code)
+    }
+
+    /// Brings a sealed package into the CVM, which keeps it until the last handle is dropped. What is in it runs only by order of a
+    /// session, and stays when the package goes.
+    ///
+    /// # Errors
+    /// As [`load_module`](Self::load_module).
+    pub fn load_package(&self, package: &[u8]) -> Result<Module, CvmError> {
+        self.bring_in(CodeForm::Package, package)
+    }
+
+    fn bring_in(&self, form: CodeForm, code: &[u8]) -> Result<Module, CvmError> {
         let (waiter, loaded) = mpsc::sync_channel(1);
         let number = {
             let mut state = self.calls().state();
@@ -472,7 +486,8 @@ impl Cvm {
         };
         // From here on its drop takes back what was sent.
         let module = Module(Arc::new(Loaded { sender: self.sender(), number }));
-        self.send(Header::new(Kind::ModuleCreate, number).arg(code.len() as u64), &[])?;
+        let create = Header::new(Kind::ModuleCreate, number).stream(form as u32).arg(code.len() as u64);
+        self.send(create, &[])?;
         for (offset, piece) in (0..).step_by(Sender::MAX_BODY).zip(code.chunks(Sender::MAX_BODY)) {
             self.send(Header::new(Kind::ModuleCode, number).arg(offset), piece)?;
         }
@@ -495,9 +510,26 @@ impl Cvm {
         call: Call<'_>,
         done: impl FnOnce(CallResult) + Send + 'static,
     ) -> Result<CallHandle, CallError> {
+        self.call_number(module.0.number, &call, Box::new(done))
+    }
+
+    /// Hands a record of a session to the guest, as the input of a call whose limits hold for what the record asks for. Its answer is
+    /// standard output: another record, whether the guest took this one or not.
+    ///
+    /// # Errors
+    /// [`CallError`]; `done` is not called then.
+    pub fn record(
+        &self,
+        call: &Call<'_>,
+        done: impl FnOnce(CallResult) + Send + 'static,
+    ) -> Result<CallHandle, CallError> {
+        self.call_number(SESSIONS, call, Box::new(done))
+    }
+
+    fn call_number(&self, module: u32, call: &Call<'_>, done: Done) -> Result<CallHandle, CallError> {
         let request = call.encode()?;
-        let place = self.calls().enter(call.max_output(), Box::new(done))?;
-        let sent = self.sender().post(messages(place.index, module.0.number, &request), false);
+        let place = self.calls().enter(call.max_output(), done)?;
+        let sent = self.sender().post(messages(place.index, module, &request), false);
         if let Err(error) = sent {
             // If it is not there any more the CVM has ended, and `done` was told so.
             if self.calls().leave(place.index).is_some() {

@@ -5,7 +5,7 @@ use crate::elastic::manager::Membership;
 use crate::elastic::{
     self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
 };
-use crate::evidence::{Attestation, Claimed, EvidenceError, Identity, LaunchShape};
+use crate::evidence::{Attestation, EvidenceError, Identity, LaunchShape};
 use crate::events::{Events, Exit, Mailboxes, ProgramEvent, ProgramId};
 use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
@@ -364,7 +364,7 @@ impl Cvm {
     pub fn evidence(
         &self,
         nonce: &[u8; NONCE_BYTES],
-        done: impl FnOnce(Result<Claimed, EvidenceError>) + Send + 'static,
+        done: impl FnOnce(Result<Vec<u8>, EvidenceError>) + Send + 'static,
     ) {
         self.attestation.request(nonce, Box::new(done));
     }

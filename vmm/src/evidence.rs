@@ -10,9 +10,7 @@
 use crate::image::{self, GuestImage};
 use crate::launch::Launch;
 use crate::link::Sender;
-use nacre_abi::attest::{
-    EvidenceKind, MAX_CLAIMS_BYTES, MAX_REPORTS_WAITING, NONCE_BYTES, REPORT_BYTES, REPORT_DATA_BYTES,
-};
+use nacre_abi::attest::{EvidenceKind, MAX_REPORTS_WAITING, NONCE_BYTES, REPORT_BYTES, REPORT_DATA_BYTES};
 use nacre_abi::message::{Header, Kind};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,15 +64,6 @@ pub struct Identity {
     pub manifest: Option<Arc<[u8]>>,
 }
 
-/// What the guest says about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claimed {
-    /// The report that binds the claims.
-    pub report: Box<[u8; REPORT_BYTES]>,
-    /// The claims and the list of loaded code, encoded.
-    pub claims: Vec<u8>,
-}
-
 /// Why there is no evidence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EvidenceError {
@@ -92,7 +81,8 @@ pub enum EvidenceError {
     Ended,
 }
 
-type Done = Box<dyn FnOnce(Result<Claimed, EvidenceError>) + Send>;
+/// Gets the evidence as the guest encodes it ([`nacre_attest::evidence::Evidence`]), without certificates: who has those adds them.
+type Done = Box<dyn FnOnce(Result<Vec<u8>, EvidenceError>) + Send>;
 
 /// The evidence of one CVM that somebody waits for.
 pub struct Attestation {
@@ -198,14 +188,11 @@ impl Attestation {
 }
 
 /// What a message of the guest's says; it may say anything.
-fn claimed(header: Header, body: &[u8]) -> Result<Claimed, EvidenceError> {
-    let refused = |text: &str| Err(EvidenceError::Refused(text.into()));
-    match (EvidenceKind::from_number(header.stream), body.split_first_chunk::<REPORT_BYTES>()) {
-        (Some(EvidenceKind::Claims), Some((report, claims))) if claims.len() <= MAX_CLAIMS_BYTES => {
-            Ok(Claimed { report: Box::new(*report), claims: claims.to_vec() })
-        }
-        (Some(EvidenceKind::Refused), _) => refused(&String::from_utf8_lossy(body)),
-        _ => refused("its answer is malformed"),
+fn claimed(header: Header, body: &[u8]) -> Result<Vec<u8>, EvidenceError> {
+    match EvidenceKind::from_number(header.stream) {
+        Some(EvidenceKind::Claims) => Ok(body.to_vec()),
+        Some(EvidenceKind::Refused) => Err(EvidenceError::Refused(String::from_utf8_lossy(body).into_owned())),
+        None => Err(EvidenceError::Refused("its answer is of an unknown kind".into())),
     }
 }
 
@@ -234,16 +221,9 @@ mod tests {
     #[test]
     fn answers_of_the_guest_are_claims_or_refusals() {
         let header = |kind: u32| Header::new(Kind::Evidence, 1).stream(kind);
-        let mut body = vec![7; REPORT_BYTES + 5];
-        body[REPORT_BYTES..].copy_from_slice(b"claim");
-        let good = claimed(header(EvidenceKind::Claims as u32), &body).unwrap();
-        assert_eq!((good.report[0], &good.claims[..]), (7, &b"claim"[..]));
-        for (kind, body) in [
-            (EvidenceKind::Claims as u32, &body[..REPORT_BYTES - 1]),
-            (EvidenceKind::Claims as u32, &vec![0; REPORT_BYTES + MAX_CLAIMS_BYTES + 1]),
-            (EvidenceKind::Refused as u32, b"why"),
-            (9, &body),
-        ] {
+        let claims = claimed(header(EvidenceKind::Claims as u32), b"claims");
+        assert_eq!(claims.as_deref(), Ok(&b"claims"[..]));
+        for (kind, body) in [(EvidenceKind::Refused as u32, &b"why"[..]), (9, b"claims")] {
             assert!(matches!(claimed(header(kind), body), Err(EvidenceError::Refused(_))), "{kind}");
         }
     }

@@ -18,8 +18,8 @@ use crate::normal::NormalCell;
 use alloc::vec::Vec;
 use core::convert::Infallible;
 use nacre_abi::hypercall::ExitReason;
-use nacre_attest::manifest::{Manifest, Mode, SignedManifest};
-use nacre_session::rand_core::{TryCryptoRng, TryRng};
+use nacre_attest::manifest::{Manifest, ManifestError, Mode, SignedManifest};
+use rand_core::{TryCryptoRng, TryRng};
 
 /// Whose this CVM is.
 static IDENTITY: NormalCell<Identity> =
@@ -34,10 +34,12 @@ struct Identity {
 /// The tenant manifest came. It comes before anything else or never: a host that sends it late, or one that its owner did not
 /// sign, has a CVM that ends.
 pub fn take_manifest(body: &[u8]) {
-    let signed = SignedManifest::decode(body);
-    let manifest = signed.map_err(|error| error.into()).and_then(|signed| Ok((signed.verify()?, signed)));
+    let read = || {
+        let signed = SignedManifest::decode(body)?;
+        Ok::<_, ManifestError>((signed.verify()?, signed))
+    };
     let late = IDENTITY.with(|identity| core::mem::replace(&mut identity.decided, true));
-    match manifest {
+    match read() {
         Ok(_) if late => refuse_launch(format_args!("the manifest came after code")),
         Ok((manifest, signed)) => {
             IDENTITY.with(|identity| identity.manifest = Some((signed, manifest)));

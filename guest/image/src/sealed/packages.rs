@@ -5,7 +5,7 @@
 use super::with_manifest;
 use crate::children::Loaded;
 use crate::normal::NormalCell;
-use crate::program::Code;
+use crate::program::{Code, Loading, Owner, Program};
 use crate::task::{self, Begin, Spec};
 use crate::{calls, wasm};
 use alloc::boxed::Box;
@@ -65,18 +65,6 @@ pub struct Action {
     pub env: Env,
 }
 
-/// A service that can be started.
-pub struct Service {
-    /// Its name, which it gets as `argv[0]`.
-    pub name: String,
-    /// Its code, to be copied.
-    pub code: Arc<Code>,
-    /// Its variables.
-    pub env: Env,
-    /// It speaks TLS.
-    pub tls: bool,
-}
-
 /// A package is complete.
 ///
 /// # Errors
@@ -120,14 +108,27 @@ pub fn action(name: &str) -> Result<Action, Refusal> {
     })
 }
 
-/// The service that came in this package.
-pub fn service(package: &[u8]) -> Option<Service> {
-    with_installed(|installed| {
+/// Makes program `id` of the service that came in the package named `package`. Its name is its only argument; the host provides nothing.
+///
+/// # Errors
+/// How the program ends at once, and why.
+pub fn start_service(id: u32, package: &[u8]) -> Result<(), (ExitKind, &'static str)> {
+    let found = with_installed(|installed| {
         let (name, one) = installed.iter().find(|(_, one)| one.package == package)?;
         let Form::Service(code) = &one.form else { return None };
-        let tls = one.kind == ModuleKind::TlsService;
-        Some(Service { name: name.clone(), code: code.clone(), env: one.env.clone(), tls })
-    })
+        Some((name.clone(), one.env.clone(), code.clone()))
+    });
+    let (name, env, code) =
+        found.ok_or((ExitKind::Error, "not-installed: no service was installed from this package yet"))?;
+    let no_memory = (ExitKind::OutOfMemory, "no memory for the service");
+    let code = Code::copy_of(code.bytes()).map_err(|_| no_memory)?;
+    let loading = Loading::new(code).ok_or(no_memory)?;
+    let loading = Loading { args: alloc::vec![name], env: env.to_vec(), ..loading };
+    Program::create(id, loading, Owner::Tenant).map_err(|_| no_memory)?;
+    if let Some(program) = Program::find(id) {
+        program.stdin_end();
+    }
+    Ok(())
 }
 
 /// Forgets what is installed under a name; calls that run go on.
@@ -173,6 +174,12 @@ struct Refused {
     detail: String,
 }
 
+impl Refused {
+    fn reply(&self) -> Reply<'_> {
+        Reply::Refused { reason: self.reason, value: self.value, detail: &self.detail }
+    }
+}
+
 impl From<Refusal> for Refused {
     fn from(reason: Refusal) -> Refused {
         Refused { reason, value: 0, detail: String::new() }
@@ -181,25 +188,21 @@ impl From<Refusal> for Refused {
 
 /// Installs a package by an order whose authority was checked, for call number `call`. `done` gets the reply, from a task.
 pub fn install(call: u32, install: &Install<'_>, done: impl FnOnce(&Reply<'_>) + Send + 'static) {
-    let tell = move |result: Result<[u8; 32], Refused>, version| match &result {
-        Ok(code) => done(&Reply::Installed { version, code }),
-        Err(Refused { reason, value, detail }) => {
-            done(&Reply::Refused { reason: *reason, value: *value, detail });
-        }
-    };
     let version = install.version;
     let job = match job(install) {
         Ok(job) => job,
-        Err(refused) => return tell(Err(refused), version),
+        Err(refused) => return done(&refused.reply()),
     };
     // Decrypting and hashing takes a millisecond per megabyte or so: not on vCPU 0, if there is another one.
-    let tell = Box::new(tell);
     let entry = Box::new(move |begin| {
         let result = match begin {
             Begin::Now => run(job),
             _ => Err(Refusal::OutOfMemory.into()),
         };
-        tell(result, version);
+        match &result {
+            Ok(code) => done(&Reply::Installed { version, code }),
+            Err(refused) => done(&refused.reply()),
+        }
     });
     let failed = move || calls::refuse(call, ExitKind::OutOfMemory, "no memory to install the package");
     let spec = Spec { on_death: Some(Box::new(failed)), ..Spec::helper(NO_PROGRAM) };
@@ -288,8 +291,6 @@ fn open(job: &Job) -> Result<(CodeStatement, Code), Refused> {
     statement
         .check_code(machine_code)
         .map_err(|error: CodeError| refused(Refusal::CodeRejected, &error))?;
-    let mut code = Code::new(machine_code.len() as u64).map_err(memory)?;
-    let place = code.part_mut(0, machine_code.len() as u64).ok_or(Refusal::OutOfMemory)?;
-    place.copy_from_slice(machine_code);
+    let code = Code::copy_of(machine_code).map_err(memory)?;
     Ok((statement, code))
 }

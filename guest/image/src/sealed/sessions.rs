@@ -81,7 +81,7 @@ fn order(call: u32, head: RequestHead, invoke: &Invoke<'_>) -> Result<Order, Ref
         memory_limit_bytes: head.memory_limit_bytes.min(limits.memory_bytes),
         // Both outputs and what is around them must fit what the host takes as one.
         max_output_bytes: (head.max_output_bytes.saturating_sub(ANSWER_OVERHEAD) / 2).min(limits.output_bytes),
-        priority: head.priority.max(u32::from(limits.priority)).min(2),
+        priority: head.priority.max(limits.priority as u32).min(2),
         args: 1 + invoke.args.len() as u32,
         vars: variables.len() as u32,
         texts_bytes: u32::try_from(texts_bytes).map_err(|_| Refusal::OutOfMemory)?,
