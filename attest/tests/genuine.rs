@@ -76,7 +76,7 @@ fn a_turin_vcek_has_its_own_layout() {
 #[test]
 fn every_bit_flipped_in_the_report_is_rejected() {
     let (mut report, chain) = (milan_report(), milan_chain());
-    // All but the signature are accepted whatever their value, so that nothing but format and signature can reject.
+    // Other rules fail too where they look at the field; format or signature must fail by themselves.
     for bit in 0..report.len() * 8 {
         report[bit / 8] ^= 1 << (bit % 8);
         let verdict = judge(&report, &chain, &milan_policy());
