@@ -10,8 +10,8 @@ use crate::software_mark;
 use crate::tcb::{Platform, Tcb};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use der::asn1::{Ia5StringRef, ObjectIdentifier, OctetStringRef};
 use der::Decode;
+use der::asn1::{Ia5StringRef, ObjectIdentifier, OctetStringRef};
 
 /// Most certificates in a chain.
 pub const MAX_CERTIFICATES: usize = 3;
@@ -221,7 +221,8 @@ fn amd_kind(
 
 fn software(leaf: Certificate, intermediate: Certificate, root: Certificate) -> Result<Chain, ChainError> {
     let marked = |one: &Certificate| one.extension(software_mark::OID) == Some(software_mark::VALUE);
-    let named = root.subject_name == software_mark::ROOT && intermediate.subject_name == software_mark::ISSUER;
+    let named =
+        root.subject_name == software_mark::ROOT && intermediate.subject_name == software_mark::ISSUER;
     if !named || ![&leaf, &intermediate, &root].into_iter().all(marked) {
         return Err(ChainError::Mark);
     }

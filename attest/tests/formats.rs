@@ -48,8 +48,11 @@ fn reports_that_break_the_layout_are_named() {
     assert_eq!(with(0x30, 4), Err(ReportError::Vmpl(4)));
     assert_eq!(with(0x0a, 1), Err(ReportError::Reserved(8)), "bit 17 of the policy is always one");
     assert_eq!(with(0x0b, 4), Err(ReportError::Reserved(8)), "bit 26 is reserved");
-    let reserved = [(0x4c, 0x4c), (0x188, 0x188), (0x19f, 0x188), (0x1eb, 0x1eb), (0x1ef, 0x1ef), (0x1f8, 0x1f8)];
-    for (at, area) in reserved.into_iter().chain([(0x29f, 0x1f8), (0x2e7, 0x2d0), (0x318, 0x318), (0x49f, 0x318)]) {
+    let reserved =
+        [(0x4c, 0x4c), (0x188, 0x188), (0x19f, 0x188), (0x1eb, 0x1eb), (0x1ef, 0x1ef), (0x1f8, 0x1f8)];
+    for (at, area) in
+        reserved.into_iter().chain([(0x29f, 0x1f8), (0x2e7, 0x2d0), (0x318, 0x318), (0x49f, 0x318)])
+    {
         assert_eq!(with(at, 1), Err(ReportError::Reserved(area)), "{at:#x}");
     }
     // Later versions have fields there.
@@ -99,8 +102,10 @@ fn manifests_are_read_back_and_signed_by_their_owner() {
 fn weak_keys_are_refused() {
     let mut bytes = manifest().encode();
     // Behind magic, version and mode: the owner. The neutral element and a point of order 8.
-    for weak in ["0100000000000000000000000000000000000000000000000000000000000000",
-                 "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"] {
+    for weak in [
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    ] {
         for (at, digits) in (17..49).zip((0..64).step_by(2)) {
             bytes[at] = u8::from_str_radix(&weak[digits..digits + 2], 16).unwrap();
         }

@@ -139,8 +139,7 @@ fn a_certificate_with_amds_names_is_none_of_amds() {
     let mut bench = Bench::new();
     let mut evidence = bench.sign().clone();
     evidence.certificates = milan_chain();
-    let failed: Vec<_> =
-        verify(&evidence, &policy(), &expect()).failed().map(|rule| rule.name).collect();
+    let failed: Vec<_> = verify(&evidence, &policy(), &expect()).failed().map(|rule| rule.name).collect();
     assert!(failed.contains(&rule::REPORT_SIGNATURE) && failed.contains(&rule::SOFTWARE_PLATFORM));
 }
 

@@ -5,14 +5,14 @@ mod common;
 
 use common::*;
 use nacre_attest::claims::{Label, Role, code_list_hash};
-use nacre_attest::evidence::Evidence;
 use nacre_attest::ed25519_dalek::SigningKey;
+use nacre_attest::evidence::Evidence;
 use nacre_attest::manifest::{ManifestError, Mode};
 use nacre_attest::policy::Policy;
 use nacre_attest::report::Report;
 use nacre_attest::software::Root;
 use nacre_attest::tcb::Platform;
-use nacre_attest::verify::{Expect, Verdict, rule, verify};
+use nacre_attest::verify::{Expect, Verdict, Verifier, rule, verify};
 use nacre_attest::wire::WireError;
 use nacre_attest::{show, software_mark};
 
@@ -233,8 +233,45 @@ fn truncated_and_over_long_evidence_is_named() {
     let mut evidence = Bench::new().evidence;
     evidence.report.pop();
     let verdict = verify(&evidence, &policy(), &expect());
-    assert!(!verdict.rule(rule::REPORT_FORMAT).unwrap().passed && !verdict.rule(rule::CLAIMS).unwrap().passed);
+    assert!(
+        !verdict.rule(rule::REPORT_FORMAT).unwrap().passed && !verdict.rule(rule::CLAIMS).unwrap().passed
+    );
     evidence.certificates.clear();
     let verdict = verify(&evidence, &policy(), &expect());
     assert!(!verdict.rule(rule::CERTIFICATE_CHAIN).unwrap().passed);
+}
+
+#[test]
+fn a_remembered_chain_is_remembered_by_all_its_bytes_and_nothing_else_is() {
+    let mut verifier = Verifier::new();
+    let mut bench = Bench::new();
+    let good = bench.sign().clone();
+    for _ in 0..2 {
+        assert!(verifier.verify(&good, &policy(), &expect()).accepted());
+    }
+    for which in 0..3 {
+        for byte in 0..good.certificates[which].len() {
+            let mut bad = good.clone();
+            bad.certificates[which][byte] ^= 1;
+            assert!(failed(&verifier.verify(&bad, &policy(), &expect())).contains(&rule::CERTIFICATE_CHAIN));
+        }
+    }
+    // The rest is judged anew.
+    let mut forged = good.clone();
+    forged.report[0x2a0] ^= 1;
+    assert_eq!(failed(&verifier.verify(&forged, &policy(), &expect())), [rule::REPORT_SIGNATURE]);
+    let strict = Policy { allow_software_platform: false, ..policy() };
+    assert_eq!(failed(&verifier.verify(&good, &strict, &expect())), [rule::SOFTWARE_PLATFORM]);
+    let late = Expect { now: Some(4_000_000_000), ..expect() };
+    assert_eq!(failed(&verifier.verify(&good, &policy(), &late)), [rule::CERTIFICATE_VALIDITY]);
+    // More nodes than are remembered.
+    for node in 0..Verifier::MAX_CHAINS + 1 {
+        let key = bench.root.issue_vcek(&format!("node{node}")).unwrap();
+        let signer = nacre_attest::software::Signer::new(&key, bench.root.above()).unwrap();
+        let report = signer.sign(&bench.fields).unwrap().to_vec();
+        let certificates = signer.certificates().to_vec();
+        let evidence = Evidence { report, certificates, ..good.clone() };
+        assert!(verifier.verify(&evidence, &policy(), &expect()).accepted());
+    }
+    assert!(verifier.verify(&good, &policy(), &expect()).accepted());
 }

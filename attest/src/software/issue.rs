@@ -234,9 +234,8 @@ fn issue(
         extensions,
     };
     let tbs = encoded(&tbs)?;
-    let signature = signer
-        .sign(&SystemRandom::new(), &tbs)
-        .map_err(|_| SoftwareError::Crypto("sign a certificate"))?;
+    let signature =
+        signer.sign(&SystemRandom::new(), &tbs).map_err(|_| SoftwareError::Crypto("sign a certificate"))?;
     encoded(&Signed {
         tbs: Any::from_der(&tbs).map_err(encoding)?,
         algorithm: Any::from_der(ECDSA_SHA384).map_err(encoding)?,
