@@ -2,7 +2,7 @@
 //! It protects nothing: whoever has the files can sign anything, and whoever runs the machine can read its memory. All it
 //! makes carries the marks of [`crate::software_mark`], and no policy accepts it that does not say so.
 
-mod issue;
+pub(crate) mod issue;
 mod store;
 
 use crate::report::{
