@@ -25,9 +25,7 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
@@ -148,7 +146,8 @@ impl EvidenceVerifier {
         }
         let certificate = Certificate::from_der(certificate).map_err(|_| RefusedCertificate::Malformed)?;
         let certificate = certificate.tbs_certificate();
-        let spki = certificate.subject_public_key_info().to_der().map_err(|_| RefusedCertificate::Malformed)?;
+        let spki =
+            certificate.subject_public_key_info().to_der().map_err(|_| RefusedCertificate::Malformed)?;
         let mut extensions = certificate.extensions().into_iter().flatten();
         let mut ours = extensions.by_ref().filter(|extension| extension.extn_id == EVIDENCE_OID);
         let (Some(extension), None) = (ours.next(), ours.next()) else {

@@ -37,8 +37,7 @@ impl TlsServer {
     /// A connection that shows the default certificate, unless its client names a nonce: then rustls fails it,
     /// and the nonce is in the resolver.
     pub(crate) fn probe(&self) -> Result<(UnbufferedServerConnection, Arc<Probe>), Error> {
-        let probe =
-            Arc::new(Probe { default: self.default.certified_key().clone(), asked: OnceBox::new() });
+        let probe = Arc::new(Probe { default: self.default.certified_key().clone(), asked: OnceBox::new() });
         Ok((self.connection(probe.clone())?, probe))
     }
 

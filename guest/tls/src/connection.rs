@@ -81,9 +81,17 @@ pub struct TlsConnection {
 
 enum Phase {
     /// The hello is awaited; what has come of it is kept, in case it is to be read again with another certificate.
-    Hello { link: Box<Link>, probe: Arc<Probe>, hello: Buffer },
+    Hello {
+        link: Box<Link>,
+        probe: Arc<Probe>,
+        hello: Buffer,
+    },
     /// As above; the probe's link is there to refuse.
-    NeedsEvidence { link: Box<Link>, nonce: Nonce, hello: Buffer },
+    NeedsEvidence {
+        link: Box<Link>,
+        nonce: Nonce,
+        hello: Buffer,
+    },
     Running(Box<Link>),
     Failed(TlsError),
 }
@@ -112,7 +120,11 @@ impl TlsConnection {
         let (link, probe) = server.probe()?;
         Ok(TlsConnection {
             server: server.clone(),
-            phase: Phase::Hello { link: Box::new(Link::new(link)), probe, hello: Buffer::new(MAX_HELLO_BYTES) },
+            phase: Phase::Hello {
+                link: Box::new(Link::new(link)),
+                probe,
+                hello: Buffer::new(MAX_HELLO_BYTES),
+            },
             incoming: Buffer::new(INCOMING_BYTES),
             plaintext: Buffer::new(RECORD_BYTES),
             outgoing: Buffer::new(OUTGOING_BYTES),
@@ -435,7 +447,9 @@ impl TlsConnection {
     /// Ends the connection with `error`, which it returns, and puts the alert out.
     fn fail(&mut self, error: TlsError) -> TlsError {
         let phase = core::mem::replace(&mut self.phase, Phase::Failed(error.clone()));
-        if let Phase::Hello { mut link, .. } | Phase::NeedsEvidence { mut link, .. } | Phase::Running(mut link) = phase
+        if let Phase::Hello { mut link, .. }
+        | Phase::NeedsEvidence { mut link, .. }
+        | Phase::Running(mut link) = phase
         {
             link.last_words(&mut self.incoming, &mut self.outgoing);
         }

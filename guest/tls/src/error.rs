@@ -14,7 +14,9 @@ pub enum TlsError {
     #[error("the client's first message is too long")]
     HelloTooLong,
     /// The client has no version, cipher suite, group or signature in common with us.
-    #[error("the client and this service have no TLS in common: it takes TLS 1.3 with X25519 or P-256, and ECDSA P-256")]
+    #[error(
+        "the client and this service have no TLS in common: it takes TLS 1.3 with X25519 or P-256, and ECDSA P-256"
+    )]
     Incompatible,
     /// A message that TLS forbids at this point.
     #[error("the client broke the rules of TLS")]

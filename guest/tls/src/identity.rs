@@ -92,7 +92,8 @@ impl TlsIdentity {
     /// [`IdentityError::NoRandomness`].
     pub fn generate(crypto: &Crypto) -> Result<TlsIdentity, IdentityError> {
         let secret = EcdsaKey::from(p256_secret(crypto.random())?);
-        let spki = secret.verifying_key().to_public_key_der().map_err(|_| IdentityError::Encoding)?.into_vec();
+        let spki =
+            secret.verifying_key().to_public_key_der().map_err(|_| IdentityError::Encoding)?.into_vec();
         Ok(TlsIdentity { key: Arc::new(Key { secret, spki }) })
     }
 

@@ -109,7 +109,9 @@ impl Link {
                 Job::Write(data) => {
                     seal(outgoing, data.len(), |space| traffic.encrypt(data, space)).map(|()| Step::Done)
                 }
-                Job::Close => seal(outgoing, 0, |space| traffic.queue_close_notify(space)).map(|()| Step::Done),
+                Job::Close => {
+                    seal(outgoing, 0, |space| traffic.queue_close_notify(space)).map(|()| Step::Done)
+                }
             },
             Ok(ConnectionState::PeerClosed) => Ok(Step::PeerClosed),
             Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => Ok(Step::Idle),

@@ -189,10 +189,7 @@ fn echo(text: &[u8], mut pieces: impl FnMut() -> usize) {
         let written = server.write_plaintext(&held[..pieces().min(held.len())]).unwrap();
         held.drain(..written);
         let count = server.take_ciphertext(&mut part);
-        for part in part[..count].chunks(4096) {
-            to_client(&mut client, part).unwrap();
-            back.extend(read_client(&mut client));
-        }
+        back.extend(opened(&mut client, &part[..count]));
         let most = INCOMING_BYTES + OUTGOING_BYTES + (16 << 10) + 1024;
         assert!(server.memory_bytes() <= 2 * most, "{} bytes", server.memory_bytes());
     }

@@ -2,7 +2,10 @@
 
 #![allow(dead_code, missing_docs)]
 
-use nacre_tls::{Certificate, Crypto, NoRandomness, Nonce, Random, Read, TlsConnection, TlsError, TlsIdentity, TlsServer, TlsState, client};
+use nacre_tls::{
+    Certificate, Crypto, NoRandomness, Nonce, Random, Read, TlsConnection, TlsError, TlsIdentity, TlsServer,
+    TlsState, client,
+};
 use rustls::ClientConnection;
 use std::io::{Read as _, Write as _};
 use std::sync::{Arc, OnceLock};
@@ -126,6 +129,17 @@ pub fn read_client(client: &mut ClientConnection) -> Vec<u8> {
     let mut part = [0; 1000];
     while let Ok(count @ 1..) = client.reader().read(&mut part) {
         all.extend_from_slice(&part[..count]);
+    }
+    all
+}
+
+/// The plaintext the client finds in `bytes`: it is read as it comes, for a client keeps little.
+pub fn opened(client: &mut ClientConnection, mut bytes: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    while !bytes.is_empty() {
+        client.read_tls(&mut bytes).unwrap();
+        client.process_new_packets().unwrap();
+        all.extend(read_client(client));
     }
     all
 }
