@@ -67,8 +67,9 @@ impl Crypto {
         self.source.0
     }
 
-    /// The same in rustls' words. Order is preference.
-    pub(crate) fn provider(&'static self) -> Arc<CryptoProvider> {
+    /// The same in rustls' words. Order is preference. It verifies no signatures: a server without client
+    /// certificates need not.
+    pub fn provider(&'static self) -> Arc<CryptoProvider> {
         Arc::new(CryptoProvider {
             cipher_suites: vec![
                 cipher_suite::TLS13_AES_256_GCM_SHA384,
