@@ -17,12 +17,18 @@ const EVIDENCE_BYTES: usize = 8 << 10;
 fn identity_and_certificate(bench: &mut Criterion) {
     bench.bench_function("identity", |bench| bench.iter(|| TlsIdentity::generate(&CRYPTO).unwrap()));
     let evidence = pattern(EVIDENCE_BYTES);
-    bench.bench_function("certificate", |bench| bench.iter(|| identity().certificate(black_box(&evidence)).unwrap()));
+    bench.bench_function("certificate", |bench| {
+        bench.iter(|| identity().certificate(black_box(&evidence)).unwrap())
+    });
 }
 
 /// The server's part of one handshake.
 fn server_time(server: &TlsServer, certificate: &Certificate, nonce: Nonce, fresh: bool) -> Duration {
-    let name = if fresh { nacre_tls::client::server_name(&nonce).unwrap() } else { "kv.example".try_into().unwrap() };
+    let name = if fresh {
+        nacre_tls::client::server_name(&nonce).unwrap()
+    } else {
+        "kv.example".try_into().unwrap()
+    };
     let mut client = rustls::ClientConnection::new(trusting(), name).unwrap();
     let hello = from_client(&mut client);
     let start = Instant::now();
@@ -93,7 +99,9 @@ fn handshakes(bench: &mut Criterion) {
     let server = TlsServer::new(&CRYPTO, certificate.clone());
     for (name, fresh) in [("handshake, default certificate", false), ("handshake, nonce", true)] {
         bench.bench_function(name, |bench| {
-            bench.iter_custom(|count| (0..count).map(|_| server_time(&server, &certificate, nonce(), fresh)).sum())
+            bench.iter_custom(|count| {
+                (0..count).map(|_| server_time(&server, &certificate, nonce(), fresh)).sum()
+            })
         });
     }
 }
