@@ -127,9 +127,13 @@ impl Link {
 
     /// After an error: puts out the alert that tells the client, if there is one.
     pub fn last_words(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) {
-        // Each step gives out one message; the first that fails has nothing more to say.
+        // Not a step more than there are messages: after those it would read on, which a dead connection must not.
         let mut nothing = Buffer::new(0);
-        while let Ok(Step::More) = self.step(Job::Read, incoming, &mut nothing, outgoing) {}
+        while self.tls.wants_write() {
+            if !matches!(self.step(Job::Read, incoming, &mut nothing, outgoing), Ok(Step::More)) {
+                break;
+            }
+        }
     }
 }
 
