@@ -447,9 +447,11 @@ impl TlsConnection {
     /// Ends the connection with `error`, which it returns, and puts the alert out.
     fn fail(&mut self, error: TlsError) -> TlsError {
         let phase = core::mem::replace(&mut self.phase, Phase::Failed(error.clone()));
-        if let Phase::Hello { mut link, .. }
-        | Phase::NeedsEvidence { mut link, .. }
-        | Phase::Running(mut link) = phase
+        // After our close_notify nothing more is said, not even an alert.
+        if self.closing != Closing::Said
+            && let Phase::Hello { mut link, .. }
+            | Phase::NeedsEvidence { mut link, .. }
+            | Phase::Running(mut link) = phase
         {
             link.last_words(&mut self.incoming, &mut self.outgoing);
         }
