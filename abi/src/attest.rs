@@ -49,7 +49,7 @@ impl CodeForm {
 /// What a message [`Evidence`](crate::message::Kind::Evidence) holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvidenceKind {
-    /// Evidence without certificates, as `nacre-attest` encodes it.
+    /// Evidence, as `nacre-attest` encodes it.
     Claims = 0,
     /// Why there is none, as text.
     Refused = 1,

@@ -158,7 +158,8 @@ kinds! {
     EvidenceRequest = 57,
     /// G: `program` is the guest's number for it, the body the report data.
     ReportRequest = 58,
-    /// H: the report that was asked for under this number; without a body there is none.
+    /// H: the report that was asked for under this number, with its certificates, as `nacre-attest` encodes them; without a body
+    /// there is none.
     Report = 59,
     /// G: the answer to the evidence request with this number; `stream` is an [`EvidenceKind`](crate::attest::EvidenceKind).
     Evidence = 60,

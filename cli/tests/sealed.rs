@@ -16,7 +16,7 @@ use nacre_session::{ClientError, ClientSession, RecordError};
 use nacre_vmm::evidence::EvidenceError;
 use nacre_vmm::program::{Exit, ProgramSpec};
 use nacre_vmm::{Cvm, CvmError};
-use sealed_support::{Package, World, answer, bare_evidence, invoke, relay};
+use sealed_support::{Package, World, answer, encoded_evidence, invoke, relay};
 
 /// What a command that needs authority is answered, signed by `key` or by nobody.
 fn ordered(world: &World, cvm: &Cvm, session: &mut ClientSession, command: &Command<'_>) -> String {
@@ -216,22 +216,22 @@ fn evidence_that_lies_is_rejected_by_the_rule_it_breaks() {
         |fields| fields.host_data[5] ^= 1,
     ] {
         let liar = world.launch_on(sealed_support::Software { lie, ..world.software() });
-        let refused = bare_evidence(&liar, &[3; 32]);
+        let refused = encoded_evidence(&liar, &[3; 32]);
         assert!(matches!(refused, Err(EvidenceError::Refused(text)) if text.starts_with("report: ")));
     }
     let silent = world.launch_on(sealed_support::Software { silent: true, ..world.software() });
-    let refused = bare_evidence(&silent, &[3; 32]);
+    let refused = encoded_evidence(&silent, &[3; 32]);
     assert!(matches!(refused, Err(EvidenceError::Refused(text)) if text.contains("makes none")));
     // A CVM that was given another manifest than the report says.
     let other = nacre_attest::manifest::Manifest { version: 4, ..world.manifest.clone() };
     let signed = other.sign(&world.owner).unwrap();
     let swapped = world.launch_with(world.software(), world.manifest.hash(), Some(signed.encode().into()));
-    assert!(matches!(bare_evidence(&swapped, &[3; 32]), Err(EvidenceError::Refused(_))));
+    assert!(matches!(encoded_evidence(&swapped, &[3; 32]), Err(EvidenceError::Refused(_))));
     // Without one it proves so.
     let bare = world.launch_with(world.software(), [0; 32], None);
     assert!(failed(&bare, &world.policy()).contains(&rule::MANIFEST_BOUND));
     assert!(matches!(
-        bare_evidence(&Cvm::launch(nacre_vmm::CvmConfig::default()).unwrap(), &[3; 32]),
+        encoded_evidence(&Cvm::launch(nacre_vmm::CvmConfig::default()).unwrap(), &[3; 32]),
         Err(EvidenceError::NoPlatform)
     ));
 }
@@ -242,5 +242,5 @@ fn a_manifest_that_nobody_signed_ends_the_launch() {
     let mut signed = world.manifest.sign(&world.owner).unwrap();
     signed.signature[3] ^= 1;
     let cvm = world.launch_with(world.software(), signed.hash(), Some(signed.encode().into()));
-    assert_eq!(bare_evidence(&cvm, &[3; 32]), Err(EvidenceError::Ended));
+    assert_eq!(encoded_evidence(&cvm, &[3; 32]), Err(EvidenceError::Ended));
 }

@@ -30,12 +30,6 @@ impl NodePlatform {
         Ok(Arc::new(Self { signer, runtime: Handle::current() }))
     }
 
-    /// The certificates that go with its reports, leaf first.
-    #[must_use]
-    pub fn certificates(&self) -> Vec<Vec<u8>> {
-        self.signer.certificates().to_vec()
-    }
-
     /// How a CVM with this manifest proves what it is.
     #[must_use]
     pub fn identity(self: &Arc<Self>, manifest: Option<Manifest>) -> Identity {
@@ -67,6 +61,10 @@ impl Platform for NodePlatform {
             }
             done(report.ok());
         });
+    }
+
+    fn certificates(&self) -> Vec<Vec<u8>> {
+        self.signer.certificates().to_vec()
     }
 }
 

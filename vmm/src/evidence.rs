@@ -12,6 +12,7 @@ use crate::launch::Launch;
 use crate::link::Sender;
 use nacre_abi::attest::{EvidenceKind, MAX_REPORTS_WAITING, NONCE_BYTES, REPORT_BYTES, REPORT_DATA_BYTES};
 use nacre_abi::message::{Header, Kind};
+use nacre_attest::evidence::encode_report;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -37,6 +38,9 @@ pub trait Platform: Send + Sync {
     /// Makes a report and gives it to `done`; none if it can't. Is called by the thread that reads the guest's rings and must not wait for
     /// anything; `done` may be called from any thread.
     fn report(&self, request: ReportRequest, done: ReportDone);
+
+    /// The certificates that go with its reports, in DER, leaf first: the guest puts them into its evidence. Must not wait.
+    fn certificates(&self) -> Vec<Vec<u8>>;
 }
 
 /// What takes a report.
@@ -81,7 +85,7 @@ pub enum EvidenceError {
     Ended,
 }
 
-/// Gets the evidence as the guest encodes it ([`nacre_attest::evidence::Evidence`]), without certificates: who has those adds them.
+/// Gets the evidence as the guest encodes it ([`nacre_attest::evidence::Evidence`]).
 type Done = Box<dyn FnOnce(Result<Vec<u8>, EvidenceError>) + Send>;
 
 /// The evidence of one CVM that somebody waits for.
@@ -156,10 +160,12 @@ impl Attestation {
 
     fn make_report(&self, number: u32, report_data: &[u8]) {
         let sender = self.sender.clone();
+        let platform = self.identity.as_ref().map(|identity| identity.platform.clone());
         let reply = move |report: Option<[u8; REPORT_BYTES]>| {
-            let body = report.as_ref().map_or(&[][..], |report| &report[..]);
+            let certificates = platform.map(|platform| platform.certificates()).unwrap_or_default();
+            let body = report.map(|report| encode_report(&report, &certificates)).unwrap_or_default();
             // If the CVM has ended nobody waits.
-            let _ = sender.post([(Header::new(Kind::Report, number), body)], true);
+            let _ = sender.post([(Header::new(Kind::Report, number), &body[..])], true);
         };
         let (Some(identity), Ok(report_data)) = (&self.identity, report_data.try_into()) else {
             return reply(None);

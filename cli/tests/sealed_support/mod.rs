@@ -49,6 +49,10 @@ impl Platform for Software {
         (self.lie)(&mut fields);
         done(Some(self.signer.sign(&fields).unwrap()));
     }
+
+    fn certificates(&self) -> Vec<Vec<u8>> {
+        self.signer.certificates().to_vec()
+    }
 }
 
 /// The owner of a workload, and everything that is theirs.
@@ -112,7 +116,7 @@ impl World {
     }
 
     /// The same on another platform.
-    pub fn launch_on(&self, platform: Software) -> Cvm {
+    pub fn launch_on(&self, platform: impl Platform + 'static) -> Cvm {
         let signed = self.manifest.sign(&self.owner).unwrap();
         self.launch_with(platform, signed.hash(), Some(signed.encode().into()))
     }
@@ -120,7 +124,7 @@ impl World {
     /// A CVM with any manifest.
     pub fn launch_with(
         &self,
-        platform: Software,
+        platform: impl Platform + 'static,
         host_data: [u8; 32],
         manifest: Option<Arc<[u8]>>,
     ) -> Cvm {
@@ -193,10 +197,9 @@ impl World {
         Package { bytes, key, content, id, name: name.into(), version, kind }
     }
 
-    /// Evidence for a nonce, with certificates, and what a policy says of it.
+    /// Evidence for a nonce, and what a policy says of it.
     pub fn evidence(&self, cvm: &Cvm, nonce: &[u8; 32], policy: &Policy) -> (Evidence, Verdict) {
-        let mut evidence = Evidence::decode(&bare_evidence(cvm, nonce).unwrap()).unwrap();
-        evidence.certificates = self.software().signer.certificates().to_vec();
+        let evidence = Evidence::decode(&encoded_evidence(cvm, nonce).unwrap()).unwrap();
         let expect = Expect { nonce: *nonce, label: Label::Session, role: Role::Cvm, now: None };
         let verdict = verify(&evidence, policy, &expect);
         (evidence, verdict)
@@ -238,8 +241,8 @@ impl Package {
     }
 }
 
-/// Evidence as the guest gives it, without certificates.
-pub fn bare_evidence(cvm: &Cvm, nonce: &[u8; 32]) -> Result<Vec<u8>, nacre_vmm::evidence::EvidenceError> {
+/// Evidence as the guest gives it.
+pub fn encoded_evidence(cvm: &Cvm, nonce: &[u8; 32]) -> Result<Vec<u8>, nacre_vmm::evidence::EvidenceError> {
     let (sender, results) = mpsc::channel();
     cvm.evidence(nonce, move |result| sender.send(result).unwrap());
     results.recv().unwrap()

@@ -321,7 +321,7 @@ fn create(header: Header, body: &[u8]) {
     // A page of code that no program has, so that the rest of the load needs no special case.
     let code = code.or_else(|| Code::new(nacre_abi::PAGE_BYTES).ok());
     let loading = code.and_then(Loading::new).map(|loading| Loading { error, ..loading });
-    if !loading.is_some_and(|loading| Program::create(id, loading, Owner::Host).is_ok()) {
+    if loading.is_none_or(|loading| Program::create(id, loading, Owner::Host).is_err()) {
         refuse(ExitKind::OutOfMemory, "no memory");
     }
 }

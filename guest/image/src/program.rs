@@ -506,7 +506,8 @@ impl System for GuestSystem {
         let watches = task::current().watches_streams.swap(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if watches && !sockets::news_before_sleep(&self.0) {
-            match deadline_monotonic_ns {
+            let due = sockets::next_ns(&self.0);
+            match [deadline_monotonic_ns, due].into_iter().flatten().min() {
                 Some(deadline) => task::park_until(deadline),
                 None => task::park(),
             }

@@ -231,7 +231,25 @@ impl TlsConnection {
         !self.plaintext.is_empty() || self.peer_closed || matches!(self.phase, Phase::Failed(_))
     }
 
-    /// How many bytes [`TlsConnection::write_plaintext`] would take at least.
+    /// Bytes of plaintext that were decrypted and not read: at most one record.
+    pub fn plaintext_bytes(&self) -> usize {
+        self.plaintext.len()
+    }
+
+    /// Copies what [`TlsConnection::plaintext_bytes`] counts, from `skip` bytes on, and leaves it; how many bytes.
+    pub fn peek_plaintext(&self, skip: usize, target: &mut [u8]) -> usize {
+        let rest = self.plaintext.filled().get(skip..).unwrap_or_default();
+        let count = rest.len().min(target.len());
+        target[..count].copy_from_slice(&rest[..count]);
+        count
+    }
+
+    /// Whether [`TlsConnection::write_plaintext`] takes something now, whatever its length.
+    pub fn writable(&self) -> bool {
+        self.writable_bytes() >= RECORD_BYTES
+    }
+
+    /// How many bytes [`TlsConnection::write_plaintext`] would take at most into its next record.
     pub fn writable_bytes(&self) -> usize {
         match &self.phase {
             Phase::Running(link) if !link.handshaking() && self.closing == Closing::No => {

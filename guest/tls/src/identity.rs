@@ -67,6 +67,27 @@ impl From<NoRandomness> for IdentityError {
     }
 }
 
+/// The secret of a TLS key, and nothing else: for callers that say in which memory it lies. It holds no memory beside its
+/// own, and is erased when it is dropped.
+pub struct TlsSecret(EcdsaKey);
+
+impl fmt::Debug for TlsSecret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("TlsSecret")
+    }
+}
+
+impl TlsSecret {
+    /// A fresh one.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::NoRandomness`].
+    pub fn generate(crypto: &Crypto) -> Result<TlsSecret, IdentityError> {
+        Ok(TlsSecret(EcdsaKey::from(p256_secret(crypto.random())?)))
+    }
+}
+
 /// A CVM's TLS key: ECDSA over P-256, made in the CVM, erased with it. Clones share it.
 #[derive(Clone, Debug)]
 pub struct TlsIdentity {
@@ -74,8 +95,24 @@ pub struct TlsIdentity {
 }
 
 struct Key {
-    secret: EcdsaKey,
+    secret: Place,
     spki: Vec<u8>,
+}
+
+/// Where the secret is.
+#[derive(Clone)]
+enum Place {
+    Heap(Arc<TlsSecret>),
+    Caller(fn() -> Option<&'static TlsSecret>),
+}
+
+impl Place {
+    fn get(&self) -> Option<&EcdsaKey> {
+        match self {
+            Place::Heap(secret) => Some(&secret.0),
+            Place::Caller(secret) => secret().map(|secret| &secret.0),
+        }
+    }
 }
 
 impl fmt::Debug for Key {
@@ -91,9 +128,22 @@ impl TlsIdentity {
     ///
     /// [`IdentityError::NoRandomness`].
     pub fn generate(crypto: &Crypto) -> Result<TlsIdentity, IdentityError> {
-        let secret = EcdsaKey::from(p256_secret(crypto.random())?);
-        let spki =
-            secret.verifying_key().to_public_key_der().map_err(|_| IdentityError::Encoding)?.into_vec();
+        TlsIdentity::over(Place::Heap(Arc::new(TlsSecret::generate(crypto)?)))
+    }
+
+    /// The identity over a secret that stays where it is: `secret` is asked for it at each signature, and where it has none
+    /// any more, or another one, handshakes fail.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Encoding`] if there is none.
+    pub fn of(secret: fn() -> Option<&'static TlsSecret>) -> Result<TlsIdentity, IdentityError> {
+        TlsIdentity::over(Place::Caller(secret))
+    }
+
+    fn over(secret: Place) -> Result<TlsIdentity, IdentityError> {
+        let public = secret.get().and_then(|secret| secret.verifying_key().to_public_key_der().ok());
+        let spki = public.ok_or(IdentityError::Encoding)?.into_vec();
         Ok(TlsIdentity { key: Arc::new(Key { secret, spki }) })
     }
 
@@ -116,12 +166,13 @@ impl TlsIdentity {
         if evidence.len() > MAX_EVIDENCE_BYTES {
             return Err(IdentityError::EvidenceTooLong(evidence.len()));
         }
-        let der = self.sign(evidence).map_err(|_| IdentityError::Encoding)?;
+        let secret = self.key.secret.get().ok_or(IdentityError::Encoding)?;
+        let der = self.sign(secret, evidence).map_err(|_| IdentityError::Encoding)?;
         let chain = vec![CertificateDer::from(der)];
         Ok(Certificate { key: Arc::new(CertifiedKey::new(chain, self.key.clone())) })
     }
 
-    fn sign(&self, evidence: &[u8]) -> Result<Vec<u8>, x509_cert::builder::Error> {
+    fn sign(&self, secret: &EcdsaKey, evidence: &[u8]) -> Result<Vec<u8>, x509_cert::builder::Error> {
         let value = OctetString::new(OctetString::new(evidence)?.to_der()?)?;
         // Certificates of one issuer differ in their numbers (RFC 5280, 4.1.2.2); positive, hence the 1 in front.
         let mut serial = [1; 17];
@@ -133,7 +184,7 @@ impl TlsIdentity {
             SubjectPublicKeyInfoOwned::try_from(&self.key.spki[..])?,
         )?;
         builder.add_extension(Extension { extn_id: EVIDENCE_OID, critical: false, extn_value: value })?;
-        let certificate = builder.build::<_, DerSignature>(&self.key.secret)?;
+        let certificate = builder.build::<_, DerSignature>(secret)?;
         Ok(certificate.to_der()?)
     }
 }
@@ -203,7 +254,7 @@ impl SigningKey for Key {
 }
 
 /// Signs one handshake. The signature's own nonce is that of RFC 6979, so it needs no randomness.
-struct KeySigner(EcdsaKey);
+struct KeySigner(Place);
 
 impl fmt::Debug for KeySigner {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -213,8 +264,9 @@ impl fmt::Debug for KeySigner {
 
 impl Signer for KeySigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let secret = self.0.get().ok_or_else(|| Error::General("the key is gone".to_string()))?;
         let signature: DerSignature =
-            self.0.try_sign(message).map_err(|error| Error::General(error.to_string()))?;
+            secret.try_sign(message).map_err(|error| Error::General(error.to_string()))?;
         Ok(signature.as_bytes().to_vec())
     }
 

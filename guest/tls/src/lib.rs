@@ -47,5 +47,5 @@ pub use config::TlsServer;
 pub use connection::{Read, TlsConnection, TlsState};
 pub use crypto::{Crypto, NoRandomness, Random};
 pub use error::TlsError;
-pub use identity::{Certificate, IdentityError, TlsIdentity};
+pub use identity::{Certificate, IdentityError, TlsIdentity, TlsSecret};
 pub use name::Nonce;

@@ -99,7 +99,7 @@ impl Runner {
         }
     }
 
-    /// Evidence of the tenant's CVM, without certificates; launches it if there is none. Waits for a broker that is present, unless it is the
+    /// Evidence of the tenant's CVM; launches it if there is none. Waits for a broker that is present, unless it is the
     /// broker who asks.
     ///
     /// # Errors

@@ -2,15 +2,17 @@
 //! the tokens of single requests go to workers.
 //!
 //! * here: the tenant manifest, which decides once what code this CVM takes;
-//! * [`evidence`]: offers of sessions and the reports that bind them;
+//! * [`evidence`]: reports that bind a key, for offers of sessions and for certificates;
 //! * [`sessions`]: records of sessions, and what they ask for;
-//! * [`packages`]: sealed code, from ciphertext to a module that can be called.
+//! * [`packages`]: sealed code, from ciphertext to a module that can be called;
+//! * [`tls`]: the key of TLS services, whose connections are the business of [`crate::sockets`].
 //!
 //! Nothing here waits for the host, and nothing of a sealed action leaves but sealed by its session.
 
 pub mod evidence;
 pub mod packages;
 pub mod sessions;
+pub mod tls;
 
 use crate::arch::cpu;
 use crate::console::fatal;

@@ -7,13 +7,14 @@ use crate::children::Loaded;
 use crate::normal::NormalCell;
 use crate::program::{Code, Loading, Owner, Program};
 use crate::task::{self, Begin, Spec};
-use crate::{calls, wasm};
+use crate::{calls, sockets, wasm};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::attest::PACKAGE_ID_BYTES;
 use nacre_abi::message::{ExitKind, NO_PROGRAM};
 use nacre_attest::code::{CodeError, CodeStatement, Kind};
@@ -26,6 +27,8 @@ use nacre_session::reply::{Refusal, Reply};
 static PACKAGES: NormalCell<BTreeMap<u32, Package>> = NormalCell::new(BTreeMap::new());
 /// What was installed, by name.
 static INSTALLED: NormalCell<BTreeMap<String, InstalledCode>> = NormalCell::new(BTreeMap::new());
+/// Rises whenever another set of code is installed.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
 /// The newest version of each name, so that none comes back.
 static VERSIONS: NormalCell<Versions> = NormalCell::new(Versions::new());
 
@@ -89,6 +92,11 @@ pub fn code() -> Vec<[u8; 32]> {
     with_installed(|installed| installed.values().map(|one| one.code_sha256).collect())
 }
 
+/// A number for what [`code`] says: another one once that has changed.
+pub fn generation() -> u64 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
 /// Looks at what is installed.
 pub fn with_installed<R>(look: impl FnOnce(&BTreeMap<String, InstalledCode>) -> R) -> R {
     INSTALLED.with(|installed| look(installed))
@@ -116,9 +124,9 @@ pub fn start_service(id: u32, package: &[u8]) -> Result<(), (ExitKind, &'static 
     let found = with_installed(|installed| {
         let (name, one) = installed.iter().find(|(_, one)| one.package == package)?;
         let Form::Service(code) = &one.form else { return None };
-        Some((name.clone(), one.env.clone(), code.clone()))
+        Some((name.clone(), one.env.clone(), code.clone(), one.kind))
     });
-    let (name, env, code) =
+    let (name, env, code, kind) =
         found.ok_or((ExitKind::Error, "not-installed: no service was installed from this package yet"))?;
     let no_memory = (ExitKind::OutOfMemory, "no memory for the service");
     let code = Code::copy_of(code.bytes()).ok_or(no_memory)?;
@@ -127,6 +135,9 @@ pub fn start_service(id: u32, package: &[u8]) -> Result<(), (ExitKind, &'static 
     Program::create(id, loading, Owner::Tenant).map_err(|_| no_memory)?;
     if let Some(program) = Program::find(id) {
         program.stdin_end();
+        if kind == ModuleKind::TlsService {
+            sockets::provide_tls(&program);
+        }
     }
     Ok(())
 }
@@ -141,6 +152,7 @@ pub fn remove(name: &str, version: u64) -> Result<(), (Refusal, u64)> {
         Some(one) if one.version != version => Err((Refusal::OtherVersion, one.version)),
         Some(_) => Ok(installed.remove(name)),
     });
+    GENERATION.fetch_add(1, Ordering::Relaxed);
     // Outside of the table: the end of a module's code takes the engine's locks.
     removed.map(drop)
 }
@@ -254,7 +266,9 @@ fn run(job: Job) -> Result<[u8; 32], Refused> {
         // Once more: another order may have been faster.
         let newest = VERSIONS.with(|versions| versions.installed(&name, version, &content));
         newest.map_err(|(reason, value)| Refused { reason, value, detail: String::new() })?;
-        Ok::<_, Refused>(INSTALLED.with(|installed| installed.insert(name, one)))
+        let old = INSTALLED.with(|installed| installed.insert(name, one));
+        GENERATION.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, Refused>(old)
     })?;
     drop(old);
     Ok(code_sha256)

@@ -195,12 +195,11 @@ pub(super) async fn evidence(
     let nonce = wire::decode_evidence_request(&content.bytes);
     let nonce = nonce.map_err(|error| ApiError::bad(format!("The request for evidence is no good: {error}.")))?;
     let is_broker = options.flag("provisioning")?;
-    let bare = node.runner.evidence(&tenant, &nonce, is_broker).await?;
+    let encoded = node.runner.evidence(&tenant, &nonce, is_broker).await?;
     let garbled = || ApiError::new(StatusCode::BAD_GATEWAY, "The CVM's evidence is malformed.");
-    let mut evidence = Evidence::decode(&bare).map_err(|_| garbled())?;
-    evidence.certificates = node.platform.certificates();
+    let evidence = Evidence::decode(&encoded).map_err(|_| garbled())?;
     let id = evidence.claims.id.as_slice().try_into().map(SessionId).map_err(|_| garbled())?;
-    wire::offer(id, &evidence.encode()).ok_or_else(garbled)
+    wire::offer(id, &encoded).ok_or_else(garbled)
 }
 
 /// Hand a record of a session to the CVM; the answer is the record that replies to it.
