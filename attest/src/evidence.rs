@@ -1,8 +1,8 @@
 //! Evidence as it travels: a report, its certificates, the signed manifest if there is one, the claims and the hashes of
 //! the loaded code. Decoding it verifies nothing; [`crate::verify`] does.
 
-use crate::chain::MAX_CERTIFICATES;
 use crate::certificate::MAX_CERTIFICATE_BYTES;
+use crate::chain::MAX_CERTIFICATES;
 use crate::claims::Claims;
 use crate::manifest::{MAX_MANIFEST_BYTES, SignedManifest};
 use crate::report::REPORT_BYTES;

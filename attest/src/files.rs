@@ -147,7 +147,7 @@ impl Manifest {
         );
         if let Some(migration) = &self.migration {
             let hash = hex(&crate::manifest::hash(migration));
-            write!(text, "# migration policy with SHA-256 {hash}\n").expect("writing to a string");
+            writeln!(text, "# migration policy with SHA-256 {hash}").expect("writing to a string");
         }
         text
     }

@@ -79,12 +79,7 @@ impl Header {
 
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::new(MAGIC)
-            .u32(VERSION)
-            .raw(&self.id)
-            .raw(&self.body_sha256)
-            .u64(self.content_bytes)
-            .done()
+        Writer::new(MAGIC).u32(VERSION).raw(&self.id).raw(&self.body_sha256).u64(self.content_bytes).done()
     }
 
     /// Bytes of the body that follows.
@@ -132,7 +127,11 @@ pub fn seal(key: &[u8; 32], id: [u8; 16], code: &SignedCode, cwasm: &[u8]) -> Re
         let start = package.len();
         package.extend_from_slice(chunk);
         let tag = key
-            .seal_in_place_separate_tag(nonce(index, index == last), Aad::from(&binding), &mut package[start..])
+            .seal_in_place_separate_tag(
+                nonce(index, index == last),
+                Aad::from(&binding),
+                &mut package[start..],
+            )
             .map_err(|_| PackageError::Forged)?;
         package.extend_from_slice(tag.as_ref());
     }

@@ -2,12 +2,12 @@
 //! It protects nothing: whoever has the files can sign anything, and whoever runs the machine can read its memory. All it
 //! makes carries the marks of [`crate::software_mark`], and no policy accepts it that does not say so.
 
-mod issue;
+pub(crate) mod issue;
 mod store;
 
 use crate::report::{
-    Cpuid, FirmwareVersion, GuestPolicy, KeyInfo, Mitigations, PlatformInfo, REPORT_BYTES, Report,
-    Signature, SigningKey,
+    Cpuid, FirmwareVersion, GuestPolicy, KeyInfo, Mitigations, PlatformInfo, REPORT_BYTES, Report, Signature,
+    SigningKey,
 };
 use crate::software_mark;
 use crate::tcb::{Platform, Tcb};
@@ -43,7 +43,9 @@ pub enum SoftwareError {
     #[error("{0} is not a software platform's file: restore it, or make a new platform")]
     Content(PathBuf),
     /// Not a name for a node.
-    #[error("a node's name has 1 to 64 of a-z, A-Z, 0-9, '-', '_', '.', and begins with none of the last three")]
+    #[error(
+        "a node's name has 1 to 64 of a-z, A-Z, 0-9, '-', '_', '.', and begins with none of the last three"
+    )]
     NodeName,
     /// Key generation, signing or encoding failed, which they don't with a working random number generator.
     #[error("the software platform can't {0}")]

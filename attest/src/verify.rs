@@ -9,10 +9,13 @@ use crate::policy::Policy;
 use crate::report::{Report, ReportError, SigningKey, signed_bytes};
 use crate::software_mark;
 use crate::tcb::Platform;
+use crate::wire::Writer;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use ring::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
+use sha2::{Digest, Sha256};
 
 /// Names of the rules, in the order in which they are listed. They are stable: tools may rely on them.
 pub mod rule {
@@ -161,12 +164,9 @@ pub struct Expect {
 /// What is shown and kept by a rule: what was found if it holds, or why it does not.
 type Judged = Result<String, String>;
 
-/// Judges evidence.
+/// Judges evidence. Who judges much of it keeps a [`Verifier`].
 pub fn verify(evidence: &Evidence, policy: &Policy, expect: &Expect) -> Verdict {
-    let mut judge = Judge::new(&evidence.report, &evidence.certificates, policy);
-    judge.report_rules(expect.now);
-    judge.claims_rules(evidence, expect);
-    judge.verdict
+    Verifier::new().verify(evidence, policy, expect)
 }
 
 /// Judges a report and its chain alone: [`rule::OF_REPORTS`]. It says nothing about who the report was made for or when, so
@@ -177,22 +177,62 @@ pub fn verify_report<C: AsRef<[u8]>>(
     policy: &Policy,
     now: Option<u64>,
 ) -> Verdict {
-    let mut judge = Judge::new(report, certificates, policy);
+    let mut judge = Judge::new(report, Chain::verify(certificates).map(Arc::new), policy);
     judge.report_rules(now);
     judge.verdict
+}
+
+/// Judges evidence, and remembers the chains whose signatures it has verified, by the hash of all their bytes: the same few
+/// nodes are met again and again. Dates, revocations and everything else are judged each time.
+#[derive(Clone, Debug, Default)]
+pub struct Verifier {
+    /// Those used last are at the end.
+    chains: Vec<([u8; 32], Arc<Chain>)>,
+}
+
+impl Verifier {
+    /// Most chains that are remembered.
+    pub const MAX_CHAINS: usize = 64;
+
+    /// One that remembers nothing yet.
+    pub fn new() -> Verifier {
+        Verifier::default()
+    }
+
+    /// Judges evidence.
+    pub fn verify(&mut self, evidence: &Evidence, policy: &Policy, expect: &Expect) -> Verdict {
+        let chain = self.chain(&evidence.certificates);
+        let mut judge = Judge::new(&evidence.report, chain, policy);
+        judge.report_rules(expect.now);
+        judge.claims_rules(evidence, expect);
+        judge.verdict
+    }
+
+    fn chain(&mut self, certificates: &[Vec<u8>]) -> Result<Arc<Chain>, ChainError> {
+        let all = certificates.iter().fold(Writer::default(), |all, one| all.string(one)).done();
+        let hash: [u8; 32] = Sha256::digest(&all).into();
+        let chain = match self.chains.iter().position(|(of, _)| *of == hash) {
+            Some(place) => self.chains.remove(place).1,
+            None => Arc::new(Chain::verify(certificates)?),
+        };
+        if self.chains.len() == Verifier::MAX_CHAINS {
+            self.chains.remove(0);
+        }
+        self.chains.push((hash, chain.clone()));
+        Ok(chain)
+    }
 }
 
 struct Judge<'a> {
     bytes: &'a [u8],
     report: Result<Report, ReportError>,
-    chain: Result<Chain, ChainError>,
+    chain: Result<Arc<Chain>, ChainError>,
     policy: &'a Policy,
     verdict: Verdict,
 }
 
 impl<'a> Judge<'a> {
-    fn new<C: AsRef<[u8]>>(bytes: &'a [u8], certificates: &[C], policy: &'a Policy) -> Judge<'a> {
-        let chain = Chain::verify(certificates);
+    fn new(bytes: &'a [u8], chain: Result<Arc<Chain>, ChainError>, policy: &'a Policy) -> Judge<'a> {
         let platform = chain.as_ref().ok().map(|chain| chain.platform);
         Judge {
             bytes,
@@ -218,7 +258,8 @@ impl<'a> Judge<'a> {
 
     /// The chain, for rules that need one.
     fn chain(&self) -> Result<&Chain, String> {
-        self.chain.as_ref().map_err(|_| "not judged: there is no chain to a root".to_string())
+        let missing = |_: &ChainError| "not judged: there is no chain to a root".to_string();
+        self.chain.as_ref().map(|chain| chain.as_ref()).map_err(missing)
     }
 
     fn report_rules(&mut self, now: Option<u64>) {
@@ -444,11 +485,12 @@ impl<'a> Judge<'a> {
         self.add(rule::MANIFEST_SIGNATURE, judged);
         let manifest = verified.and_then(Result::ok);
         let wanted = self.policy.manifest;
-        let ask = |judge: &dyn Fn(&Manifest, &crate::policy::ManifestRule) -> Judged| match (&wanted, &manifest) {
-            (None, _) => Ok("the policy asks for none".to_string()),
-            (Some(_), None) => Err("there is no manifest that its owner signed".to_string()),
-            (Some(wanted), Some(manifest)) => judge(manifest, wanted),
-        };
+        let ask =
+            |judge: &dyn Fn(&Manifest, &crate::policy::ManifestRule) -> Judged| match (&wanted, &manifest) {
+                (None, _) => Ok("the policy asks for none".to_string()),
+                (Some(_), None) => Err("there is no manifest that its owner signed".to_string()),
+                (Some(wanted), Some(manifest)) => judge(manifest, wanted),
+            };
         let owner = ask(&|manifest, wanted| {
             let is = hex(manifest.owner.as_bytes());
             held(manifest.owner.as_bytes() == &wanted.owner, &is, &format!("{is} is not the policy's owner"))

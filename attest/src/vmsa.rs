@@ -149,7 +149,8 @@ pub fn page(entry: &VcpuEntry) -> [u8; PAGE_BYTES] {
     let mut page = [0; PAGE_BYTES];
     let mut put = |at: usize, field: &[u8]| page[at..at + field.len()].copy_from_slice(field);
     let e = entry;
-    for (i, segment) in [e.es, e.cs, e.ss, e.ds, e.fs, e.gs, e.gdtr, e.ldtr, e.idtr, e.tr].iter().enumerate() {
+    for (i, segment) in [e.es, e.cs, e.ss, e.ds, e.fs, e.gs, e.gdtr, e.ldtr, e.idtr, e.tr].iter().enumerate()
+    {
         put(i * 16, &segment.selector.to_le_bytes());
         put(i * 16 + 2, &segment.attributes.to_le_bytes());
         put(i * 16 + 4, &segment.limit.to_le_bytes());

@@ -96,7 +96,11 @@ impl<'a> Reader<'a> {
     }
 
     /// Up to `most` arrays, which must be strictly ascending: a set has one order.
-    pub fn set<const N: usize>(&mut self, what: &'static str, most: usize) -> Result<Vec<[u8; N]>, WireError> {
+    pub fn set<const N: usize>(
+        &mut self,
+        what: &'static str,
+        most: usize,
+    ) -> Result<Vec<[u8; N]>, WireError> {
         let count = self.count(what, most)?;
         let mut all: Vec<[u8; N]> = Vec::new();
         for _ in 0..count {

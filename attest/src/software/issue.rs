@@ -161,11 +161,15 @@ fn encoding(_: der::Error) -> SoftwareError {
     SoftwareError::Crypto("encode a certificate")
 }
 
-fn encoded(value: &impl Encode) -> Result<Vec<u8>, SoftwareError> {
+pub(crate) fn encoded(value: &impl Encode) -> Result<Vec<u8>, SoftwareError> {
     value.to_der().map_err(encoding)
 }
 
-fn extension(oid: ObjectIdentifier, critical: bool, value: &[u8]) -> Result<Extension, SoftwareError> {
+pub(crate) fn extension(
+    oid: ObjectIdentifier,
+    critical: bool,
+    value: &[u8],
+) -> Result<Extension, SoftwareError> {
     let extn_value = OctetString::new(value).map_err(encoding)?;
     Ok(Extension { extn_id: oid, critical, extn_value })
 }
@@ -174,7 +178,7 @@ fn mark() -> Extension {
     extension(software_mark::OID, true, software_mark::VALUE).expect("a short value")
 }
 
-fn authority_extensions() -> Result<Vec<Extension>, SoftwareError> {
+pub(crate) fn authority_extensions() -> Result<Vec<Extension>, SoftwareError> {
     let constraints = BasicConstraints { ca: true, path_len_constraint: None };
     let usage = KeyUsage(KeyUsages::KeyCertSign.into());
     Ok(vec![
@@ -183,13 +187,15 @@ fn authority_extensions() -> Result<Vec<Extension>, SoftwareError> {
     ])
 }
 
-fn generate_key() -> Result<Vec<u8>, SoftwareError> {
+/// A new key in PKCS #8.
+pub(crate) fn generate_key() -> Result<Vec<u8>, SoftwareError> {
     EcdsaKeyPair::generate_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, &SystemRandom::new())
         .map(|document| document.as_ref().to_vec())
         .map_err(|_| SoftwareError::Crypto("generate a key"))
 }
 
-fn key_pair(pkcs8: &[u8]) -> Result<EcdsaKeyPair, SoftwareError> {
+/// Reads one.
+pub(crate) fn key_pair(pkcs8: &[u8]) -> Result<EcdsaKeyPair, SoftwareError> {
     EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, pkcs8, &SystemRandom::new())
         .map_err(|_| SoftwareError::Crypto("read a key"))
 }
@@ -203,7 +209,8 @@ pub(super) fn belongs(issued: &Issued) -> bool {
         .is_some_and(|(key, certificate)| certificate.key == crate::certificate::PublicKey::P384(key))
 }
 
-fn issue(
+/// Signs a certificate.
+pub(crate) fn issue(
     issuer: &str,
     subject: &str,
     key: &EcdsaKeyPair,
@@ -234,9 +241,8 @@ fn issue(
         extensions,
     };
     let tbs = encoded(&tbs)?;
-    let signature = signer
-        .sign(&SystemRandom::new(), &tbs)
-        .map_err(|_| SoftwareError::Crypto("sign a certificate"))?;
+    let signature =
+        signer.sign(&SystemRandom::new(), &tbs).map_err(|_| SoftwareError::Crypto("sign a certificate"))?;
     encoded(&Signed {
         tbs: Any::from_der(&tbs).map_err(encoding)?,
         algorithm: Any::from_der(ECDSA_SHA384).map_err(encoding)?,

@@ -45,7 +45,10 @@ pub fn pem(text: &str) -> Vec<Vec<u8>> {
 pub fn milan_policy() -> Policy {
     let measurement = milan_report()[0x90..0xc0].try_into().unwrap();
     Policy {
-        measurements: vec![AcceptedGuest { measurement: Measurement(measurement), guest: "vector".to_string() }],
+        measurements: vec![AcceptedGuest {
+            measurement: Measurement(measurement),
+            guest: "vector".to_string(),
+        }],
         platforms: vec![Platform::Milan],
         minimum_tcb: vec![(Platform::Milan, Tcb { fmc: 0, bootloader: 3, tee: 0, snp: 8, microcode: 115 })],
         ..Policy::default()

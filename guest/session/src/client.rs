@@ -10,6 +10,7 @@ use crate::sealed::{self, Plaintext};
 use crate::wire::{
     ENC_BYTES, Header, Kind, MAX_RECORDS, NONCE_BYTES, RecordError, Rejected, SessionId, evidence_request,
 };
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use core::fmt;
@@ -95,6 +96,7 @@ impl ClientHandshake {
         rng: &mut impl CryptoRng,
     ) -> Result<ClientSession, ClientError> {
         let (keys, enc) = SessionKeys::send(public_key, &claims, rng).ok_or(ClientError::BadPublicKey)?;
+        let keys = Box::new(keys);
         Ok(ClientSession { id, claims, keys, enc, next: 0, unanswered: BTreeSet::new() })
     }
 }
@@ -112,7 +114,7 @@ pub struct SealedRequest {
 pub struct ClientSession {
     id: SessionId,
     claims: ClaimsHash,
-    keys: SessionKeys,
+    keys: Box<SessionKeys>,
     enc: [u8; ENC_BYTES],
     next: u64,
     unanswered: BTreeSet<u64>,

@@ -206,8 +206,21 @@ impl<'a> Command<'a> {
         Ok(())
     }
 
-    /// Reads the body that follows `tag`.
-    pub(crate) fn decode(tag: u8, body: &'a [u8]) -> Result<Command<'a>, DecodeError> {
+    /// The tag and the body, as they are in a plaintext.
+    ///
+    /// # Errors
+    /// Every [`EncodeError`] but `TooLong`, which is up to the record.
+    pub fn encode(&self) -> Result<(u8, Vec<u8>), EncodeError> {
+        let mut body = Vec::with_capacity(self.body_bytes()?);
+        self.put_body(&mut body)?;
+        Ok((self.tag(), body))
+    }
+
+    /// Reads the body that follows `tag`. Nothing but what [`encode`](Self::encode) writes is accepted.
+    ///
+    /// # Errors
+    /// Every [`DecodeError`] but those of buckets and padding.
+    pub fn decode(tag: u8, body: &'a [u8]) -> Result<Command<'a>, DecodeError> {
         let mut reader = Reader(body);
         let command = match tag {
             1 => Command::Invoke(Invoke {

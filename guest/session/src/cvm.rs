@@ -13,6 +13,7 @@ use crate::keys::{KeyPair, RecordKey, SessionKeys};
 use crate::reply::{Refusal, Reply};
 use crate::sealed::{self, Plaintext};
 use crate::wire::{HEADER_BYTES, Header, Kind, MAX_RECORDS, RecordError, Rejected, SessionId};
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
@@ -21,13 +22,13 @@ use rand_core::CryptoRng;
 /// A key pair and a name for a session that nobody knows of yet: the caller makes evidence of them.
 pub struct Draft {
     id: SessionId,
-    pair: KeyPair,
+    pair: Box<KeyPair>,
 }
 
 impl Draft {
     /// A fresh pair and name.
     pub fn new(rng: &mut impl CryptoRng) -> Draft {
-        Draft { id: SessionId::random(rng), pair: KeyPair::new(rng) }
+        Draft { id: SessionId::random(rng), pair: Box::new(KeyPair::new(rng)) }
     }
 
     /// The session's name, for the claims.
@@ -46,8 +47,9 @@ struct Offer {
     claims: ClaimsHash,
 }
 
+// Keys are boxed wherever a collection or a queue moves what holds them: a move leaves the old bytes where they were.
 struct Live {
-    keys: SessionKeys,
+    keys: Box<SessionKeys>,
     claims: ClaimsHash,
     next: u64,
     last_used: u64,
@@ -119,7 +121,7 @@ impl CvmSessions {
         let index = found.ok_or(RecordError::UnknownSession)?;
         let Offer { draft, claims } = &self.offers[index];
         let enc = record[HEADER_BYTES..].first_chunk().expect("the header checked the length");
-        let keys = draft.pair.receive(enc, claims).ok_or(RecordError::Forged)?;
+        let keys = Box::new(draft.pair.receive(enc, claims).ok_or(RecordError::Forged)?);
         let plaintext = Plaintext::open(record, &header, &keys.client_to_cvm)?;
         // Only now: a forged Open must not use up an offer. The private key is wiped here.
         let claims = *claims;
@@ -200,7 +202,7 @@ impl Request {
         let (session, seq) = (header.session, header.seq);
         Request {
             body: RequestBody { plaintext, place: Place { session, claims, seq } },
-            responder: Responder { session, seq, key: keys.cvm_to_client.clone() },
+            responder: Responder { session, seq, key: Box::new(keys.cvm_to_client.clone()) },
         }
     }
 }
@@ -265,7 +267,7 @@ impl fmt::Debug for Request {
 pub struct Responder {
     session: SessionId,
     seq: u64,
-    key: RecordKey,
+    key: Box<RecordKey>,
 }
 
 impl Responder {

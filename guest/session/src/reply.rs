@@ -232,7 +232,21 @@ impl<'a> Reply<'a> {
         Ok(())
     }
 
-    pub(crate) fn decode(content: &'a [u8]) -> Result<Reply<'a>, DecodeError> {
+    /// As it is in a plaintext.
+    ///
+    /// # Errors
+    /// Every [`EncodeError`] but `TooLong`, which is up to the record.
+    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        let mut content = Vec::with_capacity(self.content_bytes()?);
+        self.put(&mut content)?;
+        Ok(content)
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote, and nothing else.
+    ///
+    /// # Errors
+    /// Every [`DecodeError`] but those of buckets and padding.
+    pub fn decode(content: &'a [u8]) -> Result<Reply<'a>, DecodeError> {
         let mut reader = Reader(content);
         let reply = match reader.u8()? {
             1 => Reply::Outcome(Outcome::read(&mut reader)?),

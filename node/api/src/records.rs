@@ -182,6 +182,9 @@ pub struct Service {
     pub restart: Restart,
     /// Its arguments, without its name.
     pub args: Vec<String>,
+    /// It was installed from this package, which is what `module` then refers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<PackageId>,
     /// When it was changed last, in milliseconds since 1970.
     pub updated_ms: u64,
 }

@@ -34,6 +34,12 @@ pub enum EditError {
     /// The port is another service's.
     #[error("the port is used by another service; choose another port")]
     PortTaken,
+    /// A manifest of another owner.
+    #[error("the tenant's manifest has another owner; only that one can replace it")]
+    OtherOwner,
+    /// An older manifest.
+    #[error("the tenant has version {0} of its manifest; raise the version")]
+    OlderManifest(u64),
     /// A new action without code.
     #[error("a new action needs code; send exec with kind and code")]
     NoCode,
