@@ -4,7 +4,7 @@
 //! * [`session`]: evidence, verified under a policy, and only then a session; calls, installations, removals.
 //! * [`release`]: sealed code with its key and secrets; [`deploy`]: bringing it into a CVM.
 //! * [`store`] and [`broker`]: the key broker, which does that for every CVM that its owner's policy accepts.
-//! * [`keys`]: files with signing keys.
+//! * [`keys`]: files with signing keys. `tunnel` (feature `tls`): connections to sealed services.
 //!
 //! ```text
 //! client                                   node                          CVM
@@ -40,6 +40,8 @@ pub mod node;
 pub mod release;
 pub mod session;
 pub mod store;
+#[cfg(feature = "tls")]
+pub mod tunnel;
 
 mod files;
 mod outcome;
