@@ -314,6 +314,8 @@ pub enum BenchPart {
     Http,
     /// First calls of functions
     Cold,
+    /// Sealed calls beside plain ones, handshakes, verification
+    Sealed,
     /// The key-value service against redis-server
     Kv,
 }
@@ -327,6 +329,9 @@ pub struct BenchInvokeArgs {
     /// Measure this part only; may be given several times
     #[arg(long, value_enum, value_name = "PART")]
     pub only: Vec<BenchPart>,
+    /// Measure what sealing costs: short for --only sealed
+    #[arg(long)]
+    pub sealed: bool,
     /// Write the result as JSON to FILE, or to stdout without FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]
