@@ -126,14 +126,10 @@ pub struct Machine {
     unrung: AtomicUsize,
 }
 
-/// So many calls at once are worth a wake.
+/// While so few calls are under way each is worth a wake.
 const FEW_CALLS: usize = 2;
-/// After so many calls, or half of those under way, the CVM is woken, whatever else there is to do.
-const MANY_CALLS: usize = 32;
-/// It is after this time.
-const LONGEST_UNRUNG: Duration = Duration::from_micros(300);
-/// A turn of the executor that takes less had nothing to do.
-const IDLE_TURN: Duration = Duration::from_micros(5);
+/// After so many the CVM is woken, whatever else there is to do.
+const MANY_CALLS: usize = 16;
 
 impl Machine {
     /// Launches one. Blocks for some milliseconds.
@@ -309,35 +305,20 @@ impl Machine {
         }
     }
 
-    /// Wakes the CVM for a call that was made: at once when there are few, else when there are many, this thread has nothing else
-    /// to do, or it is time. A wake costs as much as several calls.
+    /// Wakes the CVM for a call that was made: at once when there are few, else when this thread has done what it has to do by now,
+    /// for all that are made meanwhile, or when there are many. A wake costs as much as several calls.
     async fn wake(&self) {
         let unrung = Unrung(self);
-        let many = (self.cvm.calls_in_flight() / 2).min(MANY_CALLS);
         let before = self.unrung.fetch_add(1, Ordering::AcqRel);
-        if before >= many || many <= FEW_CALLS {
+        if before >= MANY_CALLS || self.cvm.calls_in_flight() <= FEW_CALLS {
             return drop(unrung);
         }
         if before > 0 {
             // Whoever made the first one does it.
             return std::mem::forget(unrung);
         }
-        let begin = Instant::now();
-        let (mut turn, mut idle_turns) = (begin, 0);
-        loop {
-            // Until all else that was ready has been polled.
-            tokio::task::yield_now().await;
-            let now = Instant::now();
-            // The first such turn may have brought what is polled in the next one.
-            idle_turns = if now - turn < IDLE_TURN { idle_turns + 1 } else { 0 };
-            if idle_turns > 1 || now - begin > LONGEST_UNRUNG {
-                return drop(unrung);
-            }
-            if self.unrung.load(Ordering::Acquire) == 0 {
-                return std::mem::forget(unrung);
-            }
-            turn = now;
-        }
+        tokio::task::yield_now().await;
+        drop(unrung);
     }
 
     /// Whether it has ended.
