@@ -333,8 +333,10 @@ impl Calls {
                     Some(ExitKind::Code) => {}
                     kind => drop(refused.set(Exit::new(kind, 0, body))),
                 }
-                // One that gave up is not interested.
-                waiter.map(|waiter| waiter.send(()));
+                if let Some(waiter) = waiter {
+                    // One that gave up is not interested.
+                    let _ = waiter.send(());
+                }
             }
             _ => return false,
         }

@@ -13,6 +13,7 @@
 //! A and D are set in advance on mappings that nobody tracks: hardware and hypervisors otherwise pay for setting them.
 
 use crate::GuestPhys;
+use crate::address_space::Flush;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const PRESENT: u64 = 1;
@@ -178,6 +179,23 @@ pub const fn encode_table(frame: GuestPhys) -> u64 {
 /// The table that an entry above the leaf level points to, if it points to one.
 pub const fn table(bits: u64) -> Option<GuestPhys> {
     if bits & PRESENT != 0 && bits & LARGE == 0 { Some(GuestPhys(bits & FRAME)) } else { None }
+}
+
+/// The leaf with other permissions, and whether that took something away.
+pub fn with_perms(leaf: Leaf, perms: Perms) -> (Leaf, Flush) {
+    match leaf {
+        Leaf::Absent | Leaf::Lazy(_) | Leaf::Hidden { frame: None, .. } => {
+            (Leaf::Lazy(perms), Flush::NotNeeded)
+        }
+        // The processor remembers nothing of what was not present.
+        Leaf::Hidden { frame: Some(frame), dirty } => {
+            (Leaf::Present { frame, perms, dirty }, Flush::NotNeeded)
+        }
+        Leaf::Present { frame, perms: old, dirty } => {
+            let flush = if old.within(perms) { Flush::NotNeeded } else { Flush::Needed };
+            (Leaf::Present { frame, perms, dirty }, flush)
+        }
+    }
 }
 
 #[cfg(test)]

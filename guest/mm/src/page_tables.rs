@@ -8,7 +8,7 @@
 //! Tables are freed only when the range they serve is unmapped whole, by its owner.
 
 use crate::address_space::{AddressSpace, Fault, Flush, MapError, Mapping, PageRange, Unmapped};
-use crate::entry::{self, Access, Leaf, Perms, Size};
+use crate::entry::{self, Access, Leaf, Perms, Size, with_perms};
 use crate::frames::{Frames, PagePool, SMALL_PER_LARGE};
 use crate::{GuestPhys, GuestVirt};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -91,8 +91,7 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
             let table = self.table_at(slot)?;
             slot = &self.memory.entries(table)[index(address.0, 0)];
         }
-        // An exchange counts as a write also when it fails, and where page tables are shadowed a write to a directory costs an
-        // exit and the translations below that entry.
+        // An exchange that fails is a write all the same: where tables are shadowed, an exit and the translations below.
         if slot.load(Ordering::Acquire) != 0 {
             return Ok(());
         }
@@ -310,10 +309,7 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
             Leaf::Lazy(Perms::ReadWrite)
         } else {
             let _moving = self.frames.moving();
-            let Some((frame, zeroed)) = self.frames.alloc_large() else { return Flush::NotNeeded };
-            if !zeroed {
-                self.memory.zero(frame, Size::Large);
-            }
+            let Some(frame) = self.alloc_zeroed_large() else { return Flush::NotNeeded };
             for (number, leaf) in leaves().enumerate() {
                 if let Leaf::Present { frame: from, .. } = leaf {
                     self.memory.copy_page(from, GuestPhys(frame.0 + number as u64 * PAGE_BYTES));
@@ -388,11 +384,8 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         let table = match entry::table(bits) {
             Some(table) => table,
             None => match entry::decode(bits) {
-                Leaf::Lazy(perms) => match self.frames.alloc_large() {
-                    Some((frame, zeroed)) => {
-                        if !zeroed {
-                            self.memory.zero(frame, Size::Large);
-                        }
+                Leaf::Lazy(perms) => match self.alloc_zeroed_large() {
+                    Some(frame) => {
                         self.back(slot, bits, frame, perms, Size::Large);
                         return Ok(());
                     }
@@ -417,8 +410,7 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         Ok(())
     }
 
-    /// Zeroes large frames ahead, until `count` are ready: who touches a large page then needs not wait for that. `spare_pages`
-    /// is how much must be promised to nobody.
+    /// Zeroes large frames ahead, until `count` are ready, while `spare_pages` are promised to nobody.
     pub fn zero_ahead(&self, count: u32, spare_pages: u64) {
         for _ in self.frames.ready()..count {
             let _moving = self.frames.moving();
@@ -426,6 +418,14 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
             self.memory.zero(frame, Size::Large);
             self.frames.put_ready(frame);
         }
+    }
+
+    fn alloc_zeroed_large(&self) -> Option<GuestPhys> {
+        let (frame, zeroed) = self.frames.alloc_large()?;
+        if !zeroed {
+            self.memory.zero(frame, Size::Large);
+        }
+        Some(frame)
     }
 
     /// Turns the promise `bits` in `slot` into a mapping of `frame`, which is all zero, unless another vCPU was faster.
@@ -552,23 +552,6 @@ fn scan_part_of_large(start: u64, end: u64, leaf: Leaf, visit: &mut dyn FnMut(Ma
             other => other,
         };
         visit(Mapping { start: GuestVirt(page), size: Size::Small, leaf });
-    }
-}
-
-/// The leaf with other permissions, and whether that took something away.
-fn with_perms(leaf: Leaf, perms: Perms) -> (Leaf, Flush) {
-    match leaf {
-        Leaf::Absent | Leaf::Lazy(_) | Leaf::Hidden { frame: None, .. } => {
-            (Leaf::Lazy(perms), Flush::NotNeeded)
-        }
-        // The processor remembers nothing of what was not present.
-        Leaf::Hidden { frame: Some(frame), dirty } => {
-            (Leaf::Present { frame, perms, dirty }, Flush::NotNeeded)
-        }
-        Leaf::Present { frame, perms: old, dirty } => {
-            let flush = if old.within(perms) { Flush::NotNeeded } else { Flush::Needed };
-            (Leaf::Present { frame, perms, dirty }, flush)
-        }
     }
 }
 
