@@ -114,7 +114,9 @@ impl Store {
                 change.drop_module(old.module.digest)?;
             }
             change.after(move |directory| {
-                directory.edit_sealed(&tenant, |sealed| drop(sealed.packages.insert(id, package)));
+                directory.edit_sealed(&tenant, |sealed| {
+                    sealed.packages.insert(id, package);
+                });
             });
             Ok(package)
         };
@@ -135,7 +137,9 @@ impl Store {
             let Some(package) = removed else { return Err(EditError::Missing.into()) };
             change.drop_module(package.module.digest)?;
             change.after(move |directory| {
-                directory.edit_sealed(&tenant, |sealed| drop(sealed.packages.remove(&id)));
+                directory.edit_sealed(&tenant, |sealed| {
+                    sealed.packages.remove(&id);
+                });
             });
             Ok(package)
         };
