@@ -41,6 +41,7 @@ pub struct Service<'a> {
 pub type Client = StreamOwned<ClientConnection, Wire>;
 
 /// A socket, and all bytes that went through.
+#[derive(Debug)]
 pub struct Wire {
     tcp: TcpStream,
     pub seen: Vec<u8>,
@@ -159,7 +160,7 @@ impl Service<'_> {
 
     /// The same by another policy.
     pub fn dial_with(&self, policy: &Policy) -> io::Result<Client> {
-        self.dial_over(policy, self.tcp(), &Mutex::default())
+        Service::dial_over(policy, self.tcp(), &Shown::default())
     }
 
     /// The same over a node that cuts or changes it.
@@ -172,10 +173,11 @@ impl Service<'_> {
         std::thread::spawn(move || {
             carry(far_too, near_too, if let Cut::ToClient(at) = cut { Some(at) } else { None }, Cut::ToClient(0));
         });
-        self.dial_over(&self.policy, client, &Mutex::default())
+        Service::dial_over(&self.policy, client, &Shown::default())
     }
 
-    fn dial_over(&self, policy: &Policy, tcp: TcpStream, shown: &Shown) -> io::Result<Client> {
+    /// A verified connection over a socket that is there; `shown` gets the evidence.
+    pub fn dial_over(policy: &Policy, tcp: TcpStream, shown: &Shown) -> io::Result<Client> {
         let nonce = fresh();
         let (policy, seen) = (policy.clone(), shown.clone());
         let config = config(nonce, move |shown| {
@@ -195,7 +197,7 @@ impl Service<'_> {
     /// The evidence of a fresh connection.
     pub fn evidence(&self) -> Evidence {
         let shown = Shown::default();
-        self.dial_over(&self.policy, self.tcp(), &shown).unwrap();
+        Service::dial_over(&self.policy, self.tcp(), &shown).unwrap();
         shown.lock().unwrap().take().unwrap()
     }
 

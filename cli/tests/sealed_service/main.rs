@@ -154,7 +154,10 @@ fn many_clients_at_once() {
     serve("many", ECHO, ModuleKind::TlsService, |service| {
         let dial = |count: usize| {
             std::thread::scope(|scope| {
-                let threads: Vec<_> = (0..count).map(|_| scope.spawn(|| service.dial().unwrap())).collect();
+                let policy = &service.policy;
+                let sockets: Vec<_> = (0..count).map(|_| service.tcp()).collect();
+                let dial = |tcp| scope.spawn(|| Service::dial_over(policy, tcp, &Shown::default()).unwrap());
+                let threads: Vec<_> = sockets.into_iter().map(dial).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
             })
         };
