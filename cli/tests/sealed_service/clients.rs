@@ -169,9 +169,16 @@ impl Service<'_> {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (near, far) = (listener.accept().unwrap().0, self.tcp());
         let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-        std::thread::spawn(move || carry(near, far, if let Cut::ToService(at) = cut { Some(at) } else { None }, cut));
         std::thread::spawn(move || {
-            carry(far_too, near_too, if let Cut::ToClient(at) = cut { Some(at) } else { None }, Cut::ToClient(0));
+            carry(near, far, if let Cut::ToService(at) = cut { Some(at) } else { None }, cut)
+        });
+        std::thread::spawn(move || {
+            carry(
+                far_too,
+                near_too,
+                if let Cut::ToClient(at) = cut { Some(at) } else { None },
+                Cut::ToClient(0),
+            );
         });
         Service::dial_over(&self.policy, client, &Shown::default())
     }
@@ -319,7 +326,12 @@ impl ServerCertVerifier for Anyone {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -100,7 +100,8 @@ fn step(tls: &mut TlsConnection, mut bytes: &[u8], outcome: &mut Outcome) -> Res
 
 /// Whether a program is there. In CI all of them must be.
 fn have(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let found =
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !found {
         println!("SKIPPED other clients: there is no {program} here; install it");
         assert!(std::env::var("CI").as_deref() != Ok("true"), "{program} is missing, and may not be in CI");

@@ -45,7 +45,13 @@ fn refuse(request: u32, text: &str) {
 }
 
 /// Enters a question to the platform; returns its number and what the report is to bind.
-fn enter(by: Asker, label: Label, key: Vec<u8>, nonce: [u8; 32], id: Vec<u8>) -> (u32, [u8; REPORT_DATA_BYTES]) {
+fn enter(
+    by: Asker,
+    label: Label,
+    key: Vec<u8>,
+    nonce: [u8; 32],
+    id: Vec<u8>,
+) -> (u32, [u8; REPORT_DATA_BYTES]) {
     let code = packages::code();
     let claims = Claims {
         label,

@@ -12,6 +12,7 @@
 
 mod connections;
 mod inbox;
+mod secure;
 mod tls;
 
 use crate::arch::clock;
@@ -21,9 +22,9 @@ use crate::sealed;
 use crate::{link, memory, task};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use connections::Connections;
 use core::cell::RefCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use connections::Connections;
 use inbox::Inbox;
 use nacre_abi::message::{Header, Kind};
 use nacre_abi::ring::Incoming;

@@ -19,6 +19,7 @@
 //! [`CONNECTION_BYTES`] is the most that a connection takes beside its window; all of them together take no more than
 //! a quarter of the memory that was free at the start: a connection beyond that is reset.
 
+use super::secure::{Secure, Stage};
 use crate::sealed::{packages, tls::CRYPTO};
 use crate::{memory, task};
 use alloc::boxed::Box;
@@ -93,75 +94,6 @@ struct OnTheWay {
     nonce: Nonce,
     /// Who asked.
     slots: Vec<u32>,
-}
-
-/// One connection.
-struct Secure {
-    /// Made when the first bytes come.
-    tls: Option<TlsConnection>,
-    stage: Stage,
-    /// When it is given up; `u64::MAX` if it is not.
-    deadline_ns: u64,
-    /// It is in `touched`.
-    touched: bool,
-    /// It waits for evidence.
-    waits: bool,
-    /// The ciphertext has ended.
-    cut: bool,
-    /// The connection below failed.
-    broken: bool,
-    /// The client takes nothing any more.
-    unread: bool,
-    /// The program reads no more.
-    deaf: bool,
-    /// The program has said that it sends no more.
-    closed: bool,
-    /// Our half below has ended.
-    ended: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// In the handshake.
-    Handshake,
-    /// The handshake is over, the program has not accepted it.
-    Ready,
-    /// The program's.
-    Open,
-    /// The program has closed it, or the handshake failed; something may be left to send.
-    Closing,
-}
-
-impl Secure {
-    fn new(deadline_ns: u64) -> Secure {
-        Secure {
-            tls: None,
-            stage: Stage::Handshake,
-            deadline_ns,
-            touched: false,
-            waits: false,
-            cut: false,
-            broken: false,
-            unread: false,
-            deaf: false,
-            closed: false,
-            ended: false,
-        }
-    }
-
-    fn failed(&self) -> bool {
-        self.broken || matches!(self.tls.as_ref().map(TlsConnection::state), Some(TlsState::Failed(_)))
-    }
-
-    /// Plaintext that waits.
-    fn held(&self) -> usize {
-        if self.deaf || self.broken { 0 } else { self.tls.as_ref().map_or(0, TlsConnection::plaintext_bytes) }
-    }
-
-    /// Whether the end of what can be read was seen.
-    fn at_end(&self) -> bool {
-        self.deaf || self.tls.as_ref().is_some_and(TlsConnection::peer_closed)
-    }
 }
 
 impl TlsTable {
@@ -291,8 +223,12 @@ impl TlsTable {
         self.questions(now_ns)
     }
 
-    /// Whether [`drive`](Self::drive) has something to do though nothing came, and when it will have.
+    /// When [`drive`](Self::drive) has something to do though nothing comes.
     pub fn next_ns(&mut self) -> Option<u64> {
+        // The program has made room for more by accepting.
+        if self.has_room() && self.table.acceptable() > 0 {
+            return Some(0);
+        }
         while let Some((deadline_ns, slot)) = self.timed.front().copied() {
             if self.get(slot).is_some_and(|secure| secure.deadline_ns == deadline_ns) {
                 let retry = self.server.is_none() && self.handshakes > 0 && !self.default.asked;
@@ -336,9 +272,14 @@ impl TlsTable {
         self.timed.push_back((deadline_ns, slot));
     }
 
+    /// Whether one more handshake may begin.
+    fn has_room(&self) -> bool {
+        self.handshakes < MAX_HANDSHAKES && self.handshakes + self.ready.len() < BACKLOG
+    }
+
     /// Takes connections out of the table's backlog.
     fn take_new(&mut self, now_ns: u64, link: &mut impl Link) {
-        while self.handshakes < MAX_HANDSHAKES && self.handshakes + self.ready.len() < BACKLOG {
+        while self.has_room() {
             let Ok(SocketId(slot)) = self.table.accept(link) else { return };
             if self.live >= self.limit {
                 self.table.reset(SocketId(slot), link);
@@ -346,7 +287,7 @@ impl TlsTable {
             }
             let places = (slot as usize + 1).max(self.slots.len());
             self.slots.resize_with(places, || None);
-            self.slots[slot as usize] = Some(Box::new(Secure::new(u64::MAX)));
+            self.slots[slot as usize] = Some(Box::new(Secure::new()));
             self.live += 1;
             self.handshakes += 1;
             self.set_deadline(slot, now_ns);
@@ -359,11 +300,11 @@ impl TlsTable {
         let Some(secure) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
         let (table, id) = (&mut self.table, SocketId(slot));
         if secure.stage != Stage::Closing {
-            feed(secure, table, id, self.server.as_ref(), &mut self.piece, link);
+            secure.feed(table, id, self.server.as_ref(), &mut self.piece, link);
         } else if table.peek(id, 0, &mut []) == Err(SocketError::Reset) {
             secure.broken = true;
         }
-        flush(secure, table, id, link);
+        secure.flush(table, id, link);
     }
 
     /// Goes on to the stage that a connection is in now.
@@ -420,7 +361,7 @@ impl TlsTable {
         // What comes from now on is nobody's; and a connection with nothing unread ends without a reset, which would take
         // away what the client has not read yet.
         self.table.shutdown(id, true, false, link);
-        flush(secure, &mut self.table, id, link);
+        secure.flush(&mut self.table, id, link);
         self.set_deadline(slot, now_ns);
         self.settle(slot, now_ns, link);
     }
@@ -548,7 +489,7 @@ impl TlsTable {
             };
             done += taken;
             let before = tls.ciphertext().len();
-            flush(secure, &mut self.table, id, link);
+            secure.flush(&mut self.table, id, link);
             let after = secure.tls.as_ref().map_or(0, |tls| tls.ciphertext().len());
             if taken == 0 && after == before {
                 break;
@@ -565,7 +506,7 @@ impl TlsTable {
                 // A connection that failed has nothing to say.
                 let _ = tls.close();
             }
-            flush(secure, &mut self.table, id, link);
+            secure.flush(&mut self.table, id, link);
         }
         if read {
             secure.deaf = true;
@@ -616,67 +557,5 @@ impl TlsTable {
         let tls = secure.tls.as_ref().filter(|tls| !hangup && tls.writable());
         let bytes = tls.map_or(0, |tls| tls.writable_bytes() as u64);
         (hangup || bytes > 0).then_some(Readiness { bytes, hangup })
-    }
-}
-
-/// Moves ciphertext from the client into the connection.
-fn feed(
-    secure: &mut Secure,
-    table: &mut Table,
-    id: SocketId,
-    server: Option<&TlsServer>,
-    piece: &mut [u8],
-    link: &mut impl Link,
-) {
-    loop {
-        let count = match table.peek(id, 0, piece) {
-            Ok(count) => count,
-            Err(SocketError::WouldBlock) => return,
-            Err(_) => return secure.broken = true,
-        };
-        if secure.deaf {
-            return;
-        }
-        if count == 0 {
-            if !core::mem::replace(&mut secure.cut, true)
-                && let Some(tls) = &mut secure.tls
-            {
-                tls.end_of_ciphertext();
-            }
-            return;
-        }
-        if secure.tls.is_none() {
-            let Some(server) = server else { return };
-            match TlsConnection::new(server) {
-                Ok(tls) => secure.tls = Some(tls),
-                Err(_) => return secure.broken = true,
-            }
-        }
-        let taken = secure.tls.as_mut().map(|tls| tls.feed(&piece[..count]));
-        match taken {
-            Some(Ok(taken)) if taken > 0 => {
-                // Just seen.
-                let _ = table.recv(id, &mut piece[..taken], link);
-            }
-            _ => return,
-        }
-    }
-}
-
-/// Moves ciphertext to the client, and then the end, if the program has closed.
-fn flush(secure: &mut Secure, table: &mut Table, id: SocketId, link: &mut impl Link) {
-    let Some(tls) = &mut secure.tls else { return };
-    while !tls.ciphertext().is_empty() {
-        match table.send(id, tls.ciphertext(), link) {
-            Ok(sent) => tls.ciphertext_sent(sent),
-            Err(SocketError::WouldBlock) => return,
-            Err(_) => {
-                secure.unread = true;
-                tls.ciphertext_sent(usize::MAX);
-            }
-        }
-    }
-    if secure.closed && !core::mem::replace(&mut secure.ended, true) {
-        table.shutdown(id, false, true, link);
     }
 }
