@@ -26,7 +26,8 @@ impl Bench {
 
     async fn deploy(&self, name: &str, service: Option<&Service>) -> u64 {
         let (keys, signed, policy) = (keys(), manifest(1), policy());
-        let code = Code { cwasm: name.as_bytes().repeat(20_000), module_sha256: [1; 32], fingerprint: [2; 32] };
+        let code =
+            Code { cwasm: name.as_bytes().repeat(20_000), module_sha256: [1; 32], fingerprint: [2; 32] };
         let order = Order {
             manifest: &signed,
             policy: &policy,
@@ -127,7 +128,10 @@ async fn a_cvm_that_the_policy_rejects_gets_nothing() {
         bench.node.lie(lie.clone());
         let error = bench.broker().run(true, |_| {}).await.unwrap_err();
         bench.node.lie(Lie::None);
-        assert!(matches!(&error, BrokerError::Session(error) if error.rejection().is_some()), "{lie:?}: {error}");
+        assert!(
+            matches!(&error, BrokerError::Session(error) if error.rejection().is_some()),
+            "{lie:?}: {error}"
+        );
         assert_eq!(bench.node.records_seen(), records, "{lie:?}");
         let last = bench.audit().pop().unwrap();
         assert_eq!((&last["event"], &last["accepted"]), (&"rejected".into(), &false.into()), "{lie:?}");
@@ -163,7 +167,8 @@ async fn nothing_goes_back() {
 
 impl Bench {
     async fn launch_with_version(&self, version: u64) {
-        let session = SealedSession::open(&self.node.client(), &policy(), &Expectations::new()).await.unwrap();
+        let session =
+            SealedSession::open(&self.node.client(), &policy(), &Expectations::new()).await.unwrap();
         assert_eq!(session.manifest().version, version);
     }
 }

@@ -7,8 +7,8 @@ use nacre_attest::policy::ManifestRule;
 use nacre_attest::verify::rule;
 use nacre_client::deploy::{Order, Removal, deploy, remove};
 use nacre_client::{
-    Code, DeployError, Expectations, ModuleKind, Node, NodeError, Policy, Refusal, SealedSession, SessionError,
-    SigningKey, Store,
+    Code, DeployError, Expectations, ModuleKind, Node, NodeError, Policy, Refusal, SealedSession,
+    SessionError, SigningKey, Store,
 };
 use support::{FakeNode, Lie, contains, keys, manifest, policy};
 
@@ -113,7 +113,10 @@ async fn rejected_evidence_is_named_and_nothing_is_sent() {
         assert!(error.nothing_ran());
         // A deploy into it: manifest and nonce is all the node gets.
         let error = deploy(&node.client(), &setup.order(), &Expectations::new()).await.unwrap_err();
-        assert!(matches!(&error, DeployError::Session(error) if error.rejection().is_some()), "{lie:?}: {error}");
+        assert!(
+            matches!(&error, DeployError::Session(error) if error.rejection().is_some()),
+            "{lie:?}: {error}"
+        );
         let state = node.state();
         let paths: Vec<&str> = state.seen.iter().map(|(path, _)| path.as_str()).collect();
         let evidence = "/v1/sealed/evidence?provisioning=true";
@@ -124,7 +127,8 @@ async fn rejected_evidence_is_named_and_nothing_is_sent() {
 #[tokio::test]
 async fn offers_that_are_none_are_named() {
     let node = FakeNode::start().await;
-    let open = async || SealedSession::open(&node.client(), &policy(), &Expectations::new()).await.unwrap_err();
+    let open =
+        async || SealedSession::open(&node.client(), &policy(), &Expectations::new()).await.unwrap_err();
     node.lie(Lie::OtherSession);
     assert!(matches!(open().await, SessionError::OtherSession));
     node.lie(Lie::Cut);
@@ -274,7 +278,10 @@ async fn deploys_judge_first_and_count_versions() {
     let refused = deploy(&client, &Order { version: Some(1), ..setup.order() }, &Expectations::new()).await;
     let error = refused.unwrap_err();
     assert!(
-        matches!(&error, DeployError::Session(SessionError::Refused { reason: Refusal::OlderVersion, value: 2, .. })),
+        matches!(
+            &error,
+            DeployError::Session(SessionError::Refused { reason: Refusal::OlderVersion, value: 2, .. })
+        ),
         "{error}"
     );
     // Whose package could be opened by nobody is not left with the node.
@@ -308,7 +315,8 @@ async fn what_is_removed_is_gone_from_cvm_node_and_store() {
     let order = Order { store: Some(&store), ..setup.order() };
     deploy(&node.client(), &order, &Expectations::new()).await.unwrap();
     assert_eq!(node.state().packages.len(), 1);
-    let removal = Removal { policy: &setup.policy, name: "mirror", authority: &setup.authority, store: Some(&store) };
+    let removal =
+        Removal { policy: &setup.policy, name: "mirror", authority: &setup.authority, store: Some(&store) };
     let version = remove(&node.client(), &removal, &Expectations::new()).await.unwrap();
     assert_eq!(version, 1);
     let unknown = remove(&node.client(), &removal, &Expectations::new()).await;

@@ -143,7 +143,16 @@ impl<'n> Owner<'n> {
     }
 
     fn broker(&self) -> Live {
-        let broker = ["keybroker", "--policy", "policy.toml", "--store", "store", "--broker-key", "broker.key", "--json"];
+        let broker = [
+            "keybroker",
+            "--policy",
+            "policy.toml",
+            "--store",
+            "store",
+            "--broker-key",
+            "broker.key",
+            "--json",
+        ];
         Live::start(&mut self.command(&broker)).unwrap()
     }
 }
@@ -162,7 +171,11 @@ const SEALED: [&str; 8] = [
 
 #[track_caller]
 fn told(activation: &Value, data: &str) {
-    assert_eq!((&activation["sealed"], &activation["status"]), (&true.into(), &"success".into()), "{activation}");
+    assert_eq!(
+        (&activation["sealed"], &activation["status"]),
+        (&true.into(), &"success".into()),
+        "{activation}"
+    );
     assert_eq!(activation["result"]["in"], data, "{activation}");
     assert!(activation["result"]["env"].as_str().unwrap().contains(SECRET), "{activation}");
     assert!(activation["logs"].to_string().contains(LOG), "{activation}");
@@ -243,7 +256,11 @@ fn sealed_calls_are_seen_by_nobody_else() {
     assert!(text.contains("unreachable") && text.contains("\"sealed\":true"), "{text}");
     // In words, too, it says that it is sealed; logs are not the result.
     let told = owner.ok(&["invoke", NAME, "--policy", "policy.toml", "--data", INPUT]);
-    assert!(told.stderr.contains("sealed: only the CVM sees it") && told.stderr.contains(LOG), "{}", told.stderr);
+    assert!(
+        told.stderr.contains("sealed: only the CVM sees it") && told.stderr.contains(LOG),
+        "{}",
+        told.stderr
+    );
     assert!(told.text().contains(INPUT) && !told.text().contains(LOG));
     let listed = owner.ok(&["ps"]).text();
     assert!(!listed.contains(NAME), "{listed}");
@@ -256,7 +273,10 @@ fn sealed_calls_are_seen_by_nobody_else() {
     let answer = plain.run(&["invoke", "open", "--data", &object, "--json"]);
     assert!(answer.text().contains("plain: the node sees it"), "{}", answer.text());
     assert!(tap.has("plain-input-8e8e") && tap.has("_start"), "the tap sees what is plain");
-    assert!(!files_with(&place.state(), LOG).is_empty(), "a plain module, or its logs, are in the state directory");
+    assert!(
+        !files_with(&place.state(), LOG).is_empty(),
+        "a plain module, or its logs, are in the state directory"
+    );
 
     let (code, log) = node.terminate().unwrap();
     assert_eq!(code, 0, "{log}");
@@ -277,7 +297,8 @@ fn sealed_code_comes_back_while_its_owner_is_away() {
     let node = Node::start(&nacre, &place, &["--listen", &listen]).unwrap();
     let owner = Owner::new(&nacre, &place, &node);
     owner.deploy(NAME, "teller.wasm", &["--secret", "TOKEN", "--keybroker-store", "store"]);
-    let second = owner.deploy(NAME, "teller.wasm", &["--secret", "TOKEN", "--keybroker-store", "store", "--json"]);
+    let second =
+        owner.deploy(NAME, "teller.wasm", &["--secret", "TOKEN", "--keybroker-store", "store", "--json"]);
     assert!(second.text().contains("\"version\":2"), "{}", second.text());
     let mut broker = owner.broker();
     // The owner goes: only callers, with the policy, and the broker, with its own key, are left.
@@ -332,7 +353,8 @@ fn what_is_not_sealed_by_the_owner_is_refused() {
     };
     owner.fails(&with(&[("compiler.key", "others/compiler.key")]), "does not list the compiler's key");
     owner.fails(&with(&[("owner.key", "others/owner.key")]), "neither the owner's nor a broker's");
-    let sign = ["manifest", "sign", "others/manifest.toml", "--key", "others/owner.key", "-o", "others/signed"];
+    let sign =
+        ["manifest", "sign", "others/manifest.toml", "--key", "others/owner.key", "-o", "others/signed"];
     owner.ok(&sign);
     let others = [
         ("manifest.signed", "others/signed"),
@@ -364,9 +386,13 @@ fn what_is_not_sealed_by_the_owner_is_refused() {
     owner.ok(&with(&[("manifest.signed", "second.signed")]));
     owner.fails(&with(&[]), "manifest");
     // Removing needs a key too.
-    owner.fails(&["rm", "teller", "--policy", "policy.toml", "--owner-key", "compiler.key"], "neither the owner's");
+    owner.fails(
+        &["rm", "teller", "--policy", "policy.toml", "--owner-key", "compiler.key"],
+        "neither the owner's",
+    );
     owner.ok(&["rm", "teller", "--policy", "policy.toml", "--owner-key", "owner.key"]);
-    owner.fails(&["invoke", "teller", "--policy", "policy.toml", "--data", INPUT], "no action with this name");
+    owner
+        .fails(&["invoke", "teller", "--policy", "policy.toml", "--data", INPUT], "no action with this name");
 }
 
 #[test]
@@ -383,7 +409,15 @@ fn evidence_of_a_node_is_judged_offline() {
     owner.ok(&["attest", "verify", "evidence.bin", "--policy", "policy.toml", "--nonce", nonce]);
     let shown = owner.ok(&["attest", "show", "evidence.bin"]).text();
     assert!(shown.contains("NOT CONFIDENTIAL") && shown.contains("nacre session 1"), "{shown}");
-    let wrong = owner.run(&["attest", "verify", "evidence.bin", "--policy", "policy.toml", "--nonce", &"00".repeat(32)]);
+    let wrong = owner.run(&[
+        "attest",
+        "verify",
+        "evidence.bin",
+        "--policy",
+        "policy.toml",
+        "--nonce",
+        &"00".repeat(32),
+    ]);
     assert!(wrong.code == 1 && wrong.text().contains("failed: nonce"), "{}", wrong.text());
     // Without a policy a software platform is never accepted.
     let bare = owner.run(&["attest", "verify", "evidence.bin"]);

@@ -208,8 +208,8 @@ impl Cvm {
             .find(|bytes| package::Header::parse(bytes).unwrap().body_sha256 == *install.package)
             .ok_or((Refusal::PackageMissing, 0))?;
         let mut package = package.to_vec();
-        let (signed, range) = package::open_in_place(install.key, &mut package)
-            .map_err(|_| (Refusal::PackageDamaged, 0))?;
+        let (signed, range) =
+            package::open_in_place(install.key, &mut package).map_err(|_| (Refusal::PackageDamaged, 0))?;
         let manifest = self.manifest.as_ref().unwrap().verify().unwrap();
         let statement = signed.verify(&manifest).map_err(|_| (Refusal::CodeRejected, 0))?;
         statement.check_code(&package[range]).map_err(|_| (Refusal::CodeRejected, 0))?;
@@ -428,9 +428,7 @@ impl State {
                 (if gone.is_some() { 204 } else { 404 }, none)
             }
             ("GET", "/v1/deployments") => {
-                let view = |(id, port): (&String, &u16)| {
-                    serde_json::json!({ "name": format!("sealed-{id}"), "address": format!("127.0.0.1:{port}") })
-                };
+                let view = |(id, port): (&String, &u16)| serde_json::json!({ "name": format!("sealed-{id}"), "address": format!("127.0.0.1:{port}") });
                 let all: Vec<_> = self.services.iter().map(view).collect();
                 (200, serde_json::Value::from(all).to_string().into_bytes())
             }
