@@ -62,6 +62,7 @@ impl Setup {
 
     async fn deployed(&self) -> FakeNode {
         let node = FakeNode::start().await;
+        node.state().manifest = None;
         deploy(&node.client(), &self.order(), &Expectations::new()).await.unwrap();
         node
     }
