@@ -81,12 +81,11 @@ fn records_are_taken_once_in_order_and_unchanged() {
     let mut session = world.open(&cvm);
     let package = world.package("echo", 1, ModuleKind::Action, &echo());
     let _module = world.install(&cvm, &mut session, &package);
-    let turned_away = |session: &mut ClientSession, record: &[u8]| match session
-        .open_response(relay(&cvm, record))
-    {
-        Err(ClientError::TurnedAway { error, .. }) => error,
-        other => panic!("{other:?}"),
-    };
+    let turned_away =
+        |session: &mut ClientSession, record: &[u8]| match session.open_response(relay(&cvm, record)) {
+            Err(ClientError::TurnedAway { error, .. }) => error,
+            other => panic!("{other:?}"),
+        };
     let first = session.seal_request(&invoke("echo", b"first")).unwrap();
     let second = session.seal_request(&invoke("echo", b"second")).unwrap();
     assert_eq!(turned_away(&mut session, &second.bytes), RecordError::OutOfOrder { expected: first.seq });
@@ -202,19 +201,18 @@ fn evidence_that_lies_is_rejected_by_the_rule_it_breaks() {
     assert_eq!(failed(&honest, &world.policy()), [""; 0]);
     let stricter = nacre_attest::policy::Policy { allow_software_platform: false, ..world.policy() };
     assert!(failed(&honest, &stricter).contains(&rule::SOFTWARE_PLATFORM));
-    let liar = world.launch_on(sealed_support::Software {
-        lie: |fields| fields.measurement[0] ^= 1,
-        ..world.software()
-    });
+    let liar = world
+        .launch_on(sealed_support::Software { lie: |fields| fields.measurement[0] ^= 1, ..world.software() });
     assert_eq!(failed(&liar, &world.policy()), [rule::MEASUREMENT]);
-    let debugging = world
-        .launch_on(sealed_support::Software { lie: |fields| fields.debug = true, ..world.software() });
+    let debugging =
+        world.launch_on(sealed_support::Software { lie: |fields| fields.debug = true, ..world.software() });
     assert_eq!(failed(&debugging, &world.policy()), [rule::DEBUG]);
     // Lies about what the guest itself binds are noticed by the guest.
-    for lie in [
-        (|fields| fields.report_data[5] ^= 1) as fn(&mut nacre_attest::software::ReportFields),
-        |fields| fields.host_data[5] ^= 1,
-    ] {
+    for lie in
+        [(|fields| fields.report_data[5] ^= 1) as fn(&mut nacre_attest::software::ReportFields), |fields| {
+            fields.host_data[5] ^= 1
+        }]
+    {
         let liar = world.launch_on(sealed_support::Software { lie, ..world.software() });
         let refused = encoded_evidence(&liar, &[3; 32]);
         assert!(matches!(refused, Err(EvidenceError::Refused(text)) if text.starts_with("report: ")));

@@ -135,8 +135,9 @@ fn writers_take_turns() {
     let register = |version| store.register(&release("a", version).0, b"package").is_ok();
     let register = &register;
     std::thread::scope(|scope| {
-        let all: Vec<_> = (1..=8).map(|version| scope.spawn(move || register(version))).collect();
-        all.into_iter().for_each(|one| drop(one.join().unwrap()));
+        for version in 1..=8 {
+            scope.spawn(move || register(version));
+        }
     });
     // Whatever the order: the newest won, and each one it replaced is known to be obsolete.
     let entry = store.entry("a").unwrap().unwrap();

@@ -32,6 +32,9 @@ pub struct PlatformInitArgs {
     /// Where [default: platform in the node's state directory]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// The node's state directory
+    #[arg(long, value_name = "DIR", env = "NACRE_STATE_DIR", hide = true)]
+    pub state_dir: Option<PathBuf>,
     /// Print the result, or an error, as JSON
     #[arg(long)]
     pub json: bool,

@@ -21,7 +21,7 @@ pub fn command(args: &PlatformArgs) -> Result<ExitCode, Failure> {
 fn init(args: &PlatformInitArgs) -> Result<ExitCode, Failure> {
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
-        None => node::state_dir(None)?.join("platform"),
+        None => node::state_dir(args.state_dir.clone())?.join("platform"),
     };
     let platform = SoftwarePlatform::init(&dir).map_err(failure)?;
     let root = hex(&platform.root_sha256());

@@ -263,7 +263,8 @@ impl Service<'_> {
 }
 
 /// The evidence that a verifier has seen.
-type Shown = Arc<Mutex<Option<Evidence>>>;
+/// Where the evidence goes that a client was shown.
+pub type Shown = Arc<Mutex<Option<Evidence>>>;
 
 fn judge(evidence: &Evidence, nonce: [u8; 32], policy: &Policy) -> Verdict {
     verify(evidence, policy, &Expect { nonce, label: Label::Tls, role: Role::Cvm, now: None })

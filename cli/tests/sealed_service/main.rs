@@ -7,7 +7,7 @@ mod clients;
 #[allow(dead_code)]
 mod sealed_support;
 
-use clients::{Cut, Duplex, Service, kv, pattern, serve, serve_on};
+use clients::{Cut, Duplex, Service, Shown, kv, pattern, serve, serve_on};
 use nacre_attest::policy::Policy;
 use nacre_attest::verify::rule;
 use nacre_session::command::ModuleKind;

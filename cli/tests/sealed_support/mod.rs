@@ -122,12 +122,16 @@ impl World {
     }
 
     /// A CVM with any manifest.
+<<<<<<< HEAD
     pub fn launch_with(
         &self,
         platform: impl Platform + 'static,
         host_data: [u8; 32],
         manifest: Option<Arc<[u8]>>,
     ) -> Cvm {
+=======
+    pub fn launch_with(&self, platform: Software, host_data: [u8; 32], manifest: Option<Arc<[u8]>>) -> Cvm {
+>>>>>>> w-cl
         let identity = Identity { platform: Arc::new(platform), host_data, manifest };
         let config = CvmConfig {
             workers: WORKERS,
@@ -219,7 +223,8 @@ impl World {
     /// Brings a package in and has it installed by an order of the owner.
     pub fn install(&self, cvm: &Cvm, session: &mut ClientSession, package: &Package) -> Module {
         let module = cvm.load_package(&package.bytes).unwrap();
-        let record = session.seal_signed(&package.order(&[("SECRET", "planted-secret")]), &self.owner).unwrap();
+        let record =
+            session.seal_signed(&package.order(&[("SECRET", "planted-secret")]), &self.owner).unwrap();
         let response = answer(cvm, session, &record.bytes);
         let reply = format!("{:?}", response.reply().unwrap());
         assert!(reply.starts_with("Installed"), "{reply}");
@@ -255,7 +260,10 @@ pub fn relay(cvm: &Cvm, record: &[u8]) -> Vec<u8> {
     cvm.record(&call, move |result| sender.send(result).unwrap()).unwrap();
     let result = results.recv().unwrap();
     assert_eq!(result.exit, nacre_vmm::program::Exit::Code(0));
-    assert!(result.stderr.is_empty() && result.cpu.is_zero() && result.ran.is_zero(), "the host learns nothing");
+    assert!(
+        result.stderr.is_empty() && result.cpu.is_zero() && result.ran.is_zero(),
+        "the host learns nothing"
+    );
     result.stdout
 }
 
@@ -266,5 +274,11 @@ pub fn answer(cvm: &Cvm, session: &mut ClientSession, record: &[u8]) -> Response
 
 /// A call of an action.
 pub fn invoke<'a>(action: &'a str, stdin: &'a [u8]) -> Command<'a> {
-    Command::Invoke(Invoke { action, args: vec![], env: vec![("E", "given")], limits: Limits::default(), stdin })
+    Command::Invoke(Invoke {
+        action,
+        args: vec![],
+        env: vec![("E", "given")],
+        limits: Limits::default(),
+        stdin,
+    })
 }
