@@ -122,16 +122,12 @@ impl World {
     }
 
     /// A CVM with any manifest.
-<<<<<<< HEAD
     pub fn launch_with(
         &self,
         platform: impl Platform + 'static,
         host_data: [u8; 32],
         manifest: Option<Arc<[u8]>>,
     ) -> Cvm {
-=======
-    pub fn launch_with(&self, platform: Software, host_data: [u8; 32], manifest: Option<Arc<[u8]>>) -> Cvm {
->>>>>>> w-cl
         let identity = Identity { platform: Arc::new(platform), host_data, manifest };
         let config = CvmConfig {
             workers: WORKERS,
