@@ -145,11 +145,6 @@ fn orders_need_authority_and_code_needs_its_compiler() {
     let good = world.package("echo", 5, ModuleKind::Action, &echo());
     assert_eq!(refusal(&world, &cvm, &mut session, &good), Refusal::PackageMissing);
     let _module = cvm.load_package(&good.bytes).unwrap();
-    let mut refused = |record: Vec<u8>| match answer(&cvm, &mut session, &record).reply().unwrap() {
-        Reply::Refused { reason, .. } => reason,
-        other => panic!("{other:?}"),
-    };
-    let _ = &mut refused;
     let unsigned = session.seal_request(&good.order(&[])).unwrap();
     let response = answer(&cvm, &mut session, &unsigned.bytes);
     assert!(matches!(response.reply().unwrap(), Reply::Refused { reason: Refusal::Unsigned, .. }));
@@ -227,7 +222,7 @@ fn evidence_that_lies_is_rejected_by_the_rule_it_breaks() {
     assert!(matches!(encoded_evidence(&swapped, &[3; 32]), Err(EvidenceError::Refused(_))));
     // Without one it proves so.
     let bare = world.launch_with(world.software(), [0; 32], None);
-    assert!(failed(&bare, &world.policy()).contains(&rule::MANIFEST_BOUND));
+    assert!(failed(&bare, &world.policy()).contains(&rule::MANIFEST_OWNER));
     assert!(matches!(
         encoded_evidence(&Cvm::launch(nacre_vmm::CvmConfig::default()).unwrap(), &[3; 32]),
         Err(EvidenceError::NoPlatform)

@@ -12,7 +12,7 @@ use nacre_session::command::ModuleKind;
 use nacre_tls::client::{config, server_name};
 use nacre_tls::name::Nonce;
 use nacre_vmm::Cvm;
-use nacre_vmm::evidence::{Identity, Platform, ReportDone, ReportRequest};
+use nacre_vmm::evidence::{Platform, ReportDone, ReportRequest};
 use nacre_vmm::program::{Connector, Exit, Program, ProgramEvent, RunOptions};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};

@@ -27,7 +27,7 @@ const MAX_ANSWER: usize = 16 << 20;
 
 /// A software platform that signs whatever it is asked to, and may lie.
 pub struct Software {
-    signer: Signer,
+    pub signer: Signer,
     /// Changes the fields of each report.
     pub lie: fn(&mut ReportFields),
     /// Signs nothing.

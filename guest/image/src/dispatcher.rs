@@ -300,9 +300,7 @@ fn fail(loading: &mut Loading, kind: ExitKind, text: &str) {
 fn create(header: Header, body: &[u8]) {
     phases::mark(&phases::CREATED);
     let id = header.program;
-    let refuse = |kind: ExitKind, text: &str| {
-        link::send(Header::new(Kind::ProgramExited, id).stream(kind as u32), text.as_bytes());
-    };
+    let refuse = |kind: ExitKind, text: &str| Program::refuse(id, kind, text);
     match CodeForm::from_number(header.stream) {
         Some(CodeForm::Plain) if sealed::takes_plain_code() => {}
         Some(CodeForm::Plain) => return refuse(ExitKind::Error, sealed::SEALED),

@@ -276,6 +276,14 @@ impl Program {
         Ok(())
     }
 
+    /// Tells that there is no such program, as the end of one that wrote nothing.
+    pub fn refuse(id: u32, kind: ExitKind, text: &str) {
+        for number in [stream::STDOUT, stream::STDERR] {
+            link::send(Header::new(Kind::StreamEnd, id).stream(number).arg(0), &[]);
+        }
+        link::send(Header::new(Kind::ProgramExited, id).stream(kind as u32), text.as_bytes());
+    }
+
     /// The program with this number. For the dispatcher.
     pub fn find(id: u32) -> Option<Arc<Program>> {
         PROGRAMS.with(|programs| programs.get(&id).cloned())
