@@ -82,7 +82,7 @@ fn a_client_rejects_what_its_policy_does_not_accept() {
         let unknown = Policy { measurements: vec![], ..service.policy.clone() };
         for (policy, broken) in [(stricter, rule::SOFTWARE_PLATFORM), (unknown, rule::MEASUREMENT)] {
             let error = service.dial_with(&policy).unwrap_err().to_string();
-            assert!(error.contains("the evidence was rejected") && error.contains(broken), "{error}");
+            assert!(error.contains("Rejected") && error.contains(broken), "{error}");
         }
         echoes(service, b"others go on");
     });
@@ -281,7 +281,7 @@ fn garbage_ends_its_connection_and_nothing_else() {
             if let Err(error) = &ended {
                 assert_eq!(error.kind(), ErrorKind::ConnectionReset);
             }
-            assert!(ended.is_err() || answer.starts_with(&[21, 3]), "an alert: {answer:?}");
+            assert!(answer.is_empty() || answer.starts_with(&[21, 3]), "an alert or nothing: {answer:?}");
         }
         service.wait_until_open(0);
         echoes(service, b"and on");
@@ -298,6 +298,7 @@ fn a_stream_that_was_cut_or_changed_is_no_end() {
         client.write_all(&text).unwrap();
         let error = client.read_to_end(&mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
+        drop(client);
         // On its way to the service: echo ends its half in order only if the client has.
         let mut client = service.dial_through(Cut::ToService(6000)).unwrap();
         client.write_all(&text).unwrap();
@@ -305,6 +306,7 @@ fn a_stream_that_was_cut_or_changed_is_no_end() {
         client.write_all(&text).unwrap();
         let error = client.read_to_end(&mut Vec::new()).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset), "{error}");
+        drop(client);
         // Changed.
         let mut client = service.dial_through(Cut::Flip(6000)).unwrap();
         client.write_all(&text).unwrap();
@@ -312,6 +314,7 @@ fn a_stream_that_was_cut_or_changed_is_no_end() {
         client.write_all(&text).unwrap();
         let error = client.read_to_end(&mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("BadRecordMac"), "{error}");
+        drop(client);
         service.wait_until_open(0);
         echoes(service, b"and on");
     });
