@@ -16,8 +16,9 @@ use nacre_abi::layout::Layout;
 use nacre_abi::ring::Producer;
 use nacre_abi::{MAX_VCPUS, hypercall};
 use nacre_wval::{
-    Commit, LANES, Next, Priority, Scheduler, SpinPolicy, Submitted, TaskRef, TimerInbox, TimerQueue, TimerReceiver,
-    TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
+    Commit, LANES, Next, Priority, Scheduler, SpinPolicy, Submitted, TaskRef, TimerInbox, TimerQueue,
+    TimerReceiver, TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE,
+    WakeTicket,
 };
 
 /// Requests for timers that one vCPU can have on their way to vCPU 0.
