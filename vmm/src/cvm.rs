@@ -5,8 +5,8 @@ use crate::elastic::manager::Membership;
 use crate::elastic::{
     self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
 };
-use crate::evidence::{Attestation, EvidenceError, Identity, LaunchShape};
 use crate::events::{Events, Exit, Mailboxes, ProgramEvent, ProgramId};
+use crate::evidence::{Attestation, EvidenceError, Identity, LaunchShape};
 use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};

@@ -197,7 +197,9 @@ impl Attestation {
 fn claimed(header: Header, body: &[u8]) -> Result<Vec<u8>, EvidenceError> {
     match EvidenceKind::from_number(header.stream) {
         Some(EvidenceKind::Claims) => Ok(body.to_vec()),
-        Some(EvidenceKind::Refused) => Err(EvidenceError::Refused(String::from_utf8_lossy(body).into_owned())),
+        Some(EvidenceKind::Refused) => {
+            Err(EvidenceError::Refused(String::from_utf8_lossy(body).into_owned()))
+        }
         None => Err(EvidenceError::Refused("its answer is of an unknown kind".into())),
     }
 }
@@ -208,7 +210,8 @@ fn claimed(header: Header, body: &[u8]) -> Result<Vec<u8>, EvidenceError> {
 /// # Errors
 /// [`crate::CvmError`] for a shape that no CVM can have.
 pub fn measurement(shape: LaunchShape) -> Result<[u8; MEASUREMENT_BYTES], crate::CvmError> {
-    static KNOWN: LazyLock<Mutex<HashMap<LaunchShape, [u8; MEASUREMENT_BYTES]>>> = LazyLock::new(Mutex::default);
+    static KNOWN: LazyLock<Mutex<HashMap<LaunchShape, [u8; MEASUREMENT_BYTES]>>> =
+        LazyLock::new(Mutex::default);
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(digest) = known().get(&shape) {
         return Ok(*digest);

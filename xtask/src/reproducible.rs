@@ -48,8 +48,8 @@ fn images(sources: &Path, target: &Path, what: &[&str]) -> Result<Vec<PathBuf>> 
 fn out_dir(messages: &[u8]) -> Option<PathBuf> {
     String::from_utf8_lossy(messages).lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let ours = message["reason"] == "build-script-executed"
-            && message["package_id"].as_str()?.contains("/vmm");
+        let ours =
+            message["reason"] == "build-script-executed" && message["package_id"].as_str()?.contains("/vmm");
         ours.then(|| message["out_dir"].as_str().map(PathBuf::from)).flatten()
     })
 }

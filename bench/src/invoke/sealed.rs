@@ -14,9 +14,7 @@ use nacre_attest::policy::{AcceptedGuest, ManifestRule};
 use nacre_attest::verify::{Expect, verify};
 use nacre_client::deploy::Order;
 use nacre_client::http::Repeat;
-use nacre_client::{
-    Code, Expectations, Manifest, Mode, ModuleKind, Policy, SealedSession, deploy, keys,
-};
+use nacre_client::{Code, Expectations, Manifest, Mode, ModuleKind, Policy, SealedSession, deploy, keys};
 use nacre_engine::CpuTarget;
 use nacre_vmm::evidence::{LaunchShape, measurement};
 use serde_json::json;
@@ -106,7 +104,9 @@ pub(super) fn measure(nacre: &Path, rounds: usize, progress: &dyn Progress) -> R
             authority: &owner,
             store: None,
         };
-        deploy(&client, &order, &Expectations::provisioning()).await.map_err(failed("the sealed deployment"))?;
+        deploy(&client, &order, &Expectations::provisioning())
+            .await
+            .map_err(failed("the sealed deployment"))?;
         let mut arms = Arms { plain, client, policy, session: None };
         arms.run(rounds, progress).await
     })
@@ -191,10 +191,7 @@ impl Arms {
 }
 
 /// Opens a session; how long it took, in nanoseconds.
-async fn handshake(
-    client: &nacre_client::Node,
-    policy: &Policy,
-) -> Result<(SealedSession, f64), BenchError> {
+async fn handshake(client: &nacre_client::Node, policy: &Policy) -> Result<(SealedSession, f64), BenchError> {
     let begin = Instant::now();
     let session = SealedSession::open(client, policy, &Expectations::provisioning()).await;
     let session = session.map_err(failed("a handshake"))?;
@@ -209,5 +206,9 @@ fn verification(session: &SealedSession, policy: &Policy) -> Result<f64, BenchEr
     let begin = Instant::now();
     let verdict = verify(evidence, policy, &expect);
     let elapsed = begin.elapsed().as_nanos() as f64;
-    if verdict.accepted() { Ok(elapsed) } else { Err(failed("the verification")("good evidence was rejected")) }
+    if verdict.accepted() {
+        Ok(elapsed)
+    } else {
+        Err(failed("the verification")("good evidence was rejected"))
+    }
 }

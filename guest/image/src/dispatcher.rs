@@ -9,7 +9,9 @@ use crate::memory::{self, Scratch};
 use crate::program::{Code, Loading, Options, Owner, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
-use crate::{calls, children, console, elastic, handover, link, modules, phases, sealed, sockets, task, wasm};
+use crate::{
+    calls, children, console, elastic, handover, link, modules, phases, sealed, sockets, task, wasm,
+};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -439,7 +441,10 @@ fn export(id: u32, body: &[u8]) {
     let path = String::from_utf8_lossy(body).to_string();
     with_program(id, |program| {
         if program.owner != Owner::Host {
-            return link::send(Header::new(Kind::TreeEnd, id), b"the program is sealed: its files stay inside");
+            return link::send(
+                Header::new(Kind::TreeEnd, id),
+                b"the program is sealed: its files stay inside",
+            );
         }
         let fs = program.fs_after.take();
         let Some(fs) = fs else {

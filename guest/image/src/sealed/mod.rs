@@ -24,8 +24,7 @@ use nacre_attest::manifest::{Manifest, ManifestError, Mode, SignedManifest};
 use rand_core::{TryCryptoRng, TryRng};
 
 /// Whose this CVM is.
-static IDENTITY: NormalCell<Identity> =
-    NormalCell::new(Identity { decided: false, manifest: None });
+static IDENTITY: NormalCell<Identity> = NormalCell::new(Identity { decided: false, manifest: None });
 
 struct Identity {
     /// Code was taken, or a manifest: it stays as it is.
@@ -63,8 +62,7 @@ pub fn takes_plain_code() -> bool {
 }
 
 /// What a CVM says to whoever brings plain code into a sealed one.
-pub const SEALED: &str =
-    "sealed-cvm: this CVM takes only code that its owner's compilers have signed; deploy it sealed, with --manifest";
+pub const SEALED: &str = "sealed-cvm: this CVM takes only code that its owner's compilers have signed; deploy it sealed, with --manifest";
 
 /// Looks at the manifest, if there is one.
 fn with_manifest<R>(look: impl FnOnce(Option<&(SignedManifest, Manifest)>) -> R) -> R {

@@ -288,22 +288,23 @@ fn open(job: &Job) -> Result<(CodeStatement, Code), Refused> {
     let (signed, range) = package::open_in_place(&job.key.0, &mut whole)
         .map_err(|error| refused(Refusal::PackageDamaged, &error))?;
     // The table is vCPU 0's, the check need not be.
-    let manifest = task::on_normal(|| with_manifest(|manifest| manifest.map(|(_, manifest)| manifest.clone())));
+    let manifest =
+        task::on_normal(|| with_manifest(|manifest| manifest.map(|(_, manifest)| manifest.clone())));
     let manifest = manifest.ok_or(Refusal::OpenMode)?;
-    let statement =
-        signed.verify(&manifest).map_err(|error| refused(Refusal::CodeRejected, &error))?;
+    let statement = signed.verify(&manifest).map_err(|error| refused(Refusal::CodeRejected, &error))?;
     let kind = match statement.kind {
         Kind::Action => ModuleKind::Action,
         Kind::Service { tls: false } => ModuleKind::Service,
         Kind::Service { tls: true } => ModuleKind::TlsService,
     };
     if (statement.name.as_str(), statement.version, kind) != (&job.name, job.version, job.kind) {
-        return Err(refused(Refusal::CodeRejected, &"the signed statement is about another name, version or kind"));
+        return Err(refused(
+            Refusal::CodeRejected,
+            &"the signed statement is about another name, version or kind",
+        ));
     }
     let machine_code = &whole[range];
-    statement
-        .check_code(machine_code)
-        .map_err(|error: CodeError| refused(Refusal::CodeRejected, &error))?;
+    statement.check_code(machine_code).map_err(|error: CodeError| refused(Refusal::CodeRejected, &error))?;
     let code = Code::copy_of(machine_code).ok_or(Refusal::OutOfMemory)?;
     Ok((statement, code))
 }

@@ -1,8 +1,8 @@
 //! Records of sessions: each is a request of a client who has verified this CVM. They are authenticated and decrypted here, on vCPU 0,
 //! in order of arrival; a call then goes its usual way, and its answer is sealed by the worker that ran it.
 
-use super::packages;
 use super::authorities;
+use super::packages;
 use crate::arch::clock;
 use crate::calls::{self, Bytes, Order};
 use crate::normal::NormalCell;
@@ -81,7 +81,8 @@ fn order(call: u32, head: RequestHead, invoke: &Invoke<'_>) -> Result<Order, Ref
         cpu_limit_ns: head.cpu_limit_ns.min(limits.cpu_ns),
         memory_limit_bytes: head.memory_limit_bytes.min(limits.memory_bytes),
         // Both outputs and what is around them must fit what the host takes as one.
-        max_output_bytes: (head.max_output_bytes.saturating_sub(ANSWER_OVERHEAD) / 2).min(limits.output_bytes),
+        max_output_bytes: (head.max_output_bytes.saturating_sub(ANSWER_OVERHEAD) / 2)
+            .min(limits.output_bytes),
         priority: head.priority.max(limits.priority as u32).min(2),
         args: 1 + invoke.args.len() as u32,
         vars: variables.len() as u32,
