@@ -191,14 +191,8 @@ fn assemble(
     let compiler = Arc::new(Compiler::new(&config.state_dir.join("compiled"), config.compiler.clone()));
     let dir = config.platform_dir.clone().unwrap_or_else(|| config.state_dir.join("platform"));
     let platform = NodePlatform::open(&dir)?;
-    let runner = Runner::new(
-        store.clone(),
-        compiler.clone(),
-        manager,
-        platform.clone(),
-        config.max_cvms,
-        publish,
-    );
+    let runner =
+        Runner::new(store.clone(), compiler.clone(), manager, platform.clone(), config.max_cvms, publish);
     let runner = Arc::new(runner);
     let api_host = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     Ok(Node {

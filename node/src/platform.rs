@@ -70,7 +70,10 @@ impl Platform for NodePlatform {
     }
 }
 
-fn sign(signer: &Signer, request: &ReportRequest) -> Result<[u8; nacre_attest::report::REPORT_BYTES], String> {
+fn sign(
+    signer: &Signer,
+    request: &ReportRequest,
+) -> Result<[u8; nacre_attest::report::REPORT_BYTES], String> {
     let measurement = evidence::measurement(request.shape).map_err(|error| error.to_string())?;
     let mut report_id = [0; 32];
     getrandom::fill(&mut report_id).map_err(|error| error.to_string())?;

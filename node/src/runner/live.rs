@@ -59,7 +59,12 @@ pub(super) struct Live {
 
 impl Live {
     /// `generation` tells it from others of its tenant, `max_bytes` is how much code it keeps.
-    pub(super) fn new(machine: Machine, generation: u64, max_bytes: u64, shown: Option<Box<dyn Any + Send + Sync>>) -> Self {
+    pub(super) fn new(
+        machine: Machine,
+        generation: u64,
+        max_bytes: u64,
+        shown: Option<Box<dyn Any + Send + Sync>>,
+    ) -> Self {
         Self {
             machine: Arc::new(machine),
             since: Instant::now(),

@@ -47,7 +47,9 @@ pub(super) fn remove_all(
     transaction.open_table(tables::MANIFESTS)?.remove(tenant.as_str())?;
     let mut table = transaction.open_table(tables::PACKAGES)?;
     let mut digests = Vec::new();
-    for entry in table.extract_from_if((tenant.as_str(), &[0; 16])..=(tenant.as_str(), &[255; 16]), |_, _| true)? {
+    for entry in
+        table.extract_from_if((tenant.as_str(), &[0; 16])..=(tenant.as_str(), &[255; 16]), |_, _| true)?
+    {
         let package: Package = serde_json::from_slice(entry?.1.value())?;
         digests.push(package.module.digest);
     }

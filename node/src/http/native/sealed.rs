@@ -193,7 +193,8 @@ pub(super) async fn evidence(
 ) -> Result<Vec<u8>, ApiError> {
     let content = extract::read(&tenant, body, 4096).await?;
     let nonce = wire::decode_evidence_request(&content.bytes);
-    let nonce = nonce.map_err(|error| ApiError::bad(format!("The request for evidence is no good: {error}.")))?;
+    let nonce =
+        nonce.map_err(|error| ApiError::bad(format!("The request for evidence is no good: {error}.")))?;
     let is_broker = options.flag("provisioning")?;
     let bare = node.runner.evidence(&tenant, &nonce, is_broker).await?;
     let garbled = || ApiError::new(StatusCode::BAD_GATEWAY, "The CVM's evidence is malformed.");
@@ -219,7 +220,8 @@ pub(super) async fn record(
     let allowed = tenant.limits().concurrency;
     let share = tenant.begin_activation();
     let _share = share.map_err(|count| {
-        let text = format!("The tenant has {count} calls under way, of {allowed} that it may have; send again.");
+        let text =
+            format!("The tenant has {count} calls under way, of {allowed} that it may have; send again.");
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, text)
     })?;
     Ok(node.runner.record(&tenant, content.bytes.to_vec()).await?.into())
@@ -242,7 +244,8 @@ pub(super) async fn unprovisioned(
         _ = stopping.wait_for(|stopping| *stopping) => None,
     };
     let Some(generation) = found else { return Ok(Err(StatusCode::NO_CONTENT)) };
-    let packages = node.store.directory().sealed(tenant.name()).packages.keys().map(PackageId::to_string).collect();
+    let packages =
+        node.store.directory().sealed(tenant.name()).packages.keys().map(PackageId::to_string).collect();
     Ok(Ok(Json(Unprovisioned { generation, packages })))
 }
 
@@ -277,7 +280,9 @@ pub(super) async fn run_service(
     let name = service_name(id)?;
     let (port, restart, args) = service_options(&options)?;
     if !args.is_empty() {
-        return Err(ApiError::bad("A sealed service takes no arguments from the node; seal them as variables."));
+        return Err(ApiError::bad(
+            "A sealed service takes no arguments from the node; seal them as variables.",
+        ));
     }
     let package = node.store.directory().sealed(tenant.name()).packages.get(&id).copied();
     let package = package.ok_or_else(ApiError::missing)?;
