@@ -26,8 +26,11 @@ use nacre_session::{
     ClaimsHash, ClientError, ClientHandshake, ClientSession, Command, DecodeError, EncodeError, RecordError,
     Refusal, Reply, SealedRequest, SigningKey,
 };
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// How long calls wait for a new CVM to be provisioned, and how often they ask.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PROVISIONING_PAUSE: Duration = Duration::from_millis(100);
 /// Pauses before a busy node is asked again.
 const BUSY_PAUSES_MS: [u64; 7] = [20, 50, 100, 200, 500, 1000, 2000];
 
@@ -192,6 +195,8 @@ pub struct Expectations {
     pub now: Option<u64>,
     /// Whether the caller is going to provision the CVM, so that the node does not wait for a broker.
     pub provisioning: bool,
+    /// How long a call waits for a broker if the CVM has nothing installed at all: it is new.
+    pub patience: Duration,
 }
 
 impl Default for Expectations {
@@ -205,7 +210,7 @@ impl Expectations {
     #[must_use]
     pub fn new() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|now| now.as_secs());
-        Self { now: Some(now.unwrap_or(0)), provisioning: false }
+        Self { now: Some(now.unwrap_or(0)), provisioning: false, patience: PATIENCE }
     }
 
     /// The same for an owner or a broker.
@@ -222,6 +227,7 @@ pub struct SealedSession {
     evidence: Evidence,
     verdict: Verdict,
     manifest: Manifest,
+    patience: Duration,
     over: bool,
 }
 
@@ -298,7 +304,8 @@ impl SealedSession {
         let claims = ClaimsHash(evidence.claims.hash());
         let session = handshake.accept(id, key, claims, &mut random());
         let session = session.map_err(|_| SessionError::BadPublicKey)?;
-        Ok(SealedSession { node: node.clone(), session, evidence, verdict, manifest, over: false })
+        let patience = expect.patience;
+        Ok(SealedSession { node: node.clone(), session, evidence, verdict, manifest, patience, over: false })
     }
 
     /// The evidence that was accepted.
@@ -328,16 +335,28 @@ impl SealedSession {
         self.invoke(Invoke { action, args, env, limits, stdin }).await
     }
 
-    /// Calls an action.
+    /// Calls an action. If the CVM was new when it proved itself, and says that it has no such action, it is asked again for a while:
+    /// a broker may be on its way.
     ///
     /// # Errors
     /// [`SessionError`]; that the action failed is in the outcome.
     pub async fn invoke(&mut self, call: Invoke<'_>) -> Result<Outcome, SessionError> {
-        self.command(&Command::Invoke(call), None, |reply| match reply {
-            Reply::Outcome(outcome) => Some(Outcome::from(outcome)),
-            _ => None,
-        })
-        .await
+        let command = Command::Invoke(call);
+        let deadline = self.evidence.code.is_empty().then(|| Instant::now() + self.patience);
+        loop {
+            let outcome = self.command(&command, None, |reply| match reply {
+                Reply::Outcome(outcome) => Some(Outcome::from(outcome)),
+                _ => None,
+            });
+            match outcome.await {
+                Err(SessionError::Refused { reason: Refusal::UnknownAction, .. })
+                    if deadline.is_some_and(|deadline| Instant::now() < deadline) =>
+                {
+                    tokio::time::sleep(PROVISIONING_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Installs a release: its key and its variables go to the CVM, in a command that `authority` signs. The node must have the

@@ -96,6 +96,26 @@ async fn a_new_cvm_gets_the_newest_of_everything() {
 }
 
 #[tokio::test]
+async fn calls_wait_for_the_broker_of_a_new_cvm() {
+    let bench = Bench::new().await;
+    bench.deploy("one", None).await;
+    bench.node.restart();
+    let open = async |patience| {
+        let expect = Expectations { patience, ..Expectations::new() };
+        SealedSession::open(&bench.node.client(), &policy(), &expect).await.unwrap()
+    };
+    let mut hasty = open(std::time::Duration::ZERO).await;
+    let mut session = open(std::time::Duration::from_secs(60)).await;
+    let refused = hasty.call("one", b"").await.unwrap_err();
+    assert!(matches!(refused, SessionError::Refused { .. }), "{refused}");
+    let broker = bench.broker();
+    let provisioned = tokio::spawn(async move { broker.run(true, |_| {}).await });
+    assert!(session.call("one", b"").await.unwrap().succeeded());
+    provisioned.await.unwrap().unwrap();
+    assert_eq!(bench.node.state().cvm.as_ref().unwrap().ran.len(), 1);
+}
+
+#[tokio::test]
 async fn what_the_node_lost_it_gets_back() {
     let bench = Bench::new().await;
     bench.deploy("one", None).await;
