@@ -260,17 +260,9 @@ fn garbage_ends_its_connection_and_nothing_else() {
         let mut broken = hello.clone();
         broken[20] ^= 0xff;
         broken.truncate(hello.len() - 7);
-        let mut version = hello.clone();
-        version[9] = 9;
         let long = [&[22, 3, 1, 0x40, 1][..], &[1; 0x4001]].concat();
-        let garbage: [&[u8]; 6] = [
-            b"GET / HTTP/1.1\r\n\r\n",
-            &[0; 3000],
-            &[0xff; 40_000],
-            &long,
-            &version,
-            &[broken, vec![7; 500]].concat(),
-        ];
+        let garbage: [&[u8]; 5] =
+            [b"GET / HTTP/1.1\r\n\r\n", &[0; 3000], &[0xff; 40_000], &long, &[broken, vec![7; 500]].concat()];
         for bytes in garbage {
             let mut client = service.tcp();
             client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
