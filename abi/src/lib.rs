@@ -6,6 +6,7 @@
 //! * [`hypercall`]: the port numbers of the few operations a guest asks its host for.
 //! * [`window`]: the shared window: the control page and the rings in it.
 //! * [`elastic`]: the shared page in it, by which guest and host agree on who runs.
+//! * [`attest`]: how reports, manifests, packages and session records travel.
 //! * [`ring`]: a byte ring between two parties that do not trust each other.
 //! * [`message`]: the messages on those rings. [`call`]: what the request and the answer of a call hold. [`socket`]: TCP
 //!   connections, and their flow control.
@@ -15,6 +16,7 @@
 #![cfg_attr(not(any(test, stepped)), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod attest;
 pub mod boot;
 pub mod call;
 pub mod elastic;
@@ -31,7 +33,7 @@ pub mod sync;
 pub mod window;
 
 /// Version of everything in this crate; host and guest of one Nacre binary always have the same.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Bytes in a small page and in the smallest unit of memory accounting.
 pub const PAGE_BYTES: u64 = 4096;

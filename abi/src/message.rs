@@ -59,7 +59,8 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// H: a new program; `arg` is the length of its precompiled code in bytes.
+    /// H: a new program; `arg` is the length of its precompiled code in bytes. With [`CodeForm::Package`](crate::attest::CodeForm) in
+    /// `stream` its code is what was installed from a package, named by the body.
     ProgramCreate = 1,
     /// H: a piece of the code; `arg` is its offset.
     ProgramCode = 2,
@@ -100,7 +101,8 @@ kinds! {
     Ready = 19,
     /// H, before the start: something about how the program runs; `stream` is a [`ProgramOption`], `arg` its value.
     ProgramOption = 20,
-    /// H: a new module; `program` is its number, `arg` the length of its precompiled code in bytes.
+    /// H: a new module; `program` is its number, `arg` the length of its code in bytes, `stream` its
+    /// [`CodeForm`](crate::attest::CodeForm).
     ModuleCreate = 21,
     /// H: a piece of a module's code; `arg` is its offset.
     ModuleCode = 22,
@@ -110,8 +112,9 @@ kinds! {
     ModuleLoaded = 24,
     /// H: forget the module; calls of it that were started go on.
     ModuleDrop = 25,
-    /// H: call the module with number `stream`; `program` is the call's number, `arg` the length of the request, the body
-    /// its first bytes. From [`ModuleLoad`](Kind::ModuleLoad) on: the call begins when the module is loaded, or ends as the load did.
+    /// H: call the module with number `stream` (or [`SESSIONS`](crate::attest::SESSIONS)); `program` is the call's number, `arg` the
+    /// length of the request, the body its first bytes. From [`ModuleLoad`](Kind::ModuleLoad) on: the call begins when the module is
+    /// loaded, or ends as the load did.
     CallStart = 26,
     /// H: more of a request; `arg` is the offset.
     CallData = 27,
@@ -149,6 +152,17 @@ kinds! {
     SocketClose = 54,
     /// Both, the sender's last word: the connection failed.
     SocketReset = 55,
+    /// H, once and before any code: the tenant manifest, signed. Without it the CVM is open and no manifest is in its evidence.
+    Manifest = 56,
+    /// H: make an offer for a session; `program` is the request's number, the body the client's nonce.
+    EvidenceRequest = 57,
+    /// G: `program` is the guest's number for it, the body the report data.
+    ReportRequest = 58,
+    /// H: the report that was asked for under this number, with its certificates, as `nacre-attest` encodes them; without a body
+    /// there is none.
+    Report = 59,
+    /// G: the answer to the evidence request with this number; `stream` is an [`EvidenceKind`](crate::attest::EvidenceKind).
+    Evidence = 60,
 }
 
 /// What a debug image can measure of itself.

@@ -16,6 +16,10 @@ use crate::{
     host_cpu,
     node::args::{NodeArgs, NodeCommand, TenantArgs, WorkerArgs},
     node::drive_args::{DeployArgs, DescribeArgs, InvokeArgs, LogsArgs, PsArgs, RmArgs},
+    sealed::args::{
+        AttestArgs, AttestCommand, KeybrokerArgs, KeybrokerCommand, ManifestArgs, ManifestCommand,
+        MeasureArgs, PlatformArgs, PlatformCommand, TunnelArgs,
+    },
     top::SortBy,
     values::{
         DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_duration, parse_env,
@@ -50,7 +54,7 @@ pub enum Command {
     /// Add, list and remove tenants of a node
     Tenant(TenantArgs),
     /// Deploy a function to a node
-    Deploy(DeployArgs),
+    Deploy(Box<DeployArgs>),
     /// Call a function and print its result
     Invoke(InvokeArgs),
     /// Show what a tenant has running
@@ -61,6 +65,18 @@ pub enum Command {
     Describe(DescribeArgs),
     /// Remove what is deployed
     Rm(RmArgs),
+    /// Make the root of a software platform, for development
+    Platform(PlatformArgs),
+    /// Make and sign a tenant's manifest
+    Manifest(ManifestArgs),
+    /// Print what a CVM proves about itself, for policies
+    Measure(MeasureArgs),
+    /// Show, judge and fetch evidence
+    Attest(AttestArgs),
+    /// Give code and secrets to CVMs while their owner is away
+    Keybroker(Box<KeybrokerArgs>),
+    /// Connect plain TCP to a sealed TLS service
+    Tunnel(TunnelArgs),
     /// Compile one module as a child of a node
     #[command(hide = true)]
     CompileWorker(WorkerArgs),
@@ -86,6 +102,23 @@ impl Command {
             Self::Logs(args) => args.json,
             Self::Describe(args) => args.json,
             Self::Rm(args) => args.json,
+            Self::Platform(PlatformArgs { command: PlatformCommand::Init(args) }) => args.json,
+            Self::Manifest(args) => match &args.command {
+                ManifestCommand::Init(args) => args.json,
+                ManifestCommand::Sign(args) => args.json,
+            },
+            Self::Measure(args) => args.json,
+            Self::Attest(args) => match &args.command {
+                AttestCommand::Show(args) => args.json,
+                AttestCommand::Verify(args) => args.json,
+                AttestCommand::Fetch(args) => args.json,
+            },
+            Self::Keybroker(args) => match &args.command {
+                None => args.json,
+                Some(KeybrokerCommand::Add(args)) => args.json,
+                Some(KeybrokerCommand::List(args)) => args.json,
+            },
+            Self::Tunnel(args) => args.json,
             Self::CompileWorker(_) => false,
         }
     }
@@ -281,6 +314,8 @@ pub enum BenchPart {
     Http,
     /// First calls of functions
     Cold,
+    /// Sealed calls beside plain ones, handshakes, verification
+    Sealed,
     /// The key-value service against redis-server
     Kv,
 }
@@ -294,6 +329,9 @@ pub struct BenchInvokeArgs {
     /// Measure this part only; may be given several times
     #[arg(long, value_enum, value_name = "PART")]
     pub only: Vec<BenchPart>,
+    /// Measure what sealing costs: short for --only sealed
+    #[arg(long)]
+    pub sealed: bool,
     /// Write the result as JSON to FILE, or to stdout without FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]

@@ -15,6 +15,7 @@ pub mod failure;
 pub mod log;
 pub mod node;
 pub mod run;
+pub mod sealed;
 pub mod spinner;
 pub mod top;
 pub mod values;

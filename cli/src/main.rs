@@ -8,7 +8,7 @@ use nacre_cli::{
     args::{Cli, Command},
     bench, compile, demo, execute,
     failure::{EXIT_USAGE, Failure},
-    log, node, run, top,
+    log, node, run, sealed, top,
 };
 
 /// Calls of functions allocate on one thread what another frees, which this one is made for.
@@ -40,6 +40,12 @@ fn main() -> ExitCode {
         Command::Logs(args) => node::drive::logs(&args),
         Command::Describe(args) => node::drive::describe(&args),
         Command::Rm(args) => node::drive::rm(&args),
+        Command::Platform(args) => sealed::platform(&args),
+        Command::Manifest(args) => sealed::manifest(&args),
+        Command::Measure(args) => sealed::measure(&args),
+        Command::Attest(args) => sealed::attest(&args),
+        Command::Keybroker(args) => sealed::keybroker(&args),
+        Command::Tunnel(args) => sealed::tunnel(&args),
         Command::CompileWorker(args) => node::worker(&args),
         Command::Run(args) => run::plan(args).and_then(|plan| execute::execute(&plan)).map(exit),
     };

@@ -23,6 +23,8 @@ pub struct NodeConfig {
     pub service_host: Option<IpAddr>,
     /// Everything durable is below this directory.
     pub state_dir: PathBuf,
+    /// The software platform whose root signs for this node; in the state directory if none is named.
+    pub platform_dir: Option<PathBuf>,
     /// Physical CPUs that the workers of all CVMs share; `None` for all that this process may use.
     pub cpus: Option<u32>,
     /// Where CVMs come from.
@@ -52,6 +54,7 @@ impl NodeConfig {
             metrics_listen: None,
             service_host: None,
             state_dir,
+            platform_dir: None,
             cpus: None,
             backend: Backend::Kvm,
             admin_token: None,

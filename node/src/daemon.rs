@@ -4,6 +4,7 @@ use crate::compile::Compiler;
 use crate::config::NodeConfig;
 use crate::http::{self, Listeners};
 use crate::invoke::Invoker;
+use crate::platform::NodePlatform;
 use crate::runner::{Publish, Runner};
 use crate::services::Services;
 use crate::store::{Store, StoreError};
@@ -31,6 +32,9 @@ pub enum StartError {
     /// The CPU manager.
     #[error(transparent)]
     Cpus(#[from] ElasticError),
+    /// The platform's files.
+    #[error(transparent)]
+    Platform(#[from] nacre_attest::software::SoftwareError),
     /// No way to make CVMs.
     #[error("/dev/kvm can't be opened: {0}; load the kvm module, or join the kvm group")]
     Kvm(std::io::Error),
@@ -71,6 +75,8 @@ pub struct Node {
     pub services: Services,
     /// Calls.
     pub invoker: Arc<Invoker>,
+    /// Who signs the reports of its CVMs.
+    pub platform: Arc<NodePlatform>,
     /// Where clients reach it.
     pub url: String,
     /// Since when.
@@ -185,12 +191,17 @@ fn assemble(
     let cpus = config.cpus.map_or_else(CpuConfig::machine, CpuConfig::new);
     let manager = CpuManager::new(cpus)?;
     let compiler = Arc::new(Compiler::new(&config.state_dir.join("compiled"), config.compiler.clone()));
-    let runner = Arc::new(Runner::new(store.clone(), compiler.clone(), manager, config.max_cvms, publish));
+    let dir = config.platform_dir.clone().unwrap_or_else(|| config.state_dir.join("platform"));
+    let platform = NodePlatform::open(&dir)?;
+    let runner =
+        Runner::new(store.clone(), compiler.clone(), manager, platform.clone(), config.max_cvms, publish);
+    let runner = Arc::new(runner);
     let api_host = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     Ok(Node {
         tenants: Tenants::load(store.directory().tenants()),
         invoker: Arc::new(Invoker::new(store.clone(), runner.clone(), api_host.clone())),
         url: api_host,
+        platform,
         services: Services::new(runner.clone(), config.service_host.unwrap_or(address.ip())),
         store,
         compiler,

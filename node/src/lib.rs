@@ -7,6 +7,7 @@
 //! * [`store`]: everything durable: an embedded database, and files for modules.
 //! * [`tenants`]: who may do what: keys, limits, and what of them is in use now.
 //! * [`compile`]: modules become code in child processes, bounded and in fair order.
+//! * [`platform`]: who signs reports of its CVMs.
 //! * [`runner`]: one CVM per tenant; the only module that knows the VMM. [`services`]: programs that run all the time.
 //! * [`metrics`]: what is counted. [`daemon`]: start, signals, end.
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ pub mod daemon;
 pub mod http;
 pub mod invoke;
 pub mod metrics;
+pub mod platform;
 pub mod runner;
 pub mod services;
 pub mod store;

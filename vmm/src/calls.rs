@@ -14,6 +14,7 @@ use crate::cvm::{Cvm, CvmError};
 use crate::events::Exit;
 use crate::link::{SendError, Sender};
 use crate::program::RunOptions;
+use nacre_abi::attest::{CodeForm, SESSIONS};
 use nacre_abi::call::{
     AnswerHead, HEAD_BYTES, MAX_OUTPUT_BYTES, MAX_REQUEST_BYTES, MAX_TEXTS, PIECE_BYTES, RequestHead,
     UNLIMITED,
@@ -466,10 +467,10 @@ impl Call<'_> {
 }
 
 /// The messages that bring a module.
-fn module_messages(number: u32, code: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
+fn module_messages(number: u32, form: CodeForm, code: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     let message = move |kind| Header::new(kind, number);
     let pieces = (0..).step_by(Sender::MAX_BODY).zip(code.chunks(Sender::MAX_BODY));
-    iter::once((message(Kind::ModuleCreate).arg(code.len() as u64), &[][..]))
+    iter::once((message(Kind::ModuleCreate).stream(form as u32).arg(code.len() as u64), &[][..]))
         .chain(pieces.map(move |(offset, piece)| (message(Kind::ModuleCode).arg(offset), piece)))
         .chain(iter::once((message(Kind::ModuleLoad), &[][..])))
 }
@@ -492,9 +493,22 @@ impl Cvm {
     /// # Errors
     /// [`CvmError::Module`] if the guest refuses it, [`CvmError::Ended`].
     pub fn load_module(&self, code: &[u8]) -> Result<Module, CvmError> {
+        self.bring_in(CodeForm::Plain, code)
+    }
+
+    /// Brings a sealed package into the CVM, which keeps it until the last handle is dropped. What is in it runs only by order of a
+    /// session, and stays when the package goes.
+    ///
+    /// # Errors
+    /// As [`load_module`](Self::load_module).
+    pub fn load_package(&self, package: &[u8]) -> Result<Module, CvmError> {
+        self.bring_in(CodeForm::Package, package)
+    }
+
+    fn bring_in(&self, form: CodeForm, code: &[u8]) -> Result<Module, CvmError> {
         let (waiter, loaded) = mpsc::sync_channel(1);
         let module = self.enter_module(Some(waiter))?;
-        for (header, body) in module_messages(module.0.number, code) {
+        for (header, body) in module_messages(module.0.number, form, code) {
             self.send(header, body)?;
         }
         match (loaded.recv(), module.refused()) {
@@ -515,7 +529,7 @@ impl Cvm {
             return Ok(None);
         }
         let module = self.enter_module(None)?;
-        match self.sender().post(module_messages(module.0.number, code), false) {
+        match self.sender().post(module_messages(module.0.number, CodeForm::Plain, code), false) {
             Ok(()) => Ok(Some(module)),
             Err(SendError::Ended) => Err(self.end_error()),
             Err(SendError::Full | SendError::TooLong(_)) => {
@@ -548,10 +562,27 @@ impl Cvm {
         call: Call<'_>,
         done: impl FnOnce(CallResult) + Send + 'static,
     ) -> Result<CallHandle, CallError> {
+        self.call_number(module.0.number, &call, Box::new(done))
+    }
+
+    /// Hands a record of a session to the guest, as the input of a call whose limits hold for what the record asks for. Its answer is
+    /// standard output: another record, whether the guest took this one or not.
+    ///
+    /// # Errors
+    /// [`CallError`]; `done` is not called then.
+    pub fn record(
+        &self,
+        call: &Call<'_>,
+        done: impl FnOnce(CallResult) + Send + 'static,
+    ) -> Result<CallHandle, CallError> {
+        self.call_number(SESSIONS, call, Box::new(done))
+    }
+
+    fn call_number(&self, module: u32, call: &Call<'_>, done: Done) -> Result<CallHandle, CallError> {
         let request = call.encode()?;
-        let place = self.calls().enter(call.max_output(), Box::new(done))?;
+        let place = self.calls().enter(call.max_output(), done)?;
         let sender = self.sender();
-        let sent = sender.post_unrung(messages(place.index, module.0.number, &request), false);
+        let sent = sender.post_unrung(messages(place.index, module, &request), false);
         if !call.unrung {
             sender.wake();
         }

@@ -6,6 +6,7 @@ use crate::elastic::{
     self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
 };
 use crate::events::{Events, Exit, Mailboxes, ProgramEvent, ProgramId};
+use crate::evidence::{Attestation, EvidenceError, Identity, LaunchShape};
 use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
@@ -15,6 +16,7 @@ use crate::memory::{LaunchMemory, SharedMemory};
 use crate::socket::{Connections, Connector, Intake, Relay};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
+use nacre_abi::attest::NONCE_BYTES;
 use nacre_abi::elastic::ElasticWord;
 use nacre_abi::message::{GuestStats, Header, Kind, NO_PROGRAM};
 use nacre_abi::window::Window;
@@ -33,6 +35,8 @@ pub struct CvmConfig {
     pub memory_bytes: u64,
     /// Launch the debug image, which measures differently.
     pub debug_image: bool,
+    /// How it proves what it is; without one it has no evidence.
+    pub identity: Option<Identity>,
     /// Its part in the elastic CPU.
     pub elastic: ElasticConfig,
     /// Receives what the guest itself prints: defects only.
@@ -48,6 +52,7 @@ impl Default for CvmConfig {
             workers: 1,
             memory_bytes: 1 << 30,
             debug_image: false,
+            identity: None,
             elastic: ElasticConfig::default(),
             on_print: Box::new(|text| eprintln!("nacre: guest: {text}")),
             hooks: None,
@@ -112,6 +117,7 @@ pub struct Cvm {
     connections: Arc<Connections>,
     intake: Arc<Intake>,
     calls: Arc<Calls>,
+    attestation: Arc<Attestation>,
     doorbell: Arc<EventFd>,
     threads: Mutex<Threads>,
     ended: Arc<Mutex<Option<VcpuEnd>>>,
@@ -182,8 +188,16 @@ impl Cvm {
             hooks: config.hooks,
         });
         join_manager(&shared, config.elastic)?;
+        let shape = LaunchShape {
+            vcpus: launch.vcpus.len() as u32,
+            memory_bytes: config.memory_bytes,
+            debug_image: config.debug_image,
+            xcr0: shared.machine.xcr0(),
+        };
+        let sender = Arc::new(Sender::new(shared.clone()));
         let cvm = Cvm {
-            sender: Arc::new(Sender::new(shared.clone())),
+            attestation: Arc::new(Attestation::new(config.identity, shape, sender.clone())),
+            sender,
             mailboxes: Arc::new(Mailboxes::default()),
             connections: Arc::default(),
             intake: Arc::new(Intake::new(doorbell.clone())),
@@ -220,6 +234,10 @@ impl Cvm {
             let thread = self.spawn_vcpu(worker, id)?;
             self.threads.lock().unwrap_or_else(PoisonError::into_inner).vcpus.push(Some(thread));
         }
+        // Before anybody can send code.
+        if let Some(manifest) = self.attestation.manifest() {
+            self.send(Header::new(Kind::Manifest, NO_PROGRAM), &manifest)?;
+        }
         Ok(self)
     }
 
@@ -243,6 +261,7 @@ impl Cvm {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
         let (calls, connections) = (self.calls.clone(), self.connections.clone());
+        let attestation = self.attestation.clone();
         let mut relay = system("an event queue", Relay::new(self.intake.clone()))?;
         let body = move || {
             let expects = || calls.any_in_flight();
@@ -253,7 +272,7 @@ impl Cvm {
                 if header.kind == Kind::ProgramExited {
                     connections.program_over(header.program);
                 }
-                if !calls.deliver(header, body) {
+                if !calls.deliver(header, body) && !attestation.deliver(header, body) {
                     mailboxes.deliver(header, body);
                 }
                 Traffic::Other
@@ -268,6 +287,7 @@ impl Cvm {
             sender.notify();
             mailboxes.close();
             calls.close();
+            attestation.close();
         };
         system("a thread", std::thread::Builder::new().name("rings".into()).spawn(body))
     }
@@ -337,6 +357,16 @@ impl Cvm {
     /// The calls of this CVM.
     pub(crate) fn calls(&self) -> &Arc<Calls> {
         &self.calls
+    }
+
+    /// Asks the guest for the offer of a session and the evidence that binds it. `done` is called once, on the thread that reads the rings or on
+    /// this one, and must not wait for anything.
+    pub fn evidence(
+        &self,
+        nonce: &[u8; NONCE_BYTES],
+        done: impl FnOnce(Result<Vec<u8>, EvidenceError>) + Send + 'static,
+    ) {
+        self.attestation.request(nonce, Box::new(done));
     }
 
     /// What has gone between host and guest.

@@ -15,14 +15,14 @@ use std::io;
 use vmm_sys_util::eventfd::EventFd;
 
 /// PG, WP clear, NE, ET, MP, PE: paging and protection on, x87 errors as exceptions.
-const CR0: u64 = 0x8000_0033;
+pub(crate) const CR0: u64 = 0x8000_0033;
 /// PAE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE.
-const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
+pub(crate) const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
 /// SCE, LME, LMA, NXE.
-const EFER: u64 = 0xd01;
+pub(crate) const EFER: u64 = 0xd01;
 /// IOPL 3 and the bit that is always one; interrupts stay off. Ring 3 is all of the guest and trusted with every port; the
 /// I/O bitmap is for a KVM that ignores IOPL, and IOPL for an emulated one that ignores the bitmap of a busy segment.
-const RFLAGS: u64 = 0x3002;
+pub(crate) const RFLAGS: u64 = 0x3002;
 /// x87, SSE, AVX, and the three parts of AVX-512.
 const XCR0_WANTED: u64 = 0xe7;
 const XCR0_AVX512: u64 = 0xe0;
@@ -103,6 +103,11 @@ impl Machine {
     /// The private memory, for releasing parts of it.
     pub fn private(&self) -> &PrivateMemory {
         &self.private
+    }
+
+    /// The extended state that vCPUs start with.
+    pub fn xcr0(&self) -> u64 {
+        self.xcr0
     }
 
     /// The shared window.

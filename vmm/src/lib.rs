@@ -6,6 +6,7 @@
 //! * [`kvm`]: the machine. [`vcpu`]: one thread per vCPU.
 //! * [`cvm`]: a running CVM. [`link`]: messages to and from its guest. [`program`]: programs in it, and
 //!   [`events`]: what happens to them. [`calls`]: modules that are loaded once, and calls of them.
+//! * [`evidence`]: reports and offers of sessions, and the measurement of a launch.
 //! * [`socket`]: TCP connections to programs that listen.
 //! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
@@ -17,12 +18,14 @@ pub mod calls;
 pub mod cvm;
 pub mod elastic;
 pub mod events;
+pub mod evidence;
 pub mod hooks;
 pub mod image;
 pub mod kvm;
 mod last_words;
 pub mod launch;
 pub mod link;
+mod measure;
 pub mod memory;
 pub mod program;
 pub mod socket;

@@ -4,6 +4,7 @@ use crate::cvm::{Cvm, CvmError};
 pub use crate::events::{Events, Exit, ProgramEvent, ProgramId};
 use crate::link::{SendError, Sender};
 pub use crate::socket::{ConnectError, Connection, Connector};
+use nacre_abi::attest::{CodeForm, PACKAGE_ID_BYTES};
 use nacre_abi::message::{Header, Kind, ProgramOption, STREAM_WINDOW_BYTES, TreeKind, stream};
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -135,6 +136,29 @@ impl Cvm {
             program.tree_entry(&root)?;
             program.send(Kind::Preopen, 0, 0, name.as_bytes())?;
         }
+        Ok(program)
+    }
+}
+
+impl Cvm {
+    /// Makes a program of the service that was installed from a package; [`Program::start`] runs it. What it is run with is the tenant's
+    /// secret, and what it writes stays inside.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn load_service(
+        &self,
+        package: [u8; PACKAGE_ID_BYTES],
+        options: RunOptions,
+    ) -> Result<Program<'_>, CvmError> {
+        let (id, events) = self.new_program();
+        let program = Program { cvm: self, terminals: 0, id, events };
+        program.send(Kind::ProgramCreate, CodeForm::Package as u32, 0, &package)?;
+        for (option, value) in options.messages() {
+            program.send(Kind::ProgramOption, option as u32, value, &[])?;
+        }
+        self.provide_sockets(id);
+        program.send(Kind::ProgramOption, ProgramOption::Listens as u32, 0, &[])?;
         Ok(program)
     }
 }

@@ -10,6 +10,7 @@
 
 mod apps;
 mod fuzz;
+mod reproducible;
 mod steps;
 mod test;
 

@@ -59,6 +59,9 @@ fn all(steps: &mut Steps, options: &Options) -> Result<()> {
             steps.run(&name, &mut command)?;
         }
     }
+    if wanted("reproducible") {
+        steps.call("reproducible guest image", || crate::reproducible::check(&target_dir()))?;
+    }
     if wanted("third-party") {
         steps.call("third-party programs", fetch)?;
     }

@@ -8,6 +8,7 @@ mod http;
 mod instances;
 mod kv;
 mod lifecycle;
+mod sealed;
 mod touch;
 
 use crate::machine::Machine;
@@ -52,6 +53,8 @@ pub enum Part {
     Http,
     /// First calls of functions.
     Cold,
+    /// Sealed calls, beside plain ones.
+    Sealed,
     /// The key-value service.
     Kv,
 }
@@ -81,6 +84,8 @@ pub struct Options {
     pub cold_actions: usize,
     /// Tenants that call for the first time.
     pub cold_tenants: usize,
+    /// Rounds of sealed calls and handshakes.
+    pub sealed_rounds: usize,
     /// Rounds of the key-value service.
     pub kv_rounds: usize,
 }
@@ -101,6 +106,7 @@ impl Options {
             http_rounds: 8,
             cold_actions: 60,
             cold_tenants: 20,
+            sealed_rounds: 10,
             kv_rounds: 5,
         }
     }
@@ -123,6 +129,7 @@ impl Options {
         keep(&mut self.http_rounds, Part::Http);
         keep(&mut self.cold_actions, Part::Cold);
         keep(&mut self.cold_tenants, Part::Cold);
+        keep(&mut self.sealed_rounds, Part::Sealed);
         keep(&mut self.kv_rounds, Part::Kv);
         self
     }
@@ -140,6 +147,7 @@ impl Options {
             + self.http_rounds * http::STEPS
             + self.cold_actions
             + self.cold_tenants
+            + self.sealed_rounds
             + self.kv_rounds * kv::STEPS
     }
 }
@@ -179,6 +187,9 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<Report, BenchEr
     }
     if options.cold_actions + options.cold_tenants > 0 {
         rows.extend(cold::measure(options, progress)?);
+    }
+    if options.sealed_rounds > 0 {
+        rows.extend(sealed::measure(&options.nacre, options.sealed_rounds, progress)?);
     }
     if options.kv_rounds > 0 {
         rows.extend(kv::measure(&options.nacre, options.kv_rounds, progress, &mut skipped)?);

@@ -34,11 +34,11 @@ fn bench_invoke(args: &BenchInvokeArgs) -> Result<ExitCode, Failure> {
         std::env::current_exe().map_err(|error| Failure::new("this executable", io_reason(&error)))?;
     check_writable(args.json.as_ref())?;
     let all = Options::full(nacre);
-    let options = if args.only.is_empty() {
-        all
-    } else {
-        all.only(&args.only.iter().map(|part| (*part).into()).collect::<Vec<_>>())
-    };
+    let mut parts: Vec<Part> = args.only.iter().map(|part| (*part).into()).collect();
+    if args.sealed {
+        parts.push(Part::Sealed);
+    }
+    let options = if parts.is_empty() { all } else { all.only(&parts) };
     let bar = Bar::new(options.steps());
     let report = invoke::run(&options, &bar);
     bar.0.finish_and_clear();
@@ -57,6 +57,7 @@ impl From<BenchPart> for Part {
             BenchPart::Life => Self::Life,
             BenchPart::Http => Self::Http,
             BenchPart::Cold => Self::Cold,
+            BenchPart::Sealed => Self::Sealed,
             BenchPart::Kv => Self::Kv,
         }
     }

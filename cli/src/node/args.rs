@@ -117,7 +117,7 @@ pub struct Target {
     #[arg(long, value_name = "URL", env = "NACRE_NODE")]
     pub node: Option<String>,
     /// The tenant's credentials, uuid:key [default: the context's]
-    #[arg(long, value_name = "UUID:KEY", env = "NACRE_AUTH", hide_env_values = true)]
+    #[arg(long, alias = "key", value_name = "UUID:KEY", env = "NACRE_AUTH", hide_env_values = true)]
     pub auth: Option<String>,
     /// Which tenant of the context file [default: the one added last]
     #[arg(long, value_name = "NAME", env = "NACRE_TENANT")]

@@ -4,16 +4,22 @@ use super::client::{Answer, Client, segment};
 use super::drive_args::{DeployArgs, DescribeArgs, InvokeArgs, LogsArgs, PsArgs, RmArgs};
 use crate::failure::{EXIT_FAILED, Failure};
 use crate::program::{io_reason, read_file};
+use crate::sealed;
 use crate::spinner;
 use crate::values::format_size;
 use hyper::{Method, StatusCode};
 use serde_json::{Map, Value};
+use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 const JSON: &str = "application/json";
 const WASM: &str = "application/wasm";
+/// Longest input of a call.
+const MAX_STDIN_BYTES: u64 = 64 << 20;
+/// What a call without a policy is.
+const PLAIN: &str = "plain: the node sees it";
 
 fn get(client: &Client, what: &str, path: &str) -> Result<Value, Failure> {
     client.send(Method::GET, path, JSON, Vec::new())?.success(what)?.json()
@@ -33,6 +39,9 @@ fn printable(text: &str) -> String {
 /// # Errors
 /// What the node says.
 pub fn deploy(args: &DeployArgs) -> Result<ExitCode, Failure> {
+    if let Some(manifest) = &args.sealed.manifest {
+        return sealed::deploy(args, manifest);
+    }
     let client = args.target.client()?;
     let module = read(&args.module)?;
     let ms = args.timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
@@ -76,6 +85,9 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 /// # Errors
 /// What the node says; that the function fails is an exit code.
 pub fn invoke(args: &InvokeArgs) -> Result<ExitCode, Failure> {
+    if let Some(policy) = &args.policy {
+        return sealed::invoke(args, policy, &parameters(args)?);
+    }
     let client = args.target.client()?;
     let body = parameters(args)?;
     let wait = if args.no_wait { "?wait_ms=0" } else { "" };
@@ -88,8 +100,10 @@ pub fn invoke(args: &InvokeArgs) -> Result<ExitCode, Failure> {
         }
         Ok(answer)
     };
-    let activation = spinner::during(&message, call)?.json()?;
+    let mut activation = spinner::during(&message, call)?.json()?;
     if args.json {
+        activation["sealed"] = false.into();
+        activation["label"] = PLAIN.into();
         println!("{activation}");
     } else if args.no_wait {
         println!("{}", text(&activation, "id"));
@@ -98,12 +112,15 @@ pub fn invoke(args: &InvokeArgs) -> Result<ExitCode, Failure> {
         println!("{}", serde_json::to_string_pretty(&activation["result"]).unwrap_or_default());
     }
     if matches!(text(&activation, "status"), "success" | "running") {
+        if !args.json {
+            eprintln!("nacre: {}: {PLAIN}", printable(&args.name));
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if !args.json {
         let status = text(&activation, "status").replace('_', " ");
         eprintln!(
-            "nacre: {}: {status}; nacre logs {} shows more",
+            "nacre: {}: {status} ({PLAIN}); nacre logs {} shows more",
             printable(&args.name),
             text(&activation, "id")
         );
@@ -130,16 +147,21 @@ fn poll(client: &Client, name: &str, answer: &Answer) -> Result<Answer, Failure>
 }
 
 fn parameters(args: &InvokeArgs) -> Result<Vec<u8>, Failure> {
+    if let Some(data) = &args.data {
+        let given = match (data.as_str(), data.strip_prefix('@')) {
+            ("-", _) => read_stdin()?,
+            (_, Some(file)) => read(Path::new(file))?,
+            (_, None) => data.clone().into_bytes(),
+        };
+        // What a sealed action takes is nobody's business.
+        return if args.policy.is_some() { Ok(given) } else { object("--data", given) };
+    }
     if let Some(params) = &args.params {
         let given = match params.strip_prefix('@') {
             Some(file) => read(Path::new(file))?,
             None => params.clone().into_bytes(),
         };
-        let object = serde_json::from_slice::<Map<String, Value>>(&given);
-        object.map_err(|error| {
-            Failure::usage("--params", format_args!("is no JSON object ({error})"), "write {\"key\": value}")
-        })?;
-        return Ok(given);
+        return object("--params", given);
     }
     let mut object = Map::new();
     for pair in &args.param {
@@ -151,13 +173,36 @@ fn parameters(args: &InvokeArgs) -> Result<Vec<u8>, Failure> {
     Ok(Value::from(object).to_string().into_bytes())
 }
 
+/// Checks that what an option gives is a JSON object.
+fn object(option: &str, given: Vec<u8>) -> Result<Vec<u8>, Failure> {
+    let object = serde_json::from_slice::<Map<String, Value>>(&given);
+    object.map_err(|error| {
+        Failure::usage(option, format_args!("is no JSON object ({error})"), "write {\"key\": value}")
+    })?;
+    Ok(given)
+}
+
+fn read_stdin() -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    std::io::stdin().take(MAX_STDIN_BYTES + 1).read_to_end(&mut bytes).map_err(|error| {
+        Failure::new("standard input", format_args!("{}; pipe a file into it", io_reason(&error)))
+    })?;
+    if bytes.len() as u64 > MAX_STDIN_BYTES {
+        return Err(Failure::new("standard input", "has more than 64 MiB; send less"));
+    }
+    Ok(bytes)
+}
+
 /// `nacre ps`.
 ///
 /// # Errors
 /// What the node says.
 pub fn ps(args: &PsArgs) -> Result<ExitCode, Failure> {
-    let state = get(&args.target.client()?, "ps", "/v1/ps")?;
+    let client = args.target.client()?;
+    let mut state = get(&client, "ps", "/v1/ps")?;
+    let packages = sealed_packages(&client)?;
     if args.json {
+        state["sealed_packages"] = packages;
         println!("{state}");
         return Ok(ExitCode::SUCCESS);
     }
@@ -183,6 +228,7 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, Failure> {
             );
         }
     }
+    tell_packages(&packages);
     for service in state["services"].as_array().into_iter().flatten() {
         let status = &service["status"];
         println!(
@@ -199,6 +245,25 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, Failure> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tenant's sealed packages; none on a node that knows no such thing.
+fn sealed_packages(client: &Client) -> Result<Value, Failure> {
+    let answer = client.send(Method::GET, "/v1/sealed/packages", JSON, Vec::new())?;
+    match answer.status {
+        StatusCode::NOT_FOUND => Ok(Value::Array(Vec::new())),
+        _ => answer.success("sealed packages")?.json(),
+    }
+}
+
+fn tell_packages(packages: &Value) {
+    for package in packages.as_array().into_iter().flatten() {
+        let size = format_size(package["bytes"].as_u64().unwrap_or(0));
+        println!(
+            "sealed package {}: {size}; what is in it, the node does not know",
+            printable(text(package, "id"))
+        );
+    }
 }
 
 /// `nacre logs`.
@@ -270,6 +335,7 @@ pub fn describe(args: &DescribeArgs) -> Result<ExitCode, Failure> {
                 (printable(text(one, "name")), text(one, "kind"), text(one, "version"));
             println!("{name:<32} {kind:<8} {version:>8} {size:>10}  {}", text(one, "updated"));
         }
+        tell_packages(&sealed_packages(&client)?);
         return Ok(ExitCode::SUCCESS);
     };
     let one = get(&client, name, &format!("/v1/deployments/{}", segment(name)))?;
@@ -286,6 +352,9 @@ pub fn describe(args: &DescribeArgs) -> Result<ExitCode, Failure> {
 /// # Errors
 /// What the node says; those before the first failure are gone.
 pub fn rm(args: &RmArgs) -> Result<ExitCode, Failure> {
+    if let Some(policy) = &args.policy {
+        return sealed::remove(args, policy);
+    }
     let client = args.target.client()?;
     for name in &args.names {
         let path = format!("/v1/deployments/{}", segment(name));

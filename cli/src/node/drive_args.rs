@@ -1,6 +1,7 @@
 //! The command lines of what a tenant does with a node.
 
 use super::args::Target;
+use crate::sealed::args::SealedDeployArgs;
 use crate::values::parse_time_limit;
 use clap::Args;
 use std::path::PathBuf;
@@ -31,11 +32,15 @@ impl RestartArg {
 
 /// `nacre deploy`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    disable_version_flag = true,
+    after_help = "Examples:\n  \
     nacre deploy hello hello.wasm\n  \
     nacre deploy thumbnail thumbnail.wasm --timeout 10s --memory 128 --json\n  \
-    nacre deploy store kv.wasm --service --port 6379 --restart on-failure\n\n\
-    A function gets its parameters as a JSON object on standard input, and the last JSON object it prints is its result. A service accepts TCP connections on the socket that it finds open.")]
+    nacre deploy store kv.wasm --service --port 6379 --restart on-failure\n  \
+    nacre deploy pay pay.wasm --manifest manifest.signed --policy policy.toml --owner-key owner.key --compiler-key compiler.key --secret TOKEN --keybroker-store store\n\n\
+    A function gets its parameters as a JSON object on standard input, and the last JSON object it prints is its result. A service accepts TCP connections on the socket that it finds open."
+)]
 pub struct DeployArgs {
     /// Its name
     #[arg(value_name = "NAME")]
@@ -70,6 +75,9 @@ pub struct DeployArgs {
     /// Print the result, or an error, as JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have help of their own")]
+    pub sealed: SealedDeployArgs,
 }
 
 /// `nacre invoke`.
@@ -77,8 +85,9 @@ pub struct DeployArgs {
 #[command(after_help = "Examples:\n  \
     nacre invoke hello --param name=World\n  \
     nacre invoke hello --params '{\"name\": \"World\"}' --json\n  \
-    nacre invoke report --params @input.json --no-wait\n\n\
-    Prints the result. Exit code 1 if the function fails.")]
+    nacre invoke report --params @input.json --no-wait\n  \
+    nacre invoke pay --policy policy.toml --data @order.json\n\n\
+    Prints the result. Exit code 1 if the function fails. With --policy the call is sealed: the CVM has to prove itself first, and only it and you see input, result and logs.")]
 pub struct InvokeArgs {
     /// Its name
     #[arg(value_name = "NAME")]
@@ -89,6 +98,12 @@ pub struct InvokeArgs {
     /// All parameters: a JSON object, or @FILE with one
     #[arg(long, value_name = "JSON", conflicts_with = "param")]
     pub params: Option<String>,
+    /// Its input: JSON, @FILE, or - for standard input. A plain call takes a JSON object, a sealed one any bytes
+    #[arg(long, value_name = "JSON|@FILE|-", conflicts_with_all = ["param", "params"], allow_hyphen_values = true)]
+    pub data: Option<String>,
+    /// Call it sealed, in a CVM that this policy accepts
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
     /// Print the activation's id and do not wait for its end
     #[arg(long)]
     pub no_wait: bool,
@@ -149,11 +164,22 @@ pub struct DescribeArgs {
 
 /// `nacre rm`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nacre rm hello\n  nacre rm one two three")]
+#[command(
+    after_help = "Examples:\n  nacre rm hello\n  nacre rm one two three\n  nacre rm pay --policy policy.toml --owner-key owner.key --keybroker-store store"
+)]
 pub struct RmArgs {
     /// What to remove
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
+    /// Remove what is sealed, from a CVM that this policy accepts
+    #[arg(long, value_name = "FILE", requires = "owner_key")]
+    pub policy: Option<PathBuf>,
+    /// Signs the removal: the owner's key, or a broker's
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    pub owner_key: Option<PathBuf>,
+    /// Also take it from the key broker with this store
+    #[arg(long, value_name = "DIR", requires = "policy")]
+    pub keybroker_store: Option<PathBuf>,
     /// The tenant's node
     #[command(flatten)]
     pub target: Target,

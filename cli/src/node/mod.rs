@@ -53,7 +53,7 @@ fn default_state_dir() -> Option<PathBuf> {
 }
 
 /// The state directory that an option names, or the usual one.
-fn state_dir(option: Option<PathBuf>) -> Result<PathBuf, Failure> {
+pub(crate) fn state_dir(option: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let none =
         || Failure::usage("--state-dir", "there is no home directory to keep state in", "name a directory");
     option.or_else(default_state_dir).ok_or_else(none)

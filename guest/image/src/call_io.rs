@@ -4,7 +4,6 @@ use crate::arch::{clock, cpu};
 use crate::calls::Bytes;
 use crate::task;
 use alloc::vec::Vec;
-use nacre_abi::call::PIECE_BYTES;
 use nacre_wasi::{Clock, Interest, Stop, Stream, StreamError, System};
 
 /// What [`CallSystem::stream_writable`] says: any length is taken at once.
@@ -39,11 +38,6 @@ impl Capture {
             }
         }
         self.bytes.extend_from_slice(kept);
-    }
-
-    /// The pieces it is sent in, with their offsets, if it does not fit the answer.
-    pub fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        (0..).step_by(PIECE_BYTES).zip(self.bytes.chunks(PIECE_BYTES))
     }
 }
 

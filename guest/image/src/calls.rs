@@ -10,6 +10,7 @@ use crate::memory;
 use crate::modules::{self, Found};
 use crate::normal::NormalCell;
 use crate::program::Options;
+use crate::sealed::sessions;
 use crate::task::{self, Begin, Spec};
 use crate::wasm::{self, Outcome};
 use crate::{agent::agent_static, link, sched};
@@ -18,9 +19,14 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use nacre_abi::call::{AnswerHead, HEAD_BYTES, MAX_REQUEST_BYTES, MAX_TEXT_BYTES, RequestHead, Texts};
+use nacre_abi::attest::SESSIONS;
+use nacre_abi::call::{
+    AnswerHead, HEAD_BYTES, MAX_REQUEST_BYTES, MAX_TEXT_BYTES, PIECE_BYTES, RequestHead, Texts,
+};
 use nacre_abi::message::{ExitKind, Header, Kind, NO_PROGRAM, stream};
 use nacre_abi::ring::Incoming;
+use nacre_session::Responder;
+use nacre_session::reply::{self, Reply};
 use nacre_wval::{Priority, StopReason};
 
 /// Requests that may come in pieces at the same time.
@@ -58,8 +64,8 @@ pub fn count_restored(bytes: u64) {
 pub struct Bytes(pub Vec<u8>);
 
 impl Bytes {
-    /// Room for `len` bytes, all zero.
-    fn new(len: usize) -> Option<Bytes> {
+    /// Room for `len` bytes, all zero; `None` if so much is not to be held.
+    pub fn new(len: usize) -> Option<Bytes> {
         let limit = memory::layout().params.memory_bytes / HELD_SHARE;
         let mut bytes = Bytes(Vec::new());
         bytes.0.try_reserve_exact(len).ok()?;
@@ -107,6 +113,17 @@ pub struct Order {
 }
 
 impl Order {
+    /// A call of `module`; `None` if the request is malformed.
+    pub fn new(call: u32, module: Arc<Loaded>, request: Bytes, arrived_ns: u64) -> Option<Order> {
+        let head = RequestHead::decode(&request.0, request.0.len() as u64)?;
+        let options = Options {
+            priority: Priority::from_index(head.priority as usize).unwrap_or(Priority::Normal),
+            wall_limit_ns: head.wall_limit_ns,
+            cpu_limit_ns: head.cpu_limit_ns,
+        };
+        Some(Order { call, module, head, options, request, arrived_ns })
+    }
+
     /// The texts of the request: arguments first, then variables.
     pub fn texts(&self) -> Texts<'_> {
         Texts::new(self.request.0.get(HEAD_BYTES..self.stdin_at()).unwrap_or_default())
@@ -170,6 +187,12 @@ pub fn data(incoming: &Incoming<'_, '_>) {
 /// Takes a call whose request is complete.
 fn begin(call: u32, module: u32, request: Bytes) {
     let arrived_ns = clock::monotonic_ns();
+    if module == SESSIONS {
+        return match RequestHead::decode(&request.0, request.0.len() as u64) {
+            Some(head) => sessions::record(call, head, request),
+            None => refuse(call, ExitKind::Error, "the request is malformed"),
+        };
+    }
     match modules::find(module) {
         Found::Ready(module) => begin_in(module, call, request, arrived_ns),
         Found::Loading => wait(call, Waiting { module, request, arrived_ns }),
@@ -201,17 +224,16 @@ pub fn module_loaded(id: u32, loaded: Result<&Arc<Loaded>, (ExitKind, &str)>) {
     }
 }
 
-/// Starts the task of a call.
 fn begin_in(module: Arc<Loaded>, call: u32, request: Bytes, arrived_ns: u64) {
-    let Some(head) = RequestHead::decode(&request.0, request.0.len() as u64) else {
-        return refuse(call, ExitKind::Error, "the request is malformed");
-    };
-    let options = Options {
-        priority: Priority::from_index(head.priority as usize).unwrap_or(Priority::Normal),
-        wall_limit_ns: head.wall_limit_ns,
-        cpu_limit_ns: head.cpu_limit_ns,
-    };
-    let order = Order { call, module, head, options, request, arrived_ns };
+    match Order::new(call, module, request, arrived_ns) {
+        Some(order) => spawn(order, None),
+        None => refuse(call, ExitKind::Error, "the request is malformed"),
+    }
+}
+
+/// Starts the task of a call. With a `responder` its answer goes to the client of a session, and the host learns nothing of it.
+pub fn spawn(order: Order, responder: Option<Responder>) {
+    let (call, options) = (order.call, order.options);
     let on_death = move || {
         refuse(
             call,
@@ -230,7 +252,7 @@ fn begin_in(module: Arc<Loaded>, call: u32, request: Bytes, arrived_ns: u64) {
         on_death: Some(Box::new(on_death)),
     };
     CALLS.fetch_add(1, Ordering::Relaxed);
-    match task::create(spec, Box::new(move |begin| run(order, begin))) {
+    match task::create(spec, Box::new(move |begin| run(order, begin, responder))) {
         Ok(task) => {
             task::arm_limit(&task);
             sched::submit_call(&task, expected_ns);
@@ -244,7 +266,7 @@ fn begin_in(module: Arc<Loaded>, call: u32, request: Bytes, arrived_ns: u64) {
 }
 
 /// The body of a call's task.
-fn run(order: Order, begin: Begin) {
+fn run(order: Order, begin: Begin, responder: Option<Responder>) {
     let (call, options, arrived_ns) = (order.call, order.options, order.arrived_ns);
     let module = order.module.clone();
     let outcome = match begin {
@@ -257,14 +279,14 @@ fn run(order: Order, begin: Begin) {
                 }
                 task::current().conclude();
                 module.note_time(clock::monotonic_ns().saturating_sub(started_ns));
-                answer(call, outcome, outputs, cold, times);
+                answer(call, responder, outcome, outputs, cold, times);
             });
         }
         Begin::Stopped(reason) => Outcome::stopped(reason, options),
         Begin::NoMemory => Outcome::no_stack(),
     };
     let now = clock::monotonic_ns();
-    answer(call, &outcome, None, false, Times { arrived_ns, started_ns: now });
+    answer(call, responder, &outcome, None, false, Times { arrived_ns, started_ns: now });
 }
 
 /// Ends a call.
@@ -286,10 +308,10 @@ struct Times {
 }
 
 /// Tells of a call that never ran.
-fn refuse(call: u32, kind: ExitKind, text: &str) {
+pub fn refuse(call: u32, kind: ExitKind, text: &str) {
     let now = clock::monotonic_ns();
     let head = head(kind, 0, Times { arrived_ns: now, started_ns: now });
-    send_answer(call, head, text, None);
+    send_answer(call, head, text, [&[]; 2]);
 }
 
 fn head(kind: ExitKind, code: u32, times: Times) -> AnswerHead {
@@ -309,20 +331,70 @@ fn head(kind: ExitKind, code: u32, times: Times) -> AnswerHead {
     }
 }
 
-fn answer(call: u32, outcome: &Outcome, outputs: Option<&[Capture; 2]>, cold: bool, times: Times) {
+fn answer(
+    call: u32,
+    responder: Option<Responder>,
+    outcome: &Outcome,
+    outputs: Option<&[Capture; 2]>,
+    cold: bool,
+    times: Times,
+) {
     let (kind, code, text) = outcome.parts();
     let mut head = AnswerHead { cold, ..head(kind, code, times) };
     if let Some([out, err]) = outputs {
         (head.stdout_cut, head.stderr_cut) = (out.cut, err.cut);
         (head.stdout_bytes, head.stderr_bytes) = (out.bytes.len() as u64, err.bytes.len() as u64);
     }
-    send_answer(call, head, text, outputs);
+    let outputs = outputs.map(|outputs| outputs.each_ref().map(|output| &output.bytes[..]));
+    match responder {
+        None => send_answer(call, head, text, outputs.unwrap_or_default()),
+        Some(responder) => {
+            let [stdout, stderr] = outputs.unwrap_or_default();
+            let reply = Reply::Outcome(reply::Outcome {
+                exit: reply::ExitKind::from_number(kind as u8).unwrap_or(reply::ExitKind::Error),
+                code,
+                stdout_cut: head.stdout_cut,
+                stderr_cut: head.stderr_cut,
+                cold,
+                cpu_ns: head.cpu_ns,
+                queued_ns: head.queued_ns,
+                ran_ns: head.ran_ns,
+                text: &text[..text_end(text)],
+                stdout,
+                stderr,
+            });
+            answer_record(call, &responder.seal(&reply));
+        }
+    }
+}
+
+/// Answers a call that brought a record with the record that replies to it. Nothing else is said of it, not even how long it took.
+pub fn answer_record(call: u32, record: &[u8]) {
+    let head = AnswerHead {
+        kind: ExitKind::Code,
+        code: 0,
+        stdout_cut: false,
+        stderr_cut: false,
+        cold: false,
+        in_pieces: false,
+        text_bytes: 0,
+        stdout_bytes: record.len() as u64,
+        stderr_bytes: 0,
+        cpu_ns: 0,
+        queued_ns: 0,
+        ran_ns: 0,
+    };
+    send_answer(call, head, "", [record, &[]]);
+}
+
+/// Where a text is cut that is too long for an answer.
+fn text_end(text: &str) -> usize {
+    (0..=text.len().min(MAX_TEXT_BYTES)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0)
 }
 
 /// Sends an answer: in one message if it fits, else its outputs before it.
-fn send_answer(call: u32, mut head: AnswerHead, text: &str, outputs: Option<&[Capture; 2]>) {
-    let cut = (0..=text.len().min(MAX_TEXT_BYTES)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    let mut text = &text.as_bytes()[..cut];
+fn send_answer(call: u32, mut head: AnswerHead, text: &str, outputs: [&[u8]; 2]) {
+    let mut text = &text.as_bytes()[..text_end(text)];
     let outputs_bytes = (head.stdout_bytes + head.stderr_bytes) as usize;
     head.in_pieces = HEAD_BYTES + text.len() + outputs_bytes > link::MAX_BODY;
     let here = if head.in_pieces { 0 } else { outputs_bytes };
@@ -337,14 +409,12 @@ fn send_answer(call: u32, mut head: AnswerHead, text: &str, outputs: Option<&[Ca
         body.extend_from_slice(&bare);
         body.extend_from_slice(text);
         if !head.in_pieces {
-            outputs.into_iter().flatten().for_each(|output| body.extend_from_slice(&output.bytes));
+            outputs.iter().for_each(|output| body.extend_from_slice(output));
         }
     }
     if head.in_pieces {
-        for (number, output) in
-            [stream::STDOUT, stream::STDERR].into_iter().zip(outputs.into_iter().flatten())
-        {
-            for (offset, piece) in output.pieces() {
+        for (number, output) in [stream::STDOUT, stream::STDERR].into_iter().zip(outputs) {
+            for (offset, piece) in (0..).step_by(PIECE_BYTES).zip(output.chunks(PIECE_BYTES)) {
                 link::send(Header::new(Kind::CallOutput, call).stream(number).arg(offset), piece);
             }
         }

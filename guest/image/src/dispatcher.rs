@@ -6,16 +6,19 @@
 
 use crate::arch::{self, clock};
 use crate::memory::{self, Scratch};
-use crate::program::{Code, Loading, Options, Program};
+use crate::program::{Code, Loading, Options, Owner, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
-use crate::{calls, children, console, elastic, handover, link, modules, phases, sockets, task, wasm};
+use crate::{
+    calls, children, console, elastic, handover, link, modules, phases, sealed, sockets, task, wasm,
+};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
+use nacre_abi::attest::CodeForm;
 use nacre_abi::hypercall::{self, ExitReason};
 use nacre_abi::message::{ExitKind, GuestStats, Header, Kind, NO_PROGRAM, ProgramOption, TreeKind, stream};
 use nacre_abi::ring::{Consumer, Incoming};
@@ -190,7 +193,6 @@ fn release_memory() {
 fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
     let header = incoming.header();
     match header.kind {
-        Kind::ProgramCreate => create(header),
         // Code is copied once, straight to where it will run.
         Kind::ProgramCode => with_loading(header.program, |loading| {
             let filled = loading.code.fill(header.arg, u64::from(header.len), &mut |at, piece| {
@@ -225,6 +227,7 @@ fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
 fn handle_copied(header: Header, body: &[u8]) {
     let id = header.program;
     match header.kind {
+        Kind::ProgramCreate => create(header, body),
         Kind::ProgramArg => {
             with_loading(id, |loading| push_text(loading, body, |loading, text| loading.args.push(text)))
         }
@@ -235,7 +238,9 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::ProgramOption if header.stream == ProgramOption::Listens as u32 => {
             with_program(id, |program| sockets::provide(program))
         }
-        Kind::ProgramOption => with_loading(id, |loading| set_option(&mut loading.options, header)),
+        Kind::ProgramOption => {
+            with_any_loading(id, |loading| set_option(&mut loading.options, header));
+        }
         Kind::TreeEntry => with_loading(id, |loading| tree_entry(loading, header, body)),
         Kind::TreeData => with_loading(id, |loading| tree_data(loading, body)),
         Kind::ProgramStart => {
@@ -250,6 +255,9 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::StreamClosed => with_program(id, |program| program.output_closed(header.stream)),
         Kind::Export => export(id, body),
         Kind::ProgramDrop => Program::forget(id),
+        Kind::Manifest => sealed::take_manifest(body),
+        Kind::EvidenceRequest => sealed::evidence::request(id, body),
+        Kind::Report => sealed::evidence::report(id, body),
         Kind::ModuleCreate => modules::create(header),
         Kind::ModuleLoad => modules::load(id),
         Kind::ModuleDrop => modules::forget(id),
@@ -268,7 +276,15 @@ fn with_program(id: u32, act: impl FnOnce(&Arc<Program>)) {
     }
 }
 
+/// Changes what a program is loaded with; nothing if that is none of the host's business.
 fn with_loading(id: u32, act: impl FnOnce(&mut Loading)) {
+    let hosts = Program::find(id).is_some_and(|program| program.owner == Owner::Host);
+    if hosts {
+        with_any_loading(id, act);
+    }
+}
+
+fn with_any_loading(id: u32, act: impl FnOnce(&mut Loading)) {
     with_program(id, |program| {
         // Only the dispatcher has it until the start, which takes it for good.
         if let Some(mut loading) = program.loading.take() {
@@ -283,43 +299,30 @@ fn fail(loading: &mut Loading, kind: ExitKind, text: &str) {
     loading.error.get_or_insert_with(|| (kind, text.to_string()));
 }
 
-fn create(header: Header) {
+fn create(header: Header, body: &[u8]) {
     phases::mark(&phases::CREATED);
+    let id = header.program;
+    let refuse = |kind: ExitKind, text: &str| Program::refuse(id, kind, text);
+    match CodeForm::from_number(header.stream) {
+        Some(CodeForm::Plain) if sealed::takes_plain_code() => {}
+        Some(CodeForm::Plain) => return refuse(ExitKind::Error, sealed::SEALED),
+        Some(CodeForm::Package) => {
+            return if let Err((kind, text)) = sealed::packages::start_service(id, body) {
+                refuse(kind, text);
+            };
+        }
+        None => return refuse(ExitKind::Error, "code comes in a form that this guest does not know"),
+    }
     let code = if header.arg <= MAX_CODE_BYTES { Code::new(header.arg).ok() } else { None };
     let error = code.is_none().then(|| {
         let text = format!("no memory for {} MiB of code: give the CVM more with --memory", header.arg >> 20);
         (ExitKind::OutOfMemory, text)
     });
     // A page of code that no program has, so that the rest of the load needs no special case.
-    let Some(code) = code.or_else(|| Code::new(nacre_abi::PAGE_BYTES).ok()) else {
-        return link::send(
-            Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32),
-            b"no memory",
-        );
-    };
-    let Ok(mut fs) = Fs::new(clock::wall_ns()) else {
-        return link::send(
-            Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32),
-            b"no memory",
-        );
-    };
-    fs.set_limit(memory::available_bytes());
-    let loading = Loading {
-        code,
-        args: Vec::new(),
-        env: Vec::new(),
-        preopens: Vec::new(),
-        terminals: [false; 3],
-        options: Options::default(),
-        fs,
-        open_file: None,
-        error,
-    };
-    if Program::create(header.program, loading).is_err() {
-        link::send(
-            Header::new(Kind::ProgramExited, header.program).stream(ExitKind::OutOfMemory as u32),
-            b"no memory",
-        );
+    let code = code.or_else(|| Code::new(nacre_abi::PAGE_BYTES).ok());
+    let loading = code.and_then(Loading::new).map(|loading| Loading { error, ..loading });
+    if loading.is_none_or(|loading| Program::create(id, loading, Owner::Host).is_err()) {
+        refuse(ExitKind::OutOfMemory, "no memory");
     }
 }
 
@@ -437,6 +440,12 @@ fn start(id: u32) {
 fn export(id: u32, body: &[u8]) {
     let path = String::from_utf8_lossy(body).to_string();
     with_program(id, |program| {
+        if program.owner != Owner::Host {
+            return link::send(
+                Header::new(Kind::TreeEnd, id),
+                b"the program is sealed: its files stay inside",
+            );
+        }
         let fs = program.fs_after.take();
         let Some(fs) = fs else {
             return link::send(

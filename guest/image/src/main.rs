@@ -40,6 +40,7 @@ mod once;
 mod phases;
 mod program;
 mod sched;
+mod sealed;
 #[cfg(feature = "debug-image")]
 mod selftest;
 mod sockets;

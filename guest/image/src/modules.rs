@@ -5,11 +5,13 @@ use crate::children::Loaded;
 use crate::dispatcher::MAX_CODE_BYTES;
 use crate::normal::NormalCell;
 use crate::program::Code;
+use crate::sealed::{self, packages};
 use crate::task::{self, Begin, Spec};
 use crate::{calls, link, wasm};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
+use nacre_abi::attest::CodeForm;
 use nacre_abi::message::{ExitKind, Header, Kind, NO_PROGRAM};
 use nacre_abi::ring::Incoming;
 
@@ -22,7 +24,9 @@ static MODULES: NormalCell<BTreeMap<u32, Entry>> = NormalCell::new(BTreeMap::new
 /// A module's way in.
 enum Entry {
     /// Its code comes in pieces.
-    Receiving(Code),
+    Receiving(Code, CodeForm),
+    /// A package, which is kept for the sessions.
+    Package,
     /// A task loads it.
     Loading,
     /// It can be called.
@@ -32,11 +36,17 @@ enum Entry {
 /// A new module; takes the place of an older one with its number.
 pub fn create(header: Header) {
     forget(header.program);
+    let Some(form) = CodeForm::from_number(header.stream) else {
+        return report(header.program, ExitKind::Error, "code comes in a form that this guest does not know");
+    };
+    if form == CodeForm::Plain && !sealed::takes_plain_code() {
+        return report(header.program, ExitKind::Error, sealed::SEALED);
+    }
     let room = MODULES.with(|modules| modules.len() < MAX_MODULES);
     let fits = (1..=MAX_CODE_BYTES).contains(&header.arg);
     match if room && fits { Code::new(header.arg).ok() } else { None } {
         Some(code) => {
-            MODULES.with(|modules| modules.insert(header.program, Entry::Receiving(code)));
+            MODULES.with(|modules| modules.insert(header.program, Entry::Receiving(code, form)));
         }
         None if !room => {
             report(header.program, ExitKind::OutOfMemory, "the CVM has as many modules as it can")
@@ -58,7 +68,7 @@ fn report(id: u32, kind: ExitKind, text: &str) {
 pub fn code(incoming: &Incoming<'_, '_>) {
     let header = incoming.header();
     let filled = MODULES.with(|modules| {
-        let Some(Entry::Receiving(code)) = modules.get_mut(&header.program) else { return Ok(()) };
+        let Some(Entry::Receiving(code, _)) = modules.get_mut(&header.program) else { return Ok(()) };
         code.fill(header.arg, u64::from(header.len), &mut |at, piece| {
             incoming.copy_body(at, piece);
         })
@@ -73,13 +83,16 @@ pub fn code(incoming: &Incoming<'_, '_>) {
 /// Loads a module whose code is complete, as a task of vCPU 0: all of it takes the engine's locks.
 pub fn load(id: u32) {
     let code = MODULES.with(|modules| match modules.get_mut(&id) {
-        Some(entry @ Entry::Receiving(_)) => match core::mem::replace(entry, Entry::Loading) {
-            Entry::Receiving(code) => Some(code),
+        Some(entry @ Entry::Receiving(..)) => match core::mem::replace(entry, Entry::Loading) {
+            Entry::Receiving(code, form) => Some((code, form)),
             _ => None,
         },
         _ => None,
     });
-    let Some(code) = code else { return };
+    let Some((code, form)) = code else { return };
+    if form == CodeForm::Package {
+        return keep(id, code);
+    }
     let entry = Box::new(move |begin| {
         // To its end: no worker is woken for it.
         task::enter_normal();
@@ -94,6 +107,20 @@ pub fn load(id: u32) {
         Err(_) => {
             forget(id);
             report(id, ExitKind::OutOfMemory, "there are as many tasks as the CVM can have");
+        }
+    }
+}
+
+/// Keeps a package until an order of a session names it.
+fn keep(id: u32, code: Code) {
+    match packages::arrived(id, code) {
+        Ok(()) => {
+            MODULES.with(|modules| modules.insert(id, Entry::Package));
+            report(id, ExitKind::Code, "");
+        }
+        Err(text) => {
+            forget(id);
+            report(id, ExitKind::Error, &text);
         }
     }
 }
@@ -143,12 +170,15 @@ pub fn find(id: u32) -> Found {
     MODULES.with(|modules| match modules.get(&id) {
         Some(Entry::Ready(loaded)) => Found::Ready(loaded.clone()),
         Some(Entry::Loading) => Found::Loading,
-        Some(Entry::Receiving(_)) | None => Found::Nothing,
+        Some(Entry::Receiving(..) | Entry::Package) | None => Found::Nothing,
     })
 }
 
 /// Forgets a module: its memory goes when its last call has ended.
 pub fn forget(id: u32) {
     let old = MODULES.with(|modules| modules.remove(&id));
+    if matches!(old, Some(Entry::Package)) {
+        packages::forget(id);
+    }
     drop(old);
 }

@@ -28,10 +28,22 @@ static PROGRAMS: NormalCell<BTreeMap<u32, Arc<Program>>> = NormalCell::new(BTree
 /// No task's slot.
 const NO_TASK: u32 = u32::MAX;
 
+/// Who says what a program is run with, and reads what it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The host: arguments, variables, files, streams, how it ended.
+    Host,
+    /// The tenant, by a package that was installed: the host starts and ends it and carries its connections, and learns nothing else. What
+    /// it writes to its streams goes nowhere.
+    Tenant,
+}
+
 /// One program.
 pub struct Program {
     /// The host's number for it.
     pub id: u32,
+    /// Whose it is.
+    pub owner: Owner,
     /// What the host sends before the start.
     pub loading: HandOver<Loading>,
     /// The file system after the end, for exports.
@@ -121,6 +133,25 @@ impl FillError {
     }
 }
 
+impl Loading {
+    /// This code with nothing else; `None` if there is no memory for a file system.
+    pub fn new(code: Code) -> Option<Loading> {
+        let mut fs = Fs::new(clock::wall_ns()).ok()?;
+        fs.set_limit(memory::available_bytes());
+        Some(Loading {
+            code,
+            args: Vec::new(),
+            env: Vec::new(),
+            preopens: Vec::new(),
+            terminals: [false; 3],
+            options: Options::default(),
+            fs,
+            open_file: None,
+            error: None,
+        })
+    }
+}
+
 /// Memory for precompiled code, mapped in place.
 pub struct Code {
     start: u64,
@@ -134,6 +165,14 @@ impl Code {
     /// [`MapError`] if there is none.
     pub fn new(bytes: u64) -> Result<Code, MapError> {
         Ok(Code { start: areas::map(bytes, Some(Perms::Read))?, bytes })
+    }
+
+    /// Memory with this code in it; `None` if there is none.
+    pub fn copy_of(bytes: &[u8]) -> Option<Code> {
+        let mut code = Code::new(bytes.len() as u64).ok()?;
+        let mut copy = |at: usize, piece: &mut [u8]| piece.copy_from_slice(&bytes[at..at + piece.len()]);
+        code.fill(0, bytes.len() as u64, &mut copy).ok()?;
+        Some(code)
     }
 
     /// Lets `fill` write the `len` bytes at `offset`, piece by piece: it is given where in them a piece begins, and the piece.
@@ -216,10 +255,11 @@ impl Program {
     ///
     /// # Errors
     /// [`MapError`] if there is no memory for its standard input.
-    pub fn create(id: u32, loading: Loading) -> Result<(), MapError> {
+    pub fn create(id: u32, loading: Loading, owner: Owner) -> Result<(), MapError> {
         let stdin = Input::new()?;
         let program = Arc::new(Program {
             id,
+            owner,
             loading: HandOver::new(),
             fs_after: HandOver::new(),
             task: AtomicU32::new(NO_TASK),
@@ -234,6 +274,14 @@ impl Program {
         let old = PROGRAMS.with(|programs| programs.insert(id, program));
         drop(old);
         Ok(())
+    }
+
+    /// Tells that there is no such program, as the end of one that wrote nothing.
+    pub fn refuse(id: u32, kind: ExitKind, text: &str) {
+        for number in [stream::STDOUT, stream::STDERR] {
+            link::send(Header::new(Kind::StreamEnd, id).stream(number).arg(0), &[]);
+        }
+        link::send(Header::new(Kind::ProgramExited, id).stream(kind as u32), text.as_bytes());
     }
 
     /// The program with this number. For the dispatcher.
@@ -287,6 +335,9 @@ impl Program {
 
     /// Bytes of standard input from the host at `offset`, at most as many as were promised room; others are dropped.
     pub fn stdin_data(&self, offset: u64, bytes: &[u8]) {
+        if self.owner != Owner::Host {
+            return;
+        }
         self.stdin.put(offset, bytes);
         self.wake();
     }
@@ -327,6 +378,7 @@ impl Program {
 
     /// Reports the end: the ends of both outputs, then how it went.
     pub fn report_exit(&self, kind: ExitKind, code: u64, text: &str) {
+        let text = if self.owner == Owner::Host { text } else { "" };
         for number in [stream::STDOUT, stream::STDERR] {
             let sent = self.output(number).map_or(0, Output::close);
             link::send(Header::new(Kind::StreamEnd, self.id).stream(number).arg(sent), &[]);
@@ -421,6 +473,9 @@ impl System for GuestSystem {
     fn stream_write(&mut self, stream: Stream, bytes: &[u8]) -> Result<usize, StreamError> {
         let number = Self::number(stream);
         let output = self.0.output(number).ok_or(StreamError::Closed)?;
+        if self.0.owner == Owner::Tenant {
+            return Ok(bytes.len());
+        }
         if bytes.is_empty() {
             return if output.closed.load(Ordering::Relaxed) { Err(StreamError::Closed) } else { Ok(0) };
         }
@@ -459,7 +514,8 @@ impl System for GuestSystem {
         let watches = task::current().watches_streams.swap(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if watches && !sockets::news_before_sleep(&self.0) {
-            match deadline_monotonic_ns {
+            let due = sockets::next_ns(&self.0);
+            match [deadline_monotonic_ns, due].into_iter().flatten().min() {
                 Some(deadline) => task::park_until(deadline),
                 None => task::park(),
             }

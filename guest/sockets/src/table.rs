@@ -274,6 +274,12 @@ impl Table {
         self.remove(id.0);
     }
 
+    /// Ends a connection as failed, whatever was read or sent; the number means nothing any more.
+    pub fn reset(&mut self, id: SocketId, link: &mut impl Link) {
+        self.break_off(id.0, link);
+        self.remove(id.0);
+    }
+
     fn remove(&mut self, slot: u32) {
         if let Some(place) = self.slots.get_mut(slot as usize)
             && place.take().is_some()

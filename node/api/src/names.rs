@@ -251,6 +251,30 @@ impl fmt::Display for Digest {
     }
 }
 
+/// Names a sealed package: 16 bytes that its maker chose at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PackageId(pub [u8; 16]);
+
+impl TryFrom<String> for PackageId {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        parse_hex(&text).map(Self).ok_or("a package's id has 32 hexadecimal digits")
+    }
+}
+
+impl From<PackageId> for String {
+    fn from(id: PackageId) -> String {
+        hex(&id.0)
+    }
+}
+
+impl fmt::Display for PackageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
 /// Lower-case hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {

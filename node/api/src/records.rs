@@ -1,7 +1,7 @@
 //! What the store keeps, as JSON: tenants, actions, activations. A field that a later version adds has a default.
 
 use crate::limits::{ActionLimits, TenantLimits};
-use crate::names::{ActivationId, Digest, EntityName, TenantName};
+use crate::names::{ActivationId, Digest, EntityName, PackageId, TenantName};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::fmt;
@@ -97,6 +97,17 @@ pub struct ModuleRef {
     pub bytes: u64,
 }
 
+/// A sealed package that the node keeps: ciphertext, and nothing that tells what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package {
+    /// Its name.
+    pub id: PackageId,
+    /// Its bytes: a file of the store like a module.
+    pub module: ModuleRef,
+    /// When it came, in milliseconds since 1970.
+    pub created_ms: u64,
+}
+
 /// A deployed function.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Action {
@@ -171,6 +182,9 @@ pub struct Service {
     pub restart: Restart,
     /// Its arguments, without its name.
     pub args: Vec<String>,
+    /// It was installed from this package, which is what `module` then refers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<PackageId>,
     /// When it was changed last, in milliseconds since 1970.
     pub updated_ms: u64,
 }

@@ -92,9 +92,13 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let status = match &error {
             StoreError::Edit(EditError::Missing) => return Self::missing(),
-            StoreError::Edit(EditError::Exists | EditError::OtherKind(_) | EditError::PortTaken) => {
-                StatusCode::CONFLICT
-            }
+            StoreError::Edit(
+                EditError::Exists
+                | EditError::OtherKind(_)
+                | EditError::PortTaken
+                | EditError::OtherOwner
+                | EditError::OlderManifest(_),
+            ) => StatusCode::CONFLICT,
             StoreError::Edit(EditError::TooMany(_)) => StatusCode::FORBIDDEN,
             StoreError::Edit(EditError::TooMuch) => StatusCode::PAYLOAD_TOO_LARGE,
             StoreError::Edit(EditError::NoCode) => StatusCode::BAD_REQUEST,

@@ -2,6 +2,7 @@
 //! others need the room.
 
 use super::machine::{Code, Ended, LoadFailed, Machine};
+use super::sealed::Sealing;
 use crate::compile::{CompileError, Compiler};
 use crate::names::Digest;
 use crate::outcome::End;
@@ -50,17 +51,24 @@ struct Codes {
 pub(super) struct Live {
     pub(super) machine: Arc<Machine>,
     pub(super) since: Instant,
+    pub(super) sealing: Sealing,
     codes: Mutex<Codes>,
     max_bytes: u64,
     _shown: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Live {
-    /// `max_bytes` is how much code it keeps.
-    pub(super) fn new(machine: Machine, max_bytes: u64, shown: Option<Box<dyn Any + Send + Sync>>) -> Self {
+    /// `generation` tells it from others of its tenant, `max_bytes` is how much code it keeps.
+    pub(super) fn new(
+        machine: Machine,
+        generation: u64,
+        max_bytes: u64,
+        shown: Option<Box<dyn Any + Send + Sync>>,
+    ) -> Self {
         Self {
             machine: Arc::new(machine),
             since: Instant::now(),
+            sealing: Sealing::new(generation),
             codes: Mutex::default(),
             max_bytes,
             _shown: shown,

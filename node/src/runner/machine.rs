@@ -4,6 +4,7 @@ use crate::limits::MAX_RESULT_BYTES;
 use crate::outcome::{End, Left};
 use nacre_compile::program::Program as Compiled;
 use nacre_vmm::elastic::CpuStats;
+use nacre_vmm::evidence::{EvidenceError, Identity};
 use nacre_vmm::program::{Exit, RunOptions};
 use nacre_vmm::{
     Call, CallError, CallHandle, CallResult, CpuLimits, CpuManager, Cvm, CvmConfig, CvmError, ElasticConfig,
@@ -32,6 +33,8 @@ pub struct MachineSpec {
     pub limits: CpuLimits,
     /// Who shares the CPUs out.
     pub manager: Arc<CpuManager>,
+    /// How it proves what it is.
+    pub identity: Identity,
 }
 
 /// The CVM has ended, or can't be had.
@@ -71,6 +74,17 @@ pub struct Request<'a> {
     pub memory_limit: u64,
     /// Bytes of logs it may write, besides a result.
     pub max_logs: usize,
+}
+
+/// What a record of a session may cause.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordLimits {
+    /// How long it may take.
+    pub wall: Duration,
+    /// Linear memory of a call, in bytes.
+    pub memory_bytes: u64,
+    /// Bytes of the answer.
+    pub answer_bytes: usize,
 }
 
 /// What came of a call.
@@ -126,6 +140,7 @@ impl Machine {
         let cvm = Cvm::launch(CvmConfig {
             workers: spec.workers,
             memory_bytes: spec.memory_bytes,
+            identity: Some(spec.identity),
             elastic: ElasticConfig {
                 manager: Some(spec.manager),
                 limits: spec.limits,
@@ -165,11 +180,61 @@ impl Machine {
         }
     }
 
+    /// Brings a sealed package in. Blocks for as long as copying takes.
+    ///
+    /// # Errors
+    /// [`LoadFailed`].
+    pub fn load_package(&self, package: &[u8]) -> Result<Code, LoadFailed> {
+        match self.cvm.load_package(package) {
+            Ok(module) => Ok(Code(module)),
+            Err(CvmError::Module(exit)) => Err(LoadFailed::Refused(end_of(exit))),
+            Err(error) => Err(LoadFailed::Ended(error.into())),
+        }
+    }
+
+    /// Asks for the offer of a session, and for what proves it.
+    ///
+    /// # Errors
+    /// [`EvidenceError`].
+    pub async fn evidence(&self, nonce: &[u8; 32]) -> Result<Vec<u8>, EvidenceError> {
+        let (sender, receiver) = oneshot::channel();
+        // Who waited may have given up.
+        self.cvm.evidence(nonce, move |result| drop(sender.send(result)));
+        receiver.await.unwrap_or(Err(EvidenceError::Ended))
+    }
+
+    /// Hands a record of a session over and waits for the one that answers it.
+    ///
+    /// # Errors
+    /// [`CallFailed`]: the CVM is of no use any more.
+    pub async fn record(&self, record: &[u8], limits: &RecordLimits) -> Result<Vec<u8>, CallFailed> {
+        let request = Request {
+            args: &[],
+            env: &[],
+            stdin: record,
+            wall_limit: limits.wall,
+            memory_limit: limits.memory_bytes,
+            max_logs: limits.answer_bytes.saturating_sub(MAX_RESULT_BYTES),
+        };
+        let reply = self.finish(None, &request).await?;
+        match reply.left.end {
+            End::Exit(_) => Ok(reply.left.stdout),
+            End::Error(text) | End::OutOfMemory(text) | End::Trap(text) => Err(CallFailed::Refused(text)),
+            End::TimeLimit => Err(CallFailed::Refused("its time limit has passed".into())),
+            End::Lost(text) => Err(CallFailed::Lost(Ended(text))),
+        }
+    }
+
     /// Runs code to its end. No thread waits for it; the CVM's own thread that reads its rings wakes the caller.
     ///
     /// # Errors
     /// [`CallFailed`]: the CVM is of no use any more.
     pub async fn call(&self, code: &Code, request: &Request<'_>) -> Result<Reply, CallFailed> {
+        self.finish(Some(code), request).await
+    }
+
+    /// A call of some code, or of the sessions.
+    async fn finish(&self, code: Option<&Code>, request: &Request<'_>) -> Result<Reply, CallFailed> {
         let begin = Instant::now();
         let (mut result, handle) = self.begin(code, request).await?;
         let deadline = tokio::time::Instant::now() + request.wall_limit + GRACE;
@@ -200,7 +265,7 @@ impl Machine {
     /// Queues a call; waits while the CVM has no room for it.
     async fn begin(
         &self,
-        code: &Code,
+        code: Option<&Code>,
         request: &Request<'_>,
     ) -> Result<(oneshot::Receiver<CallResult>, CallHandle), CallFailed> {
         let call = Call {
@@ -217,7 +282,11 @@ impl Machine {
             let (sender, receiver) = oneshot::channel();
             // Who waited may have given up.
             let done = move |result| drop(sender.send(result));
-            match self.cvm.call(&code.0, call.clone(), done) {
+            let made = match code {
+                Some(code) => self.cvm.call(&code.0, call.clone(), done),
+                None => self.cvm.record(&call, done),
+            };
+            match made {
                 Ok(handle) => {
                     self.wake().await;
                     return Ok((receiver, handle));

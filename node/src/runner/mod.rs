@@ -6,20 +6,25 @@
 
 mod live;
 pub mod machine;
+mod sealed;
 pub mod serving;
 
 pub use machine::{Reply, Request};
+pub use sealed::SealedError;
 
 use crate::compile::Compiler;
 use crate::outcome::{End, Left};
-use crate::records::ModuleRef;
+use crate::platform::{Manifest, NodePlatform};
+use crate::records::{ModuleRef, Service};
 use crate::store::Store;
 use crate::tenants::Tenant;
 use live::{Live, NoCode};
 use machine::{CallFailed, Ended, Machine, MachineSpec};
+use nacre_attest::manifest::SignedManifest;
 use nacre_vmm::elastic::CpuStats;
 use nacre_vmm::link::LinkStats;
 use nacre_vmm::{CpuLimits, CpuManager, Cvm};
+use serving::ServiceCode;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,6 +64,10 @@ struct Seat {
     busy: AtomicU64,
     /// When the last call ended, in milliseconds of the runner's clock.
     last_used: AtomicU64,
+    /// When a key broker asked last, by the same clock; 0 if none ever did.
+    broker_seen: AtomicU64,
+    /// Told when a CVM was launched.
+    launched: Notify,
 }
 
 impl Seat {
@@ -136,8 +145,10 @@ pub struct Runner {
     store: Arc<Store>,
     compiler: Arc<Compiler>,
     manager: Arc<CpuManager>,
+    platform: Arc<NodePlatform>,
     publish: Option<Publish>,
     max_cvms: usize,
+    launches: AtomicU64,
     seats: Mutex<HashMap<String, Arc<Seat>>>,
     changed: Notify,
     start: Instant,
@@ -150,11 +161,13 @@ impl Runner {
         store: Arc<Store>,
         compiler: Arc<Compiler>,
         manager: Arc<CpuManager>,
+        platform: Arc<NodePlatform>,
         max_cvms: usize,
         publish: Option<Publish>,
     ) -> Self {
         let (seats, changed, start) = (Mutex::default(), Notify::new(), Instant::now());
-        Self { store, compiler, manager, publish, max_cvms, seats, changed, start }
+        let launches = AtomicU64::new(0);
+        Self { store, compiler, manager, platform, publish, max_cvms, launches, seats, changed, start }
     }
 
     fn now_ms(&self) -> u64 {
@@ -173,6 +186,8 @@ impl Runner {
                 launching: tokio::sync::Mutex::default(),
                 busy: AtomicU64::new(0),
                 last_used: AtomicU64::new(self.now_ms()),
+                broker_seen: AtomicU64::new(0),
+                launched: Notify::new(),
             })
         };
         let mut seats = self.seats();
@@ -236,7 +251,7 @@ impl Runner {
     pub async fn serve(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
-        module: &ModuleRef,
+        service: &Service,
         args: Vec<String>,
         log: serving::Log,
     ) -> Result<InService, String> {
@@ -244,11 +259,19 @@ impl Runner {
         seat.busy.fetch_add(1, Ordering::SeqCst);
         let held = Held(self.clone(), seat);
         let seat = &held.1;
-        let program = live::program(&self.store, &self.compiler, tenant, module).await;
-        let program = program.map_err(|error| error.to_string())?;
+        let code = match service.package {
+            Some(package) => ServiceCode::Sealed(package),
+            None => {
+                let program = live::program(&self.store, &self.compiler, tenant, &service.module).await;
+                ServiceCode::Open(program.map_err(|error| error.to_string())?)
+            }
+        };
         let live = self.live(seat).await.map_err(|error| format!("the CVM can't be started: {error}"))?;
+        if service.package.is_some() {
+            self.wait_for_broker(seat, &live).await;
+        }
         let machine = live.machine.clone();
-        let begun = tokio::task::spawn_blocking(move || machine.serve(program, args, log)).await;
+        let begun = tokio::task::spawn_blocking(move || machine.serve(code, args, log)).await;
         match begun.map_err(|error| error.to_string())? {
             Ok(serving) => Ok(InService { serving, _held: held, live }),
             Err(error) => {
@@ -287,6 +310,7 @@ impl Runner {
                 max: Some(limits.workers_max),
             },
             manager: self.manager.clone(),
+            identity: self.platform.identity(self.manifest(&seat.tenant)?),
         };
         let begin = Instant::now();
         let launched = tokio::task::spawn_blocking(move || Machine::launch(spec)).await;
@@ -295,14 +319,26 @@ impl Runner {
         let name = seat.tenant.name().as_str();
         tracing::info!(tenant = name, elapsed_us = begin.elapsed().as_micros() as u64, "CVM launched");
         let shown = self.publish.as_ref().map(|publish| publish(name, machine.cvm()));
-        let live = Arc::new(Live::new(machine, limits.memory_bytes / 4, shown));
+        let generation = self.launches.fetch_add(1, Ordering::Relaxed);
+        let live = Arc::new(Live::new(machine, generation, limits.memory_bytes / 4, shown));
+        self.bring_packages(&live, &seat.tenant).await;
         *seat.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
         if seat.tenant.is_removed() {
             self.retire(seat, &live).await;
             return Err(Ended("the tenant was removed".into()));
         }
         self.changed.notify_one();
+        seat.launched.notify_waiters();
         Ok(live)
+    }
+
+    /// The manifest that a tenant's CVM is launched with.
+    fn manifest(&self, tenant: &Tenant) -> Result<Option<Manifest>, Ended> {
+        let sealed = self.store.directory().sealed(tenant.name());
+        let Some(bytes) = sealed.manifest.clone() else { return Ok(None) };
+        let signed = SignedManifest::decode(&bytes);
+        let signed = signed.map_err(|error| Ended(format!("the stored manifest is damaged: {error}")))?;
+        Ok(Some(Manifest { bytes, hash: signed.hash() }))
     }
 
     /// Ends the CVM that is idle longest, if there are as many as may be.

@@ -1,15 +1,24 @@
 //! A service's program in a CVM: started, followed by a thread of its own, ended. Like [`super::machine`] it knows the VMM.
 
 use super::machine::{Ended, Machine, end_of};
+use crate::names::PackageId;
 use crate::outcome::End;
 use nacre_compile::program::Program as Compiled;
-use nacre_vmm::program::{Connector, ProgramEvent, ProgramId, ProgramSpec};
+use nacre_vmm::program::{Connector, ProgramEvent, ProgramId, ProgramSpec, RunOptions};
 use nacre_vmm::{Cvm, CvmError};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// Takes what a service writes: which stream, and bytes.
 pub type Log = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
+
+/// Where a service's code comes from.
+pub enum ServiceCode {
+    /// The node has compiled it.
+    Open(Arc<Compiled>),
+    /// It was installed from this package, by order of its owner.
+    Sealed(PackageId),
+}
 
 /// A service's program that runs. Dropping it ends it.
 pub struct Serving {
@@ -33,7 +42,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Ended`].
-    pub fn serve(&self, program: Arc<Compiled>, args: Vec<String>, log: Log) -> Result<Serving, Ended> {
+    pub fn serve(&self, program: ServiceCode, args: Vec<String>, log: Log) -> Result<Serving, Ended> {
         let cvm = self.cvm().clone();
         let (started, start) = std::sync::mpsc::sync_channel(1);
         let (tell, ended) = oneshot::channel();
@@ -58,13 +67,17 @@ impl Machine {
 /// Starts a program and follows it to its end.
 fn follow(
     cvm: &Cvm,
-    program: &Compiled,
+    program: &ServiceCode,
     args: Vec<String>,
     log: &Log,
     started: impl FnOnce(Connector, ProgramId),
 ) -> Result<End, CvmError> {
-    let spec = ProgramSpec { code: program.file(), args, listens: true, ..ProgramSpec::default() };
-    let program = cvm.load(&spec)?;
+    let program = match program {
+        ServiceCode::Open(program) => {
+            cvm.load(&ProgramSpec { code: program.file(), args, listens: true, ..ProgramSpec::default() })?
+        }
+        ServiceCode::Sealed(package) => cvm.load_service(package.0, RunOptions::default())?,
+    };
     program.start()?;
     // It has no standard input. This fails only when the CVM has ended, which shows below.
     let _ = program.stdin().end();

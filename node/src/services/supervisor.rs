@@ -229,7 +229,7 @@ impl Keeper {
         args.extend(self.service.args.iter().cloned());
         let ring = self.log.clone();
         let log = Arc::new(move |stream: u32, bytes: &[u8]| ring.add(stream, bytes));
-        let mut running = match self.runner.serve(&self.tenant, &self.service.module, args, log).await {
+        let mut running = match self.runner.serve(&self.tenant, &self.service, args, log).await {
             Ok(running) => running,
             Err(error) => return (true, format!("it can't be started: {error}")),
         };

@@ -2,7 +2,8 @@
 
 use super::commit::Change;
 use super::modules::Draft;
-use super::{Store, StoreError, activations, tables};
+use super::sealed::{self, Sealed};
+use super::{Loaded, Store, StoreError, activations, tables};
 use crate::limits::{MAX_METADATA_BYTES, metadata_bytes};
 use crate::names::{Digest, EntityName, TenantName};
 use crate::records::{Action, ModuleRef, Service, TenantRecord};
@@ -33,6 +34,12 @@ pub enum EditError {
     /// The port is another service's.
     #[error("the port is used by another service; choose another port")]
     PortTaken,
+    /// A manifest of another owner.
+    #[error("the tenant's manifest has another owner; only that one can replace it")]
+    OtherOwner,
+    /// An older manifest.
+    #[error("the tenant has version {0} of its manifest; raise the version")]
+    OlderManifest(u64),
     /// A new action without code.
     #[error("a new action needs code; send exec with kind and code")]
     NoCode,
@@ -42,6 +49,7 @@ pub enum EditError {
 struct Owned {
     actions: BTreeMap<EntityName, Arc<Action>>,
     services: BTreeMap<EntityName, Arc<Service>>,
+    sealed: Arc<Sealed>,
     bytes: usize,
 }
 
@@ -59,11 +67,8 @@ fn weight(action: &Action) -> usize {
 }
 
 impl Directory {
-    pub(super) fn new(
-        tenants: Vec<TenantRecord>,
-        actions: Vec<(TenantName, Action)>,
-        services: Vec<(TenantName, Service)>,
-    ) -> Self {
+    pub(super) fn new(loaded: Loaded) -> Self {
+        let Loaded { tenants, actions, services, sealed, .. } = loaded;
         let mut state = State::default();
         for tenant in tenants {
             state.tenants.insert(tenant.name.clone(), Arc::new(tenant));
@@ -76,6 +81,9 @@ impl Directory {
         for (tenant, service) in services {
             let owned = state.owned.entry(tenant).or_default();
             owned.services.insert(service.name.clone(), Arc::new(service));
+        }
+        for (tenant, sealed) in sealed {
+            state.owned.entry(tenant).or_default().sealed = Arc::new(sealed);
         }
         Self(RwLock::new(state))
     }
@@ -130,6 +138,17 @@ impl Directory {
             .get(tenant)
             .map(|owned| owned.services.values().cloned().collect())
             .unwrap_or_default()
+    }
+
+    /// A tenant's manifest and sealed packages.
+    #[must_use]
+    pub fn sealed(&self, tenant: &TenantName) -> Arc<Sealed> {
+        self.read().owned.get(tenant).map(|owned| owned.sealed.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn edit_sealed(&self, tenant: &TenantName, edit: impl FnOnce(&mut Sealed)) {
+        let mut state = self.write();
+        edit(Arc::make_mut(&mut state.owned.entry(tenant.clone()).or_default().sealed));
     }
 
     /// How many services there are in all.
@@ -252,6 +271,9 @@ impl Store {
                 for digest in remove_all(change.transaction, table, &name)? {
                     change.drop_module(digest)?;
                 }
+            }
+            for digest in sealed::remove_all(change.transaction, &name)? {
+                change.drop_module(digest)?;
             }
             change
                 .transaction

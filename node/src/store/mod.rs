@@ -23,10 +23,12 @@ pub mod commit;
 mod directory;
 mod lock;
 pub mod modules;
+mod sealed;
 pub mod tables;
 
 pub use directory::{Directory, EditError};
 pub use lock::Lock;
+pub use sealed::Sealed;
 
 use crate::names::{ActivationId, TenantName, now_ms};
 use crate::records::{Action, Pending, Service, TenantRecord};
@@ -138,9 +140,9 @@ impl Store {
         builder.set_cache_size(CACHE_BYTES);
         let database = Arc::new(builder.create_with_backend(redb::backends::FileBackend::new(file)?)?);
         prepare(&database)?;
-        let Loaded { tenants, actions, services, references } = load(&database)?;
-        let modules = Arc::new(Modules::open(&dir.join("modules"), &references)?);
-        let directory = Arc::new(Directory::new(tenants, actions, services));
+        let loaded = load(&database)?;
+        let modules = Arc::new(Modules::open(&dir.join("modules"), &loaded.references)?);
+        let directory = Arc::new(Directory::new(loaded));
         let recent = Arc::new(activations::Recent::default());
         let writer =
             Writer::new(database.clone(), directory.clone(), modules.clone(), recent.clone(), lock.clone());
@@ -187,6 +189,8 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         transaction.open_table(tables::ACTIONS)?;
         transaction.open_table(tables::SERVICES)?;
         transaction.open_table(tables::MODULES)?;
+        transaction.open_table(tables::MANIFESTS)?;
+        transaction.open_table(tables::PACKAGES)?;
         let mut pending = transaction.open_table(tables::PENDING)?;
         let mut interrupted = Vec::new();
         for entry in pending.iter()? {
@@ -209,6 +213,7 @@ struct Loaded {
     tenants: Vec<TenantRecord>,
     actions: Vec<(TenantName, Action)>,
     services: Vec<(TenantName, Service)>,
+    sealed: Vec<(TenantName, sealed::Sealed)>,
     references: Vec<[u8; 32]>,
 }
 
@@ -238,7 +243,8 @@ fn load(database: &Database) -> Result<Loaded, StoreError> {
         references.push(*entry?.0.value());
     }
     let (actions, services) = (owned(&transaction, tables::ACTIONS)?, owned(&transaction, tables::SERVICES)?);
-    Ok(Loaded { tenants, actions, services, references })
+    let sealed = sealed::load(&transaction)?;
+    Ok(Loaded { tenants, actions, services, sealed, references })
 }
 
 /// A directory that is ours alone.

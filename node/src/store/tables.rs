@@ -24,6 +24,11 @@ pub const KEPT: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("ke
 /// (tenant, id) -> [`Pending`](crate::records::Pending).
 pub const PENDING: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("pending");
 
+/// Tenant -> its signed manifest, as bytes.
+pub const MANIFESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("manifests");
+/// (tenant, id) -> [`Package`](crate::records::Package).
+pub const PACKAGES: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("packages");
+
 /// A tenant as this transaction sees it.
 pub(super) fn tenant(transaction: &WriteTransaction, name: &str) -> Result<Option<TenantRecord>, StoreError> {
     let table = transaction.open_table(TENANTS)?;

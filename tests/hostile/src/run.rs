@@ -75,6 +75,7 @@ fn verdict(plan: &Plan, code: &Code, host: &Arc<Adversary>) -> Result<Verdict, S
         workers: plan.workers,
         memory_bytes: plan.memory_bytes,
         debug_image: plan.debug_image,
+        identity: None,
         on_print: Box::new(move |text| words.lock().unwrap_or_else(PoisonError::into_inner).push_str(text)),
         elastic: ElasticConfig { grace: plan.grace(), ..ElasticConfig::default() },
         hooks: Some(host.clone()),

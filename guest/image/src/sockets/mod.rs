@@ -5,16 +5,24 @@
 //! takes the inbox in when it polls, or when a call would have to wait. So there is no lock, and a
 //! worker that the host stops holds up its own program only. All of it lies in the tenant arena.
 //!
+//! In front of a TLS service's table stands a [`tls::TlsTable`]; the program does not see which it has ([`connections`]).
+//!
 //! What is sent goes straight from linear memory to the ring of the vCPU that the task is on. The doorbell for it may
 //! wait until the next poll or switch, see [`link::send_later`].
 
+mod connections;
 mod inbox;
+mod secure;
+mod tls;
 
+use crate::arch::clock;
 use crate::normal::NormalCell;
 use crate::program::{GuestSystem, Program};
+use crate::sealed;
 use crate::{link, memory, task};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use connections::Connections;
 use core::cell::RefCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use inbox::Inbox;
@@ -22,7 +30,9 @@ use nacre_abi::message::{Header, Kind};
 use nacre_abi::ring::Incoming;
 use nacre_abi::socket::{ConnectionId, MAX_DATA, MESSAGE_COST, Refusal};
 use nacre_sockets::{Link, Message, Table};
+use nacre_tls::Nonce;
 use nacre_wasi::{Readiness, SocketError, SocketId};
+use tls::TlsTable;
 
 /// Windows of a program's connections may take this part of the memory that is free at its start, and no more than the next.
 const BUDGET_SHARE: u64 = 8;
@@ -33,7 +43,11 @@ static NEWS: NormalCell<Vec<u32>> = NormalCell::new(Vec::new());
 
 /// The sockets of one program.
 pub struct Sockets {
-    inbox: Inbox,
+    inbox: Inbox<Message>,
+    /// Evidence for certificates, by nonce; `None` where there is none.
+    evidence: Inbox<(Nonce, Option<Vec<u8>>)>,
+    /// Some of it was dropped because there was no memory.
+    evidence_lost: AtomicBool,
     /// Cost of what is in the inbox, and how much that may be.
     queued: AtomicU64,
     limit: AtomicU64,
@@ -49,7 +63,7 @@ pub struct Sockets {
 }
 
 /// The table: only the program's main task touches it.
-struct OwnerCell(RefCell<Table>);
+struct OwnerCell(RefCell<Connections>);
 
 // SAFETY: `Sockets::table` lets only the owner in, which is one task and runs on one vCPU at a time.
 unsafe impl Sync for OwnerCell {}
@@ -66,11 +80,13 @@ impl Link for ToHost {
 }
 
 impl Sockets {
-    fn new() -> Sockets {
+    fn new(connections: impl FnOnce(u64) -> Connections) -> Sockets {
         let budget = (memory::available_bytes() / BUDGET_SHARE).min(BUDGET_BYTES);
-        let table = Table::new(budget);
+        let table = connections(budget);
         Sockets {
             inbox: Inbox::new(),
+            evidence: Inbox::new(),
+            evidence_lost: AtomicBool::new(false),
             queued: AtomicU64::new(0),
             limit: AtomicU64::new(table.promised()),
             lost: AtomicBool::new(false),
@@ -86,7 +102,7 @@ impl Sockets {
     }
 
     /// The table, for its owner.
-    fn table(&self) -> &RefCell<Table> {
+    fn table(&self) -> &RefCell<Connections> {
         assert!(self.is_mine(), "only a program's main task has its sockets");
         &self.table.0
     }
@@ -111,6 +127,11 @@ impl Sockets {
             self.queued.fetch_sub(cost, Ordering::Relaxed);
             self.lost.store(true, Ordering::SeqCst);
         }
+        self.tell();
+    }
+
+    /// Something has come: wakes the owner, if it waits. Called by vCPU 0 only.
+    fn tell(&self) {
         // After the change; the owner says that it waits before its last look.
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) && self.waiting.swap(false, Ordering::Relaxed) {
@@ -121,8 +142,33 @@ impl Sockets {
         }
     }
 
-    /// Takes in what has come.
-    fn take_in(&self, table: &mut Table, to_host: &mut ToHost) {
+    /// Takes in what has come, and does for TLS what is due.
+    fn take_in(&self, connections: &mut Connections, to_host: &mut ToHost) {
+        self.take_messages(connections, to_host);
+        if let Connections::Tls(table) = connections {
+            self.drive(table, to_host);
+        }
+    }
+
+    fn drive(&self, table: &mut TlsTable, to_host: &mut ToHost) {
+        let now_ns = clock::monotonic_ns();
+        for (nonce, evidence) in self.evidence.take_all() {
+            table.evidence(nonce, evidence.as_deref(), now_ns);
+        }
+        if self.evidence_lost.load(Ordering::Relaxed) && self.evidence_lost.swap(false, Ordering::Relaxed) {
+            table.evidence_lost(now_ns);
+        }
+        let nonces = table.drive(now_ns, to_host);
+        if !nonces.is_empty() {
+            let program = to_host.0;
+            let questions: Vec<_> = task::on_normal(|| {
+                nonces.into_iter().map(|nonce| sealed::evidence::enter_service(program, nonce)).collect()
+            });
+            questions.into_iter().for_each(sealed::evidence::ReportQuestion::send);
+        }
+    }
+
+    fn take_messages(&self, table: &mut Connections, to_host: &mut ToHost) {
         if self.lost.load(Ordering::Relaxed) && self.lost.swap(false, Ordering::Relaxed) {
             table.break_all(to_host);
         }
@@ -140,13 +186,69 @@ impl Sockets {
 
     /// Whether something has come that the owner has not taken in.
     fn has_news(&self) -> bool {
-        !self.inbox.is_empty() || self.lost.load(Ordering::Relaxed)
+        !self.inbox.is_empty()
+            || self.lost.load(Ordering::Relaxed)
+            || !self.evidence.is_empty()
+            || self.evidence_lost.load(Ordering::Relaxed)
+    }
+
+    /// When something is due though nothing comes.
+    fn next_ns(&self) -> Option<u64> {
+        match &mut *self.table().borrow_mut() {
+            Connections::Plain(_) => None,
+            Connections::Tls(table) => table.next_ns(),
+        }
+    }
+
+    /// Lets clients have what was sent to them, as long as there is time and the task may go on. A plain connection has nothing
+    /// to send that its program has sent.
+    fn linger(&self, orderly: bool, to_host: &mut ToHost) {
+        let now_ns = clock::monotonic_ns();
+        let until_ns = now_ns.saturating_add(tls::DEADLINE_NS);
+        match &mut *self.table().borrow_mut() {
+            Connections::Tls(table) if orderly => table.close_open(now_ns, to_host),
+            connections => connections.unlisten(to_host),
+        }
+        loop {
+            self.waiting.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            let mut connections = self.table().borrow_mut();
+            self.take_in(&mut connections, to_host);
+            let lingers = matches!(&*connections, Connections::Tls(table) if table.lingers());
+            drop(connections);
+            if !lingers || clock::monotonic_ns() >= until_ns || task::check().is_err() {
+                return;
+            }
+            link::flush();
+            if !self.has_news() {
+                task::park_until(self.next_ns().unwrap_or(until_ns).min(until_ns));
+            }
+        }
     }
 }
 
 /// Gives a program that is being loaded its sockets.
 pub fn provide(program: &Program) {
-    program.sockets.get_or_set(Box::new(Sockets::new()));
+    program.sockets.get_or_set(Box::new(Sockets::new(|budget| Connections::Plain(Table::new(budget)))));
+}
+
+/// The same for one whose clients speak TLS. By vCPU 0.
+pub fn provide_tls(program: &Program) {
+    let identity = sealed::tls::identity();
+    let connections = |budget| Connections::Tls(Box::new(TlsTable::new(budget, identity)));
+    program.sockets.get_or_set(Box::new(Sockets::new(connections)));
+}
+
+/// Evidence that a TLS service has asked for came, or there is none. By vCPU 0.
+pub fn evidence(program: u32, nonce: Nonce, evidence: Option<Vec<u8>>) {
+    let program = Program::find(program);
+    let Some(sockets) = program.as_ref().and_then(|program| program.sockets.get()) else { return };
+    if !sockets.over.load(Ordering::Relaxed) {
+        if !sockets.evidence.push((nonce, evidence)) {
+            sockets.evidence_lost.store(true, Ordering::SeqCst);
+        }
+        sockets.tell();
+    }
 }
 
 /// The running task is about to run the program: it has the sockets from here on. Whether there are any.
@@ -155,14 +257,16 @@ pub fn begin(program: &Program) -> bool {
     sockets.inspect(|sockets| sockets.owner.store(task::current().slot, Ordering::SeqCst)).is_some()
 }
 
-/// The program is over: closes its connections. Called by the task that had [`begin`].
-pub fn end(program: &Program) {
+/// The program is over: closes its connections. Called by the task that had [`begin`]. If it ended otherwise than by its own wish,
+/// clients that speak TLS see that their streams were cut.
+pub fn end(program: &Program, orderly: bool) {
     let Some(sockets) = program.sockets.get().filter(|sockets| sockets.is_mine()) else { return };
+    let mut to_host = ToHost(program.id);
+    sockets.linger(orderly, &mut to_host);
     sockets.over.store(true, Ordering::SeqCst);
-    let (mut table, mut to_host) = (sockets.table().borrow_mut(), ToHost(program.id));
-    // Who is still in the inbox is refused.
-    table.unlisten(&mut to_host);
-    sockets.take_in(&mut table, &mut to_host);
+    let mut table = sockets.table().borrow_mut();
+    // Who is still in the inbox is refused: nobody listens any more.
+    sockets.take_messages(&mut table, &mut to_host);
     table.close_all(&mut to_host);
 }
 
@@ -192,11 +296,17 @@ pub fn news_before_sleep(program: &Program) -> bool {
     let Some(sockets) = program.sockets.get().filter(|sockets| sockets.is_mine()) else { return false };
     sockets.waiting.store(true, Ordering::Relaxed);
     fence(Ordering::SeqCst);
-    let news = sockets.has_news();
+    let due = sockets.next_ns().is_some_and(|due_ns| due_ns <= clock::monotonic_ns());
+    let news = sockets.has_news() || due;
     if news {
         sockets.take_in(&mut sockets.table().borrow_mut(), &mut ToHost(program.id));
     }
     news
+}
+
+/// When a task that sleeps is to look at its sockets again, though nothing comes.
+pub fn next_ns(program: &Program) -> Option<u64> {
+    program.sockets.get().filter(|sockets| sockets.is_mine())?.next_ns()
 }
 
 /// The task that slept is awake.
@@ -210,7 +320,7 @@ impl GuestSystem {
     /// Does something with the table; if it would block, once more with what has come meanwhile.
     fn with_table<R>(
         &self,
-        mut act: impl FnMut(&mut Table, &mut ToHost) -> Result<R, SocketError>,
+        mut act: impl FnMut(&mut Connections, &mut ToHost) -> Result<R, SocketError>,
     ) -> Result<R, SocketError> {
         let sockets = self.0.sockets.get().ok_or(SocketError::Reset)?;
         let (mut table, mut to_host) = (sockets.table().borrow_mut(), ToHost(self.0.id));
@@ -223,7 +333,7 @@ impl GuestSystem {
         }
     }
 
-    fn look<R>(&self, look: impl FnOnce(&Table) -> R) -> Option<R> {
+    fn look<R>(&self, look: impl FnOnce(&Connections) -> R) -> Option<R> {
         Some(look(&self.0.sockets.get()?.table().borrow()))
     }
 }
@@ -242,7 +352,7 @@ impl nacre_wasi::Sockets for GuestSystem {
     }
 
     fn socket_acceptable(&self) -> u64 {
-        self.look(Table::acceptable).unwrap_or(0)
+        self.look(Connections::acceptable).unwrap_or(0)
     }
 
     fn socket_unlisten(&mut self) {

@@ -227,7 +227,7 @@ fn run(program: &Arc<Program>, loading: Loading, options: Options) -> Result<Out
     let ended = call_start(&family.loaded, &mut store);
     let outcome = outcome(ended, options);
     let Context { wasi, kids, .. } = store.into_data();
-    sockets::end(program);
+    sockets::end(program, outcome.kind == ExitKind::Code);
     drop(kids);
     family.close();
     let (_, fs) = wasi.into_parts();

@@ -66,7 +66,7 @@ impl DeploymentView {
         }
     }
 
-    fn service(node: &Node, tenant: &Tenant, service: &Service) -> Self {
+    pub(super) fn service(node: &Node, tenant: &Tenant, service: &Service) -> Self {
         Self {
             name: service.name.to_string(),
             kind: "service",
@@ -151,7 +151,7 @@ pub(super) async fn deploy(
 }
 
 /// What a service is deployed with.
-fn service_options(options: &Options) -> Result<(u16, Restart, Vec<String>), ApiError> {
+pub(super) fn service_options(options: &Options) -> Result<(u16, Restart, Vec<String>), ApiError> {
     let port = options.number("port", 1, u16::MAX.into())?;
     let port = port.and_then(|port| u16::try_from(port).ok());
     let port = port.ok_or_else(|| ApiError::bad("A service needs a port: give one from 1 to 65535."))?;
@@ -194,7 +194,7 @@ async fn deploy_service(
     let key = name.clone();
     let edit = move |old: Option<Service>| {
         let version = old.map_or(Version::FIRST, |old| old.version.next());
-        Ok(Service { name: key, version, module, port, restart, args, updated_ms: now_ms() })
+        Ok(Service { name: key, version, module, port, restart, args, package: None, updated_ms: now_ms() })
     };
     let service = Arc::new(node.store.edit_service(tenant.name().clone(), name, draft, edit).await?);
     node.services.start(tenant, service.clone(), Some(listener)).await;

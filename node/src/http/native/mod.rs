@@ -3,6 +3,7 @@
 
 mod activations;
 mod deployments;
+mod sealed;
 mod state;
 
 use super::admin;
@@ -46,6 +47,7 @@ impl Modify for Schemes {
     tags(
         (name = "deployments", description = "Functions and services: the modules that a tenant has deployed"),
         (name = "activations", description = "Calls that are over, or under way"),
+        (name = "sealed", description = "Sealed CVMs: evidence, sessions, packages, key brokers"),
         (name = "state", description = "What runs now"),
         (name = "administration", description = "Tenants; on the administrative socket, or with the administrator's token")
     )
@@ -61,6 +63,14 @@ fn documented() -> OpenApiRouter<Arc<Node>> {
         .routes(routes!(activations::list))
         .routes(routes!(activations::get))
         .routes(routes!(state::ps))
+        .routes(routes!(sealed::set_manifest, sealed::manifest))
+        .routes(routes!(sealed::packages))
+        .routes(routes!(sealed::put_package, sealed::remove_package))
+        .routes(routes!(sealed::evidence))
+        .routes(routes!(sealed::record))
+        .routes(routes!(sealed::unprovisioned))
+        .routes(routes!(sealed::provisioned))
+        .routes(routes!(sealed::run_service, sealed::stop_service))
 }
 
 /// The API's description.
@@ -106,6 +116,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(paths.len(), 9);
+        assert_eq!(paths.len(), 17);
     }
 }
