@@ -106,6 +106,6 @@ mod tests {
         assert_ne!(base, with(&|launch| launch.runs[0].address += 4096), "where a page lies");
         assert_ne!(base, with(&|launch| launch.runs[0].content.to_mut()[5000] ^= 1), "a bit of a page");
         assert_ne!(base, with(&|launch| launch.runs[0].bytes += 4096), "a page of zeros more");
-        assert_ne!(base, with(&|launch| drop(launch.vcpus.pop())), "a vCPU less");
+        assert_ne!(base, with(&|launch| launch.vcpus.truncate(1)), "a vCPU less");
     }
 }

@@ -280,7 +280,7 @@ pub struct KeybrokerArgs {
 #[derive(Debug, Subcommand)]
 pub enum KeybrokerCommand {
     /// Seal a program and register it, without a node
-    Add(KeybrokerAddArgs),
+    Add(Box<KeybrokerAddArgs>),
     /// List what is registered
     List(KeybrokerListArgs),
 }

@@ -265,7 +265,7 @@ fn judge(args: &AttestVerifyArgs) -> Result<ExitCode, Failure> {
             verdict
         }
         Shown::Evidence(evidence) => {
-            let nonce = args.nonce.as_deref().map(|text| nonce::<32>(text)).transpose()?;
+            let nonce = args.nonce.as_deref().map(nonce::<32>).transpose()?;
             let claims = &evidence.claims;
             let (label, role) = (claims.label, claims.role);
             let expect = Expect { nonce: nonce.unwrap_or(claims.nonce), label, role, now };

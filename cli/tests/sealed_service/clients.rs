@@ -4,6 +4,7 @@ use crate::sealed_support::{Software, World};
 use nacre_attest::claims::{Label, Role};
 use nacre_attest::evidence::Evidence;
 use nacre_attest::manifest::Mode;
+use nacre_attest::package::Header;
 use nacre_attest::policy::Policy;
 use nacre_attest::verify::{Expect, Verdict, verify};
 use nacre_cli::compile::compile;
@@ -111,7 +112,8 @@ fn run(world: &World, cvm: &Cvm, wasm: &[u8], kind: ModuleKind, test: impl FnOnc
     let code = compile(&Module::parse(wasm, Entry::Command).unwrap(), Default::default()).unwrap();
     let package = world.package("service", 1, kind, &code);
     let _module = world.install(cvm, &mut session, &package);
-    let program = cvm.load_service(package.id, RunOptions::default()).unwrap();
+    let id = Header::parse(&package.bytes).unwrap().id;
+    let program = cvm.load_service(id, RunOptions::default()).unwrap();
     program.start().unwrap();
     test(&Service {
         cvm,

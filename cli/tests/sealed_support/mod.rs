@@ -71,7 +71,6 @@ pub struct Package {
     pub bytes: Vec<u8>,
     pub key: [u8; 32],
     pub content: [u8; 32],
-    pub id: [u8; 16],
     pub name: String,
     pub version: u64,
     pub kind: ModuleKind,
@@ -194,7 +193,7 @@ impl World {
         rng.fill_bytes(&mut id);
         let bytes = package::seal(&key, id, &statement.sign(compiler).unwrap(), code).unwrap();
         let content = package::Header::parse(&bytes).unwrap().body_sha256;
-        Package { bytes, key, content, id, name: name.into(), version, kind }
+        Package { bytes, key, content, name: name.into(), version, kind }
     }
 
     /// Evidence for a nonce, and what a policy says of it.

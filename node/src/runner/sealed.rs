@@ -141,7 +141,7 @@ impl Runner {
         let busy = self.busy(tenant);
         let live = busy.1.get().ok_or_else(|| SealedError::Ended("none runs".into()))?;
         let limits = tenant.limits();
-        let answered = live.machine.record(record, &record_limits(&limits)).await;
+        let answered = live.machine.record(record, &record_limits(limits)).await;
         match answered {
             Ok(answer) => Ok(answer),
             Err(CallFailed::Refused(text)) => Err(SealedError::Refused(text)),
