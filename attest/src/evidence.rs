@@ -1,13 +1,14 @@
-//! Evidence as it travels: a report, its certificates, the signed manifest if there is one, the claims and the hashes of
-//! the loaded code. Decoding it verifies nothing; [`crate::verify`] does.
+//! Evidence as it travels: a report, its certificates, the signed manifest if there is one, the claims, the hashes of
+//! the loaded code, and the report of the VM around a nested CVM. Decoding it verifies nothing; [`crate::verify`] does.
 
 use crate::certificate::MAX_CERTIFICATE_BYTES;
 use crate::chain::MAX_CERTIFICATES;
 use crate::claims::Claims;
 use crate::manifest::{MAX_MANIFEST_BYTES, SignedManifest};
-use crate::report::REPORT_BYTES;
+use crate::report::{REPORT_BYTES, Report};
 use crate::wire::{Reader, WireError, Writer};
 use alloc::vec::Vec;
+use sha2::{Digest, Sha512};
 
 /// Most bytes of evidence.
 pub const MAX_EVIDENCE_BYTES: usize = 64 << 10;
@@ -29,20 +30,46 @@ pub struct Evidence {
     pub claims: Claims,
     /// SHA-256 of each module or `.cwasm` that is loaded: a set.
     pub code: Vec<[u8; 32]>,
+    /// What the VM around a nested CVM says.
+    pub outer: Option<OuterReport>,
+}
+
+/// The report of a VM around a CVM: of the rented confidential VM in which a node runs its CVMs on a software platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OuterReport {
+    /// The report's 1184 bytes. Its REPORT_DATA is [`outer_report_data`].
+    pub report: Vec<u8>,
+    /// The chain in DER, leaf first.
+    pub certificates: Vec<Vec<u8>>,
+}
+
+const NESTED: &str = "nacre nested 1";
+
+/// REPORT_DATA of an outer report: SHA-512 of what the CVM's own report says, namely its measurement, its HOST_DATA (the
+/// manifest) and its REPORT_DATA (key and nonce, by the claims), each after its length.
+pub fn outer_report_data(inner: &Report) -> [u8; 64] {
+    let bound = Writer::default()
+        .string(NESTED.as_bytes())
+        .string(&inner.measurement)
+        .string(&inner.host_data)
+        .string(&inner.report_data);
+    Sha512::digest(bound.done()).into()
 }
 
 impl Evidence {
     /// The canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new(MAGIC).string(&self.report).u8(self.certificates.len() as u8);
-        for certificate in &self.certificates {
-            writer = writer.string(certificate);
-        }
+        let mut writer = put_report(Writer::new(MAGIC), &self.report, &self.certificates);
         writer = match &self.manifest {
             None => writer.u8(0),
             Some(signed) => writer.u8(1).raw(&signed.signature).string(&signed.manifest),
         };
-        writer.string(&self.claims.encode()).set(&self.code).done()
+        writer = writer.string(&self.claims.encode()).set(&self.code);
+        match &self.outer {
+            None => writer.u8(0),
+            Some(outer) => put_report(writer.u8(1), &outer.report, &outer.certificates),
+        }
+        .done()
     }
 
     /// Reads [`Evidence::encode`]'s bytes.
@@ -68,8 +95,15 @@ impl Evidence {
         };
         let claims = Claims::decode(reader.string("claims", 1024)?)?;
         let code = reader.set("code hashes", MAX_CODE)?;
+        let outer = match reader.flag("outer report")? {
+            false => None,
+            true => Some(OuterReport {
+                report: reader.string("outer report", REPORT_BYTES)?.to_vec(),
+                certificates: certificates(&mut reader)?,
+            }),
+        };
         reader.end()?;
-        Ok(Evidence { report, certificates, manifest, claims, code })
+        Ok(Evidence { report, certificates, manifest, claims, code, outer })
     }
 }
 
@@ -78,8 +112,12 @@ pub const MAX_REPORT_BYTES: usize = REPORT_BYTES + MAX_CERTIFICATES * (MAX_CERTI
 
 /// A report with its chain, as the host hands them to the guest that asked for the report.
 pub fn encode_report(report: &[u8], certificates: &[Vec<u8>]) -> Vec<u8> {
-    let writer = Writer::default().string(report).u8(certificates.len() as u8);
-    certificates.iter().fold(writer, |writer, certificate| writer.string(certificate)).done()
+    put_report(Writer::default(), report, certificates).done()
+}
+
+fn put_report(writer: Writer, report: &[u8], certificates: &[Vec<u8>]) -> Writer {
+    let writer = writer.string(report).u8(certificates.len() as u8);
+    certificates.iter().fold(writer, |writer, certificate| writer.string(certificate))
 }
 
 /// Reads [`encode_report`]'s bytes: the report, and the certificates. Verifies nothing.

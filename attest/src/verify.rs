@@ -3,9 +3,10 @@
 
 use crate::chain::{Chain, ChainError};
 use crate::claims::{self, Label, Role};
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, OuterReport, outer_report_data};
+use crate::launch::Measurement;
 use crate::manifest::Manifest;
-use crate::policy::Policy;
+use crate::policy::{AcceptedGuest, Policy};
 use crate::report::{Report, ReportError, SigningKey, signed_bytes};
 use crate::software_mark;
 use crate::tcb::Platform;
@@ -35,7 +36,7 @@ pub mod rule {
     pub const CERTIFICATE_MATCHES_REPORT: &str = "certificate-matches-report";
     /// The policy accepts the product.
     pub const PLATFORM: &str = "platform";
-    /// Software platforms are accepted, and this root; genuine reports carry no mark of theirs.
+    /// Software platforms are accepted, or the VM around this one is, and this root; genuine reports carry no mark of theirs.
     pub const SOFTWARE_PLATFORM: &str = "software-platform";
     /// All of the report's TCBs are at least the policy's.
     pub const MINIMUM_TCB: &str = "minimum-tcb";
@@ -47,7 +48,8 @@ pub mod rule {
     pub const PRIVILEGE_LEVEL: &str = "privilege-level";
     /// The launch digest is one the policy lists.
     pub const MEASUREMENT: &str = "measurement";
-    /// The VM around a nested CVM is one the policy lists.
+    /// If the policy lists VMs around nested CVMs, this one is in such a VM: its report keeps all of the rules of reports, and
+    /// binds the CVM's.
     pub const OUTER_MEASUREMENT: &str = "outer-measurement";
     /// REPORT_DATA is the hash of the claims.
     pub const CLAIMS: &str = "claims";
@@ -178,6 +180,7 @@ pub fn verify_report<C: AsRef<[u8]>>(
     now: Option<u64>,
 ) -> Verdict {
     let mut judge = Judge::new(report, Chain::verify(certificates).map(Arc::new), policy);
+    judge.outer = judge.outer_measurement(None, now);
     judge.report_rules(now);
     judge.verdict
 }
@@ -202,7 +205,9 @@ impl Verifier {
     /// Judges evidence.
     pub fn verify(&mut self, evidence: &Evidence, policy: &Policy, expect: &Expect) -> Verdict {
         let chain = self.chain(&evidence.certificates);
+        let outer = evidence.outer.as_ref().map(|outer| (outer, self.chain(&outer.certificates)));
         let mut judge = Judge::new(&evidence.report, chain, policy);
+        judge.outer = judge.outer_measurement(outer, expect.now);
         judge.report_rules(expect.now);
         judge.claims_rules(evidence, expect);
         judge.verdict
@@ -228,6 +233,8 @@ struct Judge<'a> {
     report: Result<Report, ReportError>,
     chain: Result<Arc<Chain>, ChainError>,
     policy: &'a Policy,
+    /// What [`rule::OUTER_MEASUREMENT`] says.
+    outer: Judged,
     verdict: Verdict,
 }
 
@@ -239,6 +246,7 @@ impl<'a> Judge<'a> {
             report: Report::parse(bytes),
             chain,
             policy,
+            outer: Ok("not asked for".to_string()),
             verdict: Verdict { rules: Vec::new(), platform, guest: None, manifest: None },
         }
     }
@@ -286,7 +294,7 @@ impl<'a> Judge<'a> {
         self.add(rule::PRIVILEGE_LEVEL, self.privilege_level());
         let judged = self.measurement();
         self.add(rule::MEASUREMENT, judged);
-        self.add(rule::OUTER_MEASUREMENT, self.outer_measurement());
+        self.add(rule::OUTER_MEASUREMENT, self.outer.clone());
     }
 
     fn validity(&self, now: Option<u64>) -> Judged {
@@ -369,14 +377,16 @@ impl<'a> Judge<'a> {
         if !is_software {
             return Ok(format!("no: {}", chain.platform));
         }
-        if !self.policy.allow_software_platform {
+        let nested = !self.policy.outer_measurements.is_empty() && self.outer.is_ok();
+        if !self.policy.allow_software_platform && !nested {
             return Err("software platform, and the policy has no allow_software_platform = true".to_string());
         }
         let (root, pinned) = (chain.root_sha256(), &self.policy.software_roots);
         if !pinned.is_empty() && !pinned.contains(&root) {
             return Err(format!("the policy's software_roots do not have {}", hex(&root)));
         }
-        Ok("allowed: NOT CONFIDENTIAL".to_string())
+        Ok(if nested { "as confidential as the VM around it" } else { "allowed: NOT CONFIDENTIAL" }
+            .to_string())
     }
 
     fn minimum_tcb(&self) -> Judged {
@@ -436,12 +446,31 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Evidence of this version has no place for an outer report: whoever asks for one does not get it.
-    fn outer_measurement(&self) -> Judged {
+    /// Judges the report of the VM around a nested CVM, by the same policy but for the measurements.
+    fn outer_measurement(
+        &self,
+        outer: Option<(&OuterReport, Result<Arc<Chain>, ChainError>)>,
+        now: Option<u64>,
+    ) -> Judged {
         if self.policy.outer_measurements.is_empty() {
             return Ok("the policy asks for none".to_string());
         }
-        Err("the policy asks for a VM around the CVM, and this evidence is not nested".to_string())
+        let missing = "the policy asks for a VM around the CVM, and this evidence is not nested";
+        let (outer, chain) = outer.ok_or(missing)?;
+        let accepted = |one: &Measurement| AcceptedGuest { measurement: *one, guest: "outer VM".to_string() };
+        let policy = Policy {
+            measurements: self.policy.outer_measurements.iter().map(accepted).collect(),
+            outer_measurements: Vec::new(),
+            ..self.policy.clone()
+        };
+        let mut judge = Judge::new(&outer.report, chain, &policy);
+        judge.report_rules(now);
+        if let Some(rule) = judge.verdict.failed().next() {
+            return Err(format!("the outer report fails {}: {}", rule.name, rule.detail));
+        }
+        let same = judge.report()?.report_data == outer_report_data(self.report()?);
+        let platform = judge.chain()?.platform;
+        held(same, &format!("inside a VM on {platform}"), "the outer report is about another CVM")
     }
 
     fn claims_rules(&mut self, evidence: &Evidence, expect: &Expect) {

@@ -6,11 +6,12 @@ mod common;
 use common::*;
 use nacre_attest::claims::{Label, Role, code_list_hash};
 use nacre_attest::ed25519_dalek::SigningKey;
-use nacre_attest::evidence::Evidence;
+use nacre_attest::evidence::{Evidence, OuterReport, outer_report_data};
+use nacre_attest::launch::Measurement;
 use nacre_attest::manifest::{ManifestError, Mode};
 use nacre_attest::policy::Policy;
 use nacre_attest::report::Report;
-use nacre_attest::software::Root;
+use nacre_attest::software::{ReportFields, Root};
 use nacre_attest::tcb::Platform;
 use nacre_attest::verify::{Expect, Verdict, Verifier, rule, verify};
 use nacre_attest::wire::WireError;
@@ -70,6 +71,77 @@ fn an_empty_policy_rejects_and_a_verdict_without_rules_is_none() {
     assert!(show::verdict_table(&verdict).contains("REJECTED: platform software; failed: software-platform"));
     let empty = Verdict { rules: Vec::new(), ..verdict };
     assert!(!empty.accepted());
+}
+
+/// Launch digest of the VM around a nested CVM.
+const OUTER: [u8; 48] = [0xa7; 48];
+
+/// Evidence of a CVM in a VM: the outer VM's platform, and what its report has.
+fn nested(change: impl FnOnce(&mut ReportFields)) -> Evidence {
+    let mut evidence = Bench::new().sign().clone();
+    let mut around = Bench::new();
+    around.fields.measurement = OUTER;
+    around.fields.report_data = outer_report_data(&Report::parse(&evidence.report).unwrap());
+    change(&mut around.fields);
+    evidence.outer = Some(OuterReport {
+        report: around.signer.sign(&around.fields).unwrap().to_vec(),
+        certificates: around.evidence.certificates,
+    });
+    evidence
+}
+
+#[test]
+fn the_vm_around_a_cvm_is_judged_like_it() {
+    let asking = Policy { outer_measurements: vec![Measurement(OUTER)], ..policy() };
+    let judged = |evidence: &Evidence| verify(evidence, &asking, &expect());
+    let found = |evidence: &Evidence| {
+        let verdict = judged(evidence);
+        assert_eq!(failed(&verdict), [rule::OUTER_MEASUREMENT]);
+        verdict.rule(rule::OUTER_MEASUREMENT).unwrap().detail.clone()
+    };
+    let good = nested(|_| ());
+    assert!(judged(&good).accepted(), "{}", show::verdict_table(&judged(&good)));
+    assert_eq!(Evidence::decode(&good.encode()).unwrap(), good);
+    // Who asks for none does not mind one.
+    assert!(verify(&good, &policy(), &expect()).accepted());
+    assert!(found(Bench::new().sign()).contains("not nested"));
+    assert!(found(&nested(|outer| outer.measurement = MEASUREMENT)).contains("measurement"));
+    assert!(found(&nested(|outer| outer.debug = true)).contains("fails debug"));
+    // Of another CVM, or of this one's earlier evidence.
+    assert!(found(&nested(|outer| outer.report_data[63] ^= 1)).contains("about another CVM"));
+    let mut cut = good.clone();
+    cut.outer.as_mut().unwrap().certificates.pop();
+    assert!(found(&cut).contains("certificate-chain"));
+    let mut flipped = good.clone();
+    flipped.outer.as_mut().unwrap().report[0x100] ^= 1;
+    assert!(found(&flipped).contains("report-signature"));
+    let mut inside_out = good.clone();
+    let (outer, report) = (inside_out.outer.as_mut().unwrap(), good.report.clone());
+    (outer.report, outer.certificates) = (report, good.certificates.clone());
+    assert!(found(&inside_out).contains("fails measurement"));
+}
+
+#[test]
+fn a_genuine_vm_is_needed_around_a_software_platform_that_is_not_allowed() {
+    let asking =
+        Policy { outer_measurements: vec![Measurement(OUTER)], allow_software_platform: false, ..policy() };
+    // A VM of a software platform does not make another one genuine.
+    let verdict = verify(&nested(|_| ()), &asking, &expect());
+    assert_eq!(failed(&verdict), [rule::SOFTWARE_PLATFORM, rule::OUTER_MEASUREMENT]);
+    // A genuine report, of a VM that was not made for this: only what it is about is wrong.
+    let mut evidence = Bench::new().sign().clone();
+    evidence.outer = Some(OuterReport { report: milan_report(), certificates: milan_chain() });
+    let milan = milan_policy();
+    let asking = Policy {
+        outer_measurements: vec![milan.measurements[0].measurement],
+        platforms: milan.platforms,
+        minimum_tcb: milan.minimum_tcb,
+        ..asking
+    };
+    let verdict = verify(&evidence, &asking, &expect());
+    assert_eq!(failed(&verdict), [rule::SOFTWARE_PLATFORM, rule::OUTER_MEASUREMENT]);
+    let detail = &verdict.rule(rule::OUTER_MEASUREMENT).unwrap().detail;
+    assert_eq!(detail, "the outer report is about another CVM");
 }
 
 #[test]

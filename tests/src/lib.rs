@@ -9,6 +9,7 @@ pub mod cache;
 pub mod job;
 pub mod kv;
 pub mod live;
+pub mod memory;
 pub mod node;
 pub mod programs;
 pub mod registry;

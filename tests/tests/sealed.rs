@@ -4,6 +4,7 @@
 
 use nacre_tests::job::{Ended, Nacre, finish};
 use nacre_tests::live::Live;
+use nacre_tests::memory::{self, contains};
 use nacre_tests::node::{Node, Place, Tenant};
 use nacre_tests::skip::need;
 use serde_json::Value;
@@ -19,8 +20,15 @@ const LOG: &str = "planted-log-9d02";
 const NAME: &str = "planted-name-31be";
 const FUNCTION: &str = "planted_function_c4d8";
 
-/// An action that gives back its input and variables, and logs.
-fn teller() -> Vec<u8> {
+/// What is plain: input and log.
+const PLAIN: &str = "plain-input-8e8e";
+const PLAIN_LOG: &str = "plain-log-1b7d";
+
+/// Memory of each tenant's CVM in bytes, the default: no other mapping with large pages has this size.
+const TENANT_BYTES: u64 = 512 << 20;
+
+/// An action that gives back its input and variables, and writes a log.
+fn teller(log: &str) -> Vec<u8> {
     let text = format!(
         r#"(module
   (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
@@ -31,7 +39,7 @@ fn teller() -> Vec<u8> {
   (data (i32.const 64) "{{\"in\":\"")
   (data (i32.const 80) "\",\"env\":\"")
   (data (i32.const 96) "\"}}\n")
-  (data (i32.const 128) "{LOG}\n")
+  (data (i32.const 128) "{log}\n")
   (func $out (param $fd i32) (param $at i32) (param $bytes i32)
     (i32.store (i32.const 0) (local.get $at))
     (i32.store (i32.const 4) (local.get $bytes))
@@ -56,7 +64,7 @@ fn teller() -> Vec<u8> {
     (call $out (i32.const 1) (i32.const 80) (i32.const 9))
     (call $out (i32.const 1) (i32.const 32768) (local.get $env))
     (call $out (i32.const 1) (i32.const 96) (i32.const 3))))"#,
-        LOG.len() + 1
+        log.len() + 1
     );
     wat::parse_str(text).unwrap()
 }
@@ -95,7 +103,8 @@ impl<'n> Owner<'n> {
         let platform = platform.to_str().unwrap();
         let policy = run(&["measure", "--policy", "--manifest", "manifest.signed", "--platform", platform]);
         std::fs::write(place.path("keys/policy.toml"), policy).unwrap();
-        std::fs::write(place.path("keys/teller.wasm"), teller()).unwrap();
+        std::fs::write(place.path("keys/teller.wasm"), teller(LOG)).unwrap();
+        std::fs::write(place.path("keys/plain.wasm"), teller(PLAIN_LOG)).unwrap();
         std::fs::write(place.path("keys/trapper.wasm"), trapper()).unwrap();
     }
 
@@ -210,7 +219,7 @@ impl Tap {
     }
 
     fn has(&self, text: &str) -> bool {
-        contains(&self.bytes.lock().unwrap(), text)
+        contains(&self.bytes.lock().unwrap(), text.as_bytes())
     }
 }
 
@@ -225,10 +234,6 @@ fn carry(mut from: TcpStream, mut to: TcpStream, kept: &Mutex<Vec<u8>>) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-fn contains(bytes: &[u8], text: &str) -> bool {
-    bytes.windows(text.len()).any(|window| window == text.as_bytes())
-}
-
 /// Files below a folder that have a text in them.
 fn files_with(dir: &Path, text: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -237,11 +242,28 @@ fn files_with(dir: &Path, text: &str) -> Vec<PathBuf> {
         let kind = std::fs::symlink_metadata(&path).unwrap().file_type();
         if kind.is_dir() {
             found.extend(files_with(&path, text));
-        } else if kind.is_file() && contains(&std::fs::read(&path).unwrap(), text) {
+        } else if kind.is_file() && contains(&std::fs::read(&path).unwrap(), text.as_bytes()) {
             found.push(path);
         }
     }
     found
+}
+
+/// Looks through all memory of the node's process: what was plain is there, what was sealed is in the CVM's private memory
+/// and nowhere else. Nothing hides that memory on a software platform, which shows that the search would have found it.
+fn memory_has_only_what_is_plain(node: &Node<'_>) {
+    let all = memory::mappings(node.pid()).unwrap();
+    let (private, hosts): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|one| one.large_pages && one.bytes() == TENANT_BYTES);
+    assert_eq!(private.len(), 2, "a CVM of each tenant: {private:?}");
+    let sealed = [INPUT, SECRET, LOG, NAME, FUNCTION];
+    let found = memory::find(node.pid(), &hosts, &[&sealed[..], &[PLAIN_LOG]].concat()).unwrap();
+    assert!(found[sealed.len()].is_some(), "what is plain is in the node's memory");
+    for (text, place) in sealed.iter().zip(&found) {
+        assert!(place.is_none(), "{text} is in the node's memory: {place:?}");
+    }
+    let inside = memory::find(node.pid(), &private, &[SECRET, NAME]).unwrap();
+    assert!(inside.iter().all(Option::is_some), "what is sealed is in the CVM: {inside:?}");
 }
 
 #[test]
@@ -273,19 +295,21 @@ fn sealed_calls_are_seen_by_nobody_else() {
     // The same, plain, in an open CVM of another tenant: there all of it is found.
     let other = node.tenant("other", &["--no-context"]).unwrap();
     let plain = Owner { tenant: other, url: owner.url.clone(), nacre: &nacre, place: &place };
-    plain.ok(&["deploy", "open", "teller.wasm"]);
-    let object = "{'plain':'plain-input-8e8e'}".replace('\'', "\"");
+    plain.ok(&["deploy", "open", "plain.wasm"]);
+    let object = format!(r#"{{"plain":"{PLAIN}"}}"#);
     let answer = plain.run(&["invoke", "open", "--data", &object, "--json"]);
     assert!(answer.text().contains("plain: the node sees it"), "{}", answer.text());
-    assert!(tap.has("plain-input-8e8e") && tap.has("_start"), "the tap sees what is plain");
+    assert!(tap.has(PLAIN) && tap.has("_start"), "the tap sees what is plain");
     assert!(
-        !files_with(&place.state(), LOG).is_empty(),
+        !files_with(&place.state(), PLAIN_LOG).is_empty(),
         "a plain module, or its logs, are in the state directory"
     );
 
+    memory_has_only_what_is_plain(&node);
+
     let (code, log) = node.terminate().unwrap();
     assert_eq!(code, 0, "{log}");
-    for text in [INPUT, SECRET, NAME, FUNCTION] {
+    for text in [INPUT, SECRET, LOG, NAME, FUNCTION] {
         assert!(!tap.has(text), "{text} was on the wire");
         assert_eq!(files_with(&place.state(), text), Vec::<PathBuf>::new(), "{text}");
         assert!(!log.contains(text), "{text} is in the log");

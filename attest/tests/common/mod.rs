@@ -126,6 +126,7 @@ impl Bench {
             manifest: Some(signed),
             claims,
             code,
+            outer: None,
         };
         Bench { root, signer, fields, evidence }
     }

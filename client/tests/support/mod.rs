@@ -134,7 +134,8 @@ impl Cvm {
         };
         let report = signer.sign(&fields).unwrap().to_vec();
         let certificates = signer.certificates().to_vec();
-        let evidence = Evidence { report, certificates, manifest: self.manifest.clone(), claims, code };
+        let evidence =
+            Evidence { report, certificates, manifest: self.manifest.clone(), claims, code, outer: None };
         let id = draft.id();
         self.sessions.publish(draft, ClaimsHash(evidence.claims.hash()));
         (id, evidence)

@@ -138,7 +138,8 @@ fn evidence(body: &[u8], claims: Claims, code: Vec<[u8; 32]>) -> Result<Vec<u8>,
         return Err("report: it binds another key or manifest");
     }
     let manifest = with_manifest(|manifest| manifest.map(|(signed, _)| signed.clone()));
-    let encoded = Evidence { report: report.to_vec(), certificates, manifest, claims, code }.encode();
+    let encoded =
+        Evidence { report: report.to_vec(), certificates, manifest, claims, code, outer: None }.encode();
     if encoded.len() > MAX_EVIDENCE_BYTES {
         return Err("report: the evidence with it is too long");
     }
