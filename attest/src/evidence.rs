@@ -85,7 +85,7 @@ impl Evidence {
             return Err(WireError::Magic("evidence"));
         }
         let report = reader.string("report", REPORT_BYTES)?.to_vec();
-        let certificates = certificates(&mut reader)?;
+        let chain = certificates(&mut reader)?;
         let manifest = match reader.flag("manifest")? {
             false => None,
             true => Some(SignedManifest {
@@ -103,7 +103,7 @@ impl Evidence {
             }),
         };
         reader.end()?;
-        Ok(Evidence { report, certificates, manifest, claims, code, outer })
+        Ok(Evidence { report, certificates: chain, manifest, claims, code, outer })
     }
 }
 

@@ -9,12 +9,13 @@ mod sealed_support;
 
 use calls_support::{compiled, echo};
 use nacre_attest::manifest::Mode;
+use nacre_attest::package::Header;
 use nacre_attest::verify::rule;
-use nacre_session::command::{Command, ModuleKind, Remove};
+use nacre_session::command::{Command, Logs, ModuleKind, Remove};
 use nacre_session::reply::{ExitKind, Refusal, Reply};
 use nacre_session::{ClientError, ClientSession, RecordError};
 use nacre_vmm::evidence::EvidenceError;
-use nacre_vmm::program::{Exit, ProgramSpec};
+use nacre_vmm::program::{Exit, ProgramSpec, RunOptions};
 use nacre_vmm::{Cvm, CvmError};
 use sealed_support::{Package, World, answer, encoded_evidence, invoke, relay};
 
@@ -183,6 +184,58 @@ fn orders_need_authority_and_code_needs_its_compiler() {
     assert!(ordered(&world, &cvm, &mut session, &remove(4)).contains("OtherVersion"));
     assert_eq!(ordered(&world, &cvm, &mut session, &remove(5)), "Removed { version: 5 }");
     assert_eq!(refusal(&world, &cvm, &mut session, &older), Refusal::OlderVersion, "also after it is gone");
+}
+
+/// A service that writes two lines, and ends at once by a trap.
+const WRITER: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "a secret line\n")
+  (func $put (param $fd i32)
+    (i32.store (i32.const 0) (i32.const 64))
+    (i32.store (i32.const 4) (i32.const 14))
+    (drop (call $write (local.get $fd) (i32.const 0) (i32.const 1) (i32.const 16))))
+  (func (export "_start") (call $put (i32.const 1)) (call $put (i32.const 2)) unreachable))"#;
+
+#[test]
+fn what_a_service_writes_is_for_its_owner() {
+    let Some(world) = World::new("sealed", Mode::Sealed) else { return };
+    let cvm = world.launch();
+    let mut session = world.open(&cvm);
+    let service = world.package("writer", 1, ModuleKind::Service, &compiled(WRITER));
+    let _service = world.install(&cvm, &mut session, &service);
+    let _action = world.install(&cvm, &mut session, &world.package("echo", 1, ModuleKind::Action, &echo()));
+    let id = Header::parse(&service.bytes).unwrap().id;
+    let mut read = |name: &str, from: u64| {
+        let record = session.seal_signed(&Command::Logs(Logs { name, from }), &world.broker).unwrap();
+        match answer(&cvm, &mut session, &record.bytes).reply().unwrap() {
+            Reply::Logs { first, bytes } => Ok((first, String::from_utf8(bytes.to_vec()).unwrap())),
+            Reply::Refused { reason, .. } => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(read("writer", 0), Ok((0, String::new())));
+    assert_eq!(read("echo", 0), Err(Refusal::NotAService));
+    assert_eq!(read("nobody", 0), Err(Refusal::UnknownAction));
+    let mut all = String::new();
+    for _ in 0..3 {
+        let program = cvm.load_service(id, RunOptions::default()).unwrap();
+        let (exit, stdout, stderr) = program.run_to_end().unwrap();
+        // The host learns that it trapped, and no more.
+        assert_eq!((exit, stdout.len(), stderr.len()), (Exit::Trap(String::new()), 0, 0));
+        let seen = all.len() as u64;
+        let (first, more) = read("writer", seen).unwrap();
+        assert_eq!(first, seen);
+        assert!(more.starts_with("a secret line\na secret line\n[ended: "), "{more}");
+        assert!(more.contains("unreachable") && more.ends_with("]\n"), "{more}");
+        all += &more;
+    }
+    assert_eq!(read("writer", 0), Ok((0, all.clone())));
+    assert_eq!(read("writer", u64::MAX), Ok((all.len() as u64, String::new())));
+    // Callers without authority get nothing.
+    let unsigned = session.seal_request(&Command::Logs(Logs { name: "writer", from: 0 })).unwrap();
+    let response = answer(&cvm, &mut session, &unsigned.bytes);
+    assert!(matches!(response.reply().unwrap(), Reply::Refused { reason: Refusal::Unsigned, .. }));
 }
 
 #[test]

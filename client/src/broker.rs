@@ -311,6 +311,7 @@ fn is_final(error: &SessionError) -> bool {
         | Refusal::Unsupported
         | Refusal::UnknownAction
         | Refusal::NotAnAction
+        | Refusal::NotAService
         | Refusal::AnswerTooLong => true,
         Refusal::Unsigned
         | Refusal::UnknownSigner

@@ -20,7 +20,7 @@ use nacre_attest::manifest::{Manifest, Mode};
 use nacre_attest::policy::Policy;
 use nacre_attest::verify::{Expect, Verdict, rule, verify};
 use nacre_attest::wire::WireError;
-use nacre_session::command::{Invoke, Limits, Remove};
+use nacre_session::command::{Invoke, Limits, Logs, Remove};
 use nacre_session::wire::decode_offer;
 use nacre_session::{
     ClaimsHash, ClientError, ClientHandshake, ClientSession, Command, DecodeError, EncodeError, RecordError,
@@ -399,6 +399,23 @@ impl SealedSession {
     pub async fn status(&mut self, authority: &SigningKey) -> Result<Vec<Installed>, SessionError> {
         self.command(&Command::Status, Some(authority), |reply| match reply {
             Reply::Status(list) => Some(list.iter().map(Installed::from).collect()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Reads what is kept of a service's log, from byte `from` on: which byte the first of them is, and the bytes.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn logs(
+        &mut self,
+        name: &str,
+        from: u64,
+        authority: &SigningKey,
+    ) -> Result<(u64, Vec<u8>), SessionError> {
+        self.command(&Command::Logs(Logs { name, from }), Some(authority), |reply| match reply {
+            Reply::Logs { first, bytes } => Some((*first, bytes.to_vec())),
             _ => None,
         })
         .await

@@ -271,6 +271,9 @@ fn tell_packages(packages: &Value) {
 /// # Errors
 /// What the node says.
 pub fn logs(args: &LogsArgs) -> Result<ExitCode, Failure> {
+    if let (Some(policy), Some(key)) = (&args.policy, &args.owner_key) {
+        return sealed::logs(args, policy, key);
+    }
     let client = args.target.client()?;
     let is_id = args.what.len() == 32 && args.what.bytes().all(|c| c.is_ascii_hexdigit());
     let activations = if is_id {

@@ -130,7 +130,7 @@ pub struct PsArgs {
 /// `nacre logs`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  nacre logs hello\n  nacre logs hello --last 20\n  nacre logs 0190f5e1c2a47e3b8d6f1a2b3c4d5e6f --json"
+    after_help = "Examples:\n  nacre logs hello\n  nacre logs hello --last 20\n  nacre logs 0190f5e1c2a47e3b8d6f1a2b3c4d5e6f --json\n  nacre logs store --policy policy.toml --owner-key owner.key"
 )]
 pub struct LogsArgs {
     /// A deployment's name, or an activation's id
@@ -139,6 +139,12 @@ pub struct LogsArgs {
     /// How many activations of a deployment to show, 1 to 200
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=200))]
     pub last: u8,
+    /// The log of a sealed service, from a CVM that this policy accepts
+    #[arg(long, value_name = "FILE", requires = "owner_key", conflicts_with = "last")]
+    pub policy: Option<PathBuf>,
+    /// Signs the request for a sealed service's log: the owner's key, or a broker's
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    pub owner_key: Option<PathBuf>,
     /// The tenant's node
     #[command(flatten)]
     pub target: Target,

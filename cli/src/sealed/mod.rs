@@ -1,11 +1,12 @@
 //! Evidence, manifests and sealed CVMs: `platform`, `manifest`, `measure`, `attest`, `keybroker`, `tunnel`, and the sealed forms of
-//! `deploy`, `invoke` and `rm`. What they do is the client library's; here are files, options, and output.
+//! `deploy`, `invoke`, `logs` and `rm`. What they do is the client library's; here are files, options, and output.
 
 pub mod args;
 mod attest;
 mod deploy;
 mod invoke;
 mod keybroker;
+mod logs;
 mod manifest;
 mod measure;
 mod platform;
@@ -16,6 +17,7 @@ pub use attest::command as attest;
 pub use deploy::command as deploy;
 pub use invoke::command as invoke;
 pub use keybroker::command as keybroker;
+pub use logs::command as logs;
 pub use manifest::command as manifest;
 pub use measure::command as measure;
 pub use platform::command as platform;

@@ -7,6 +7,7 @@ use crate::link;
 use crate::memory;
 use crate::normal::NormalCell;
 use crate::once::{HandOver, Once};
+use crate::sealed::logs;
 use crate::sockets::{self, Sockets};
 use crate::stdin::Input;
 use crate::task::{self, Task};
@@ -34,7 +35,7 @@ pub enum Owner {
     /// The host: arguments, variables, files, streams, how it ended.
     Host,
     /// The tenant, by a package that was installed: the host starts and ends it and carries its connections, and learns nothing else. What
-    /// it writes to its streams goes nowhere.
+    /// it writes to its streams goes to its log, see [`logs`].
     Tenant,
 }
 
@@ -295,6 +296,9 @@ impl Program {
         if let Some(program) = program {
             program.killed.store(true, Ordering::SeqCst);
             children::stop_others(id, None);
+            if program.owner == Owner::Tenant {
+                logs::end(id);
+            }
         }
     }
 
@@ -474,6 +478,7 @@ impl System for GuestSystem {
         let number = Self::number(stream);
         let output = self.0.output(number).ok_or(StreamError::Closed)?;
         if self.0.owner == Owner::Tenant {
+            logs::write(&self.0, bytes);
             return Ok(bytes.len());
         }
         if bytes.is_empty() {

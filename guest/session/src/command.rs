@@ -6,6 +6,7 @@
 //! Install 2  package [32] | key [32] | name | version u64 | kind u8 | env: list of (text, text)
 //! Remove 3   name | version u64
 //! Status 4   nothing
+//! Logs 5     name | from u64
 //! ```
 //!
 //! Numbers are little-endian; bytes, texts and names have a u32 length before them, lists a u32 count.
@@ -28,6 +29,8 @@ pub enum Command<'a> {
     Remove(Remove<'a>),
     /// List what is installed. Needs authority, because names are the tenant's.
     Status,
+    /// Read what a service has written. Needs authority.
+    Logs(Logs<'a>),
 }
 
 /// One call of an action.
@@ -149,6 +152,15 @@ pub struct Remove<'a> {
     pub version: u64,
 }
 
+/// Which part of a service's log is asked for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Logs<'a> {
+    /// The service's name.
+    pub name: &'a str,
+    /// From which byte on, counted from the service's first.
+    pub from: u64,
+}
+
 impl<'a> Command<'a> {
     pub(crate) const fn tag(&self) -> u8 {
         match self {
@@ -156,6 +168,7 @@ impl<'a> Command<'a> {
             Command::Install(_) => 2,
             Command::Remove(_) => 3,
             Command::Status => 4,
+            Command::Logs(_) => 5,
         }
     }
 
@@ -163,7 +176,7 @@ impl<'a> Command<'a> {
     pub const fn needs_authority(&self) -> bool {
         match self {
             Command::Invoke(_) => false,
-            Command::Install(_) | Command::Remove(_) | Command::Status => true,
+            Command::Install(_) | Command::Remove(_) | Command::Status | Command::Logs(_) => true,
         }
     }
 
@@ -202,6 +215,10 @@ impl<'a> Command<'a> {
                 put_u64(sink, remove.version);
             }
             Command::Status => {}
+            Command::Logs(logs) => {
+                put_name(sink, logs.name)?;
+                put_u64(sink, logs.from);
+            }
         }
         Ok(())
     }
@@ -246,6 +263,7 @@ impl<'a> Command<'a> {
             }),
             3 => Command::Remove(Remove { name: reader.name()?, version: reader.u64()? }),
             4 => Command::Status,
+            5 => Command::Logs(Logs { name: reader.name()?, from: reader.u64()? }),
             number => return Err(DecodeError::Choice { what: "a command", number: number.into() }),
         };
         reader.end()?;
@@ -272,6 +290,7 @@ impl fmt::Debug for Command<'_> {
             Command::Install(install) => install.fmt(formatter),
             Command::Remove(remove) => remove.fmt(formatter),
             Command::Status => formatter.write_str("Status"),
+            Command::Logs(logs) => logs.fmt(formatter),
         }
     }
 }
@@ -292,5 +311,11 @@ impl fmt::Debug for Install<'_> {
 impl fmt::Debug for Remove<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Remove").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Logs<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Logs").field("from", &self.from).finish_non_exhaustive()
     }
 }

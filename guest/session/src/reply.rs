@@ -8,6 +8,7 @@
 //! Removed 3    version u64
 //! Status 4     list of (name, version u64, kind u8, code hash [32])
 //! Refused 5    reason u32 | value u64 | detail: text
+//! Logs 6       first u64 | bytes: bytes
 //! ```
 
 use crate::codec::{
@@ -44,6 +45,13 @@ pub enum Reply<'a> {
         value: u64,
         /// More for the reader, or empty.
         detail: &'a str,
+    },
+    /// What is kept of a service's log.
+    Logs {
+        /// Which byte of all it has written is the first of these: later than asked for, if older ones are gone.
+        first: u64,
+        /// Up to the last one written.
+        bytes: &'a [u8],
     },
 }
 
@@ -183,6 +191,8 @@ refusals! {
     Leaving = 19, "the CVM is being stopped or moved; try again";
     /// This CVM does not do that.
     Unsupported = 20, "this CVM does not support the command";
+    /// There is code with this name, but it has no log: it is an action.
+    NotAService = 21, "an action has no log; what it writes is in the answers to its callers";
 }
 
 impl<'a> Reply<'a> {
@@ -198,6 +208,7 @@ impl<'a> Reply<'a> {
             Reply::Removed { .. } => 3,
             Reply::Status(_) => 4,
             Reply::Refused { .. } => 5,
+            Reply::Logs { .. } => 6,
         }
     }
 
@@ -227,6 +238,10 @@ impl<'a> Reply<'a> {
                 put_u32(sink, *reason as usize);
                 put_u64(sink, *value);
                 put_bytes(sink, detail.as_bytes());
+            }
+            Reply::Logs { first, bytes } => {
+                put_u64(sink, *first);
+                put_bytes(sink, bytes);
             }
         }
         Ok(())
@@ -266,6 +281,7 @@ impl<'a> Reply<'a> {
                 let reason = reason.ok_or(DecodeError::Choice { what: "the reason of a refusal", number })?;
                 Reply::Refused { reason, value: reader.u64()?, detail: reader.text()? }
             }
+            6 => Reply::Logs { first: reader.u64()?, bytes: reader.bytes()? },
             number => return Err(DecodeError::Choice { what: "a reply", number: number.into() }),
         };
         reader.end()?;
@@ -320,6 +336,7 @@ impl fmt::Debug for Reply<'_> {
             Reply::Removed { version } => write!(formatter, "Removed {{ version: {version} }}"),
             Reply::Status(list) => write!(formatter, "Status({} entries)", list.len()),
             Reply::Refused { reason, .. } => write!(formatter, "Refused {{ reason: {reason:?}, .. }}"),
+            Reply::Logs { first, bytes } => write!(formatter, "Logs({} bytes from {first})", bytes.len()),
         }
     }
 }

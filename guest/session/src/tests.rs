@@ -1,6 +1,6 @@
 //! Both ends against each other, error by error, and what only the inside can build: genuine records that break the rules.
 
-use crate::command::{Install, Invoke, Limits, ModuleKind, Priority, Remove};
+use crate::command::{Install, Invoke, Limits, Logs, ModuleKind, Priority, Remove};
 use crate::keys::KeyPair;
 use crate::reply::{ExitKind, Installed, Outcome};
 use crate::sealed::{self, Place};
@@ -118,6 +118,7 @@ fn commands_and_replies_arrive_as_they_were_sent() {
         install(&[2; 32]),
         Command::Remove(Remove { name: "bank", version: u64::MAX }),
         Command::Status,
+        Command::Logs(Logs { name: "bank", from: 70_000 }),
     ];
     let outcome = Outcome {
         exit: ExitKind::Trap,
@@ -139,6 +140,7 @@ fn commands_and_replies_arrive_as_they_were_sent() {
         Reply::Removed { version: 3 },
         Reply::Status(vec![entry.clone(), entry]),
         Reply::Refused { reason: Refusal::OlderVersion, value: 4, detail: "no" },
+        Reply::Logs { first: 65_536, bytes: b"listening\n" },
     ];
     for (command, reply) in commands.iter().zip(&replies) {
         let sealed = client.seal_request(command).unwrap();

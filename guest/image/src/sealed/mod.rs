@@ -5,11 +5,13 @@
 //! * [`evidence`]: reports that bind a key, for offers of sessions and for certificates;
 //! * [`sessions`]: records of sessions, and what they ask for;
 //! * [`packages`]: sealed code, from ciphertext to a module that can be called;
+//! * [`logs`]: what services write, for their owner;
 //! * [`tls`]: the key of TLS services, whose connections are the business of [`crate::sockets`].
 //!
 //! Nothing here waits for the host, and nothing of a sealed action leaves but sealed by its session.
 
 pub mod evidence;
+pub mod logs;
 pub mod packages;
 pub mod sessions;
 pub mod tls;

@@ -2,7 +2,7 @@
 //! owner or a broker has signed names it and gives its key; then its code is believed only if a compiler of the manifest has signed
 //! for it, and only then does the engine look at it.
 
-use super::with_manifest;
+use super::{logs, with_manifest};
 use crate::children::Loaded;
 use crate::normal::NormalCell;
 use crate::program::{Code, Loading, Owner, Program};
@@ -131,6 +131,7 @@ pub fn start_service(id: u32, package: &[u8]) -> Result<(), (ExitKind, &'static 
     let no_memory = (ExitKind::OutOfMemory, "no memory for the service");
     let code = Code::copy_of(code.bytes()).ok_or(no_memory)?;
     let loading = Loading::new(code).ok_or(no_memory)?;
+    logs::begin(id, &name);
     let loading = Loading { args: alloc::vec![name], env: env.to_vec(), ..loading };
     Program::create(id, loading, Owner::Tenant).map_err(|_| no_memory)?;
     if let Some(program) = Program::find(id) {
@@ -153,6 +154,9 @@ pub fn remove(name: &str, version: u64) -> Result<(), (Refusal, u64)> {
         Some(_) => Ok(installed.remove(name)),
     });
     GENERATION.fetch_add(1, Ordering::Relaxed);
+    if removed.is_ok() {
+        logs::forget(name);
+    }
     // Outside of the table: the end of a module's code takes the engine's locks.
     removed.map(drop)
 }

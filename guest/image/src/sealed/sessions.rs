@@ -1,15 +1,14 @@
 //! Records of sessions: each is a request of a client who has verified this CVM. They are authenticated and decrypted here, on vCPU 0,
 //! in order of arrival; a call then goes its usual way, and its answer is sealed by the worker that ran it.
 
-use super::authorities;
-use super::packages;
+use super::{authorities, logs, packages};
 use crate::arch::clock;
 use crate::calls::{self, Bytes, Order};
 use crate::normal::NormalCell;
 use alloc::string::String;
 use alloc::vec::Vec;
 use nacre_abi::call::{HEAD_BYTES, RequestHead};
-use nacre_session::command::{Command, Install, Invoke, Remove};
+use nacre_session::command::{Command, Install, Invoke, Logs, ModuleKind, Remove};
 use nacre_session::reply::{Installed, Refusal, Reply};
 use nacre_session::{ClaimsHash, CvmSessions, Draft, Request, RequestBody, Responder};
 
@@ -49,6 +48,7 @@ fn serve(call: u32, head: RequestHead, body: &RequestBody, responder: Responder)
             Ok(()) => match command {
                 Command::Install(install) => return self::install(call, &install, responder),
                 Command::Remove(remove) => self::remove(&remove),
+                Command::Logs(logs) => return self::logs(call, &logs, responder),
                 _ => return status(call, responder),
             },
         },
@@ -126,5 +126,18 @@ fn status(call: u32, responder: Responder) {
         });
         responder.seal(&Reply::Status(list.collect()))
     });
+    calls::answer_record(call, &record);
+}
+
+fn logs(call: u32, order: &Logs<'_>, responder: Responder) {
+    let kind = packages::with_installed(|installed| installed.get(order.name).map(|one| one.kind));
+    let record = match kind {
+        None => responder.seal(&Reply::refused(Refusal::UnknownAction)),
+        Some(ModuleKind::Action) => responder.seal(&Reply::refused(Refusal::NotAService)),
+        Some(_) => {
+            let (first, bytes) = logs::read(order.name, order.from).unwrap_or_default();
+            responder.seal(&Reply::Logs { first, bytes: &bytes })
+        }
+    };
     calls::answer_record(call, &record);
 }

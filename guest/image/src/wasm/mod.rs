@@ -15,7 +15,8 @@ use crate::arch;
 use crate::arch::cpu;
 use crate::children::{Child, Family, Kids, Loaded};
 use crate::once::Once;
-use crate::program::{Code, GuestSystem, Loading, Options, Program};
+use crate::program::{Code, GuestSystem, Loading, Options, Owner, Program};
+use crate::sealed::logs;
 use crate::system::TaskSystem;
 use crate::task::Begin;
 use crate::{areas, phases, sockets, task};
@@ -202,6 +203,9 @@ pub fn run_program(program: &Arc<Program>, loading: Loading, begin: Begin) {
         Begin::Stopped(reason) => Outcome::stopped(reason, options),
         Begin::NoMemory => Outcome::no_stack(),
     };
+    if program.owner == Owner::Tenant {
+        logs::ended(program, outcome.kind, outcome.code, &outcome.text);
+    }
     program.report_exit(outcome.kind, outcome.code, &outcome.text);
 }
 
