@@ -90,6 +90,7 @@ async fn what_is_sealed_the_node_does_not_see() {
     }
     // The positive control: what is not sealed is found in the same bytes.
     assert!(contains(&seen, &manifest(1).encode()));
+    assert_eq!(session.logs("mirror", 3, &setup.authority).await.unwrap(), (3, b"a line\n".to_vec()));
     assert_eq!(node.state().cvm.as_ref().unwrap().ran.len(), 5);
     // Evidence lists what runs.
     assert_eq!(open(&node).await.evidence().code.len(), 1);
