@@ -51,7 +51,7 @@ fn launch() -> Option<Cvm> {
     match nacre_vmm::kvm::available() {
         Ok(()) => {}
         Err(error) => {
-            println!("SKIPPED arena copy: {error}");
+            nacre_tests::skip::skipped("arena copy", &error.to_string());
             return None;
         }
     }

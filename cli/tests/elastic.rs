@@ -26,7 +26,7 @@ fn config(workers: u32, elastic: ElasticConfig) -> CvmConfig {
 
 fn launch(workers: u32, elastic: ElasticConfig) -> Option<Cvm> {
     if let Err(error) = nacre_vmm::kvm::available() {
-        println!("SKIPPED elastic CPU: {error}");
+        nacre_tests::skip::skipped("elastic CPU", &error.to_string());
         return None;
     }
     Some(Cvm::launch(config(workers, elastic)).unwrap())
@@ -525,8 +525,8 @@ fn what_is_impossible_is_refused_with_a_remedy() {
             other => panic!("{other:?}"),
         }
     };
-    if nacre_vmm::kvm::available().is_err() {
-        return println!("SKIPPED elastic limits: no KVM");
+    if let Err(error) = nacre_vmm::kvm::available() {
+        return nacre_tests::skip::skipped("elastic limits", &error.to_string());
     }
     let plain = ElasticConfig::default;
     assert!(refused(max(3), plain()).contains("has 2 workers, not 3"));

@@ -10,7 +10,7 @@ use nacre_vmm::{Cvm, CvmConfig};
 
 fn launch(debug_image: bool) -> Option<Cvm> {
     if let Err(error) = nacre_vmm::kvm::available() {
-        println!("SKIPPED locks on workers: {error}");
+        nacre_tests::skip::skipped("locks on workers", &error.to_string());
         return None;
     }
     let config = CvmConfig { workers: 3, memory_bytes: 512 << 20, debug_image, ..CvmConfig::default() };

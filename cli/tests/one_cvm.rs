@@ -9,7 +9,7 @@ use nacre_vmm::{Cvm, CvmConfig};
 
 fn launch(workers: u32, memory_mib: u64) -> Option<Cvm> {
     if let Err(error) = nacre_vmm::kvm::available() {
-        println!("SKIPPED programs in one CVM: {error}");
+        nacre_tests::skip::skipped("programs in one CVM", &error.to_string());
         return None;
     }
     Some(Cvm::launch(CvmConfig { workers, memory_bytes: memory_mib << 20, ..CvmConfig::default() }).unwrap())

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 /// A CVM, or `None` with a word why not.
 pub fn launch(what: &str, workers: u32) -> Option<Cvm> {
     if let Err(error) = nacre_vmm::kvm::available() {
-        println!("SKIPPED {what}: {error}");
+        nacre_tests::skip::skipped(what, &error.to_string());
         return None;
     }
     Some(Cvm::launch(CvmConfig { workers, memory_bytes: 512 << 20, ..CvmConfig::default() }).unwrap())

@@ -80,7 +80,7 @@ impl World {
     /// A world, or `None` with a word why not.
     pub fn new(what: &str, mode: Mode) -> Option<World> {
         if let Err(error) = nacre_vmm::kvm::available() {
-            println!("SKIPPED {what}: {error}");
+            nacre_tests::skip::skipped(what, &error.to_string());
             return None;
         }
         let mut rng = ChaCha20Rng::seed_from_u64(5);

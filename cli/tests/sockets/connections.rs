@@ -35,7 +35,7 @@ impl Service {
     /// The same, as a service or not.
     pub fn start_with(workers: u32, args: &[&str], listens: bool) -> Option<Service> {
         if let Err(error) = nacre_vmm::kvm::available() {
-            println!("SKIPPED connections: {error}");
+            nacre_tests::skip::skipped("connections", &error.to_string());
             return None;
         }
         let wasm = include_bytes!("../../../apps/echo/echo.wasm");

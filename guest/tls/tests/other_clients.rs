@@ -98,12 +98,13 @@ fn step(tls: &mut TlsConnection, mut bytes: &[u8], outcome: &mut Outcome) -> Res
     Ok(())
 }
 
-/// Whether a program is there. In CI all of them must be.
+/// Whether a program is there; says so past the test's captured output if not. In CI all of them must be.
 fn have(program: &str) -> bool {
     let found =
         Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !found {
-        println!("SKIPPED other clients: there is no {program} here; install it");
+        let line = format!("SKIPPED other clients: there is no {program} here; install it\n");
+        let _ = std::io::stderr().write_all(line.as_bytes());
         assert!(std::env::var("CI").as_deref() != Ok("true"), "{program} is missing, and may not be in CI");
     }
     found
