@@ -342,7 +342,7 @@ fn genuine_plaintexts_are_decoded_strictly() {
     assert_eq!(content(&[4, 0], |bytes| bytes[1] = 1), Err(DecodeError::Bucket));
     assert_eq!(content(&[4, 0], |bytes| bytes[..4].fill(0xff)), Err(DecodeError::Bucket));
     assert_eq!(content(&[4, 0, 0], same), Err(DecodeError::Trailing { bytes: 1 }));
-    assert_eq!(content(&[5, 0], same), Err(DecodeError::Choice { what: "a command", number: 9 }));
+    assert_eq!(content(&[9, 0], same), Err(DecodeError::Choice { what: "a command", number: 9 }));
     assert_eq!(content(&[3, 0, 1, 0], same), Err(DecodeError::Short));
     assert_eq!(content(&[3, 0, 0, 0, 0, 0], same), Err(DecodeError::Name { bytes: 0 }));
     assert_eq!(content(&[3, 0, 1, 0, 0, 0, 0xff], same), Err(DecodeError::Text));
