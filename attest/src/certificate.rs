@@ -1,11 +1,14 @@
-//! One X.509 certificate, as far as AMD's and ours go: signed by RSA-PSS with SHA-384 or ECDSA P-384 with SHA-384. What is
-//! verified are the very bytes that were given, never a second encoding of them.
+//! One X.509 certificate, as far as AMD's and ours go: signed by RSA-PSS with SHA-384, or by ECDSA on P-384 with SHA-384 or on
+//! P-256 with SHA-256 (authorities of software platforms, because that is verified in a tenth of the time). What is verified are the very bytes that were given, never a second encoding of them.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use der::asn1::{BitStringRef, ObjectIdentifier, UintRef};
 use der::{Decode, Encode, Reader, SliceReader};
-use ring::signature::{ECDSA_P384_SHA384_ASN1, RSA_PSS_2048_8192_SHA384, UnparsedPublicKey};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PSS_2048_8192_SHA384, UnparsedPublicKey,
+    VerificationAlgorithm,
+};
 use sha2::{Digest, Sha256};
 use x509_cert::TbsCertificate;
 use x509_cert::ext::pkix::BasicConstraints;
@@ -16,7 +19,8 @@ pub const MAX_CERTIFICATE_BYTES: usize = 8 << 10;
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+pub(crate) const SECP256R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+pub(crate) const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const BASIC_CONSTRAINTS: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.19");
 const KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.15");
 /// Marks certificates of software platforms; see [`crate::software_mark`].
@@ -32,6 +36,8 @@ const PSS_SHA384: [&[u8]; 2] = [
       \x02\x02\x05\x00\xa1\x1c\x30\x1a\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08\x30\x0d\x06\x09\x60\x86\x48\x01\x65\
       \x03\x04\x02\x02\x05\x00\xa2\x03\x02\x01\x30\xa3\x03\x02\x01\x01",
 ];
+/// AlgorithmIdentifier of ecdsa-with-SHA256.
+pub(crate) const ECDSA_SHA256: &[u8] = b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
 /// AlgorithmIdentifier of ecdsa-with-SHA384.
 pub(crate) const ECDSA_SHA384: &[u8] = b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x03";
 
@@ -45,10 +51,12 @@ pub enum CertificateError {
     #[error("it is no certificate in DER")]
     Malformed,
     /// The two places that name the signature algorithm differ, or name none that is used here.
-    #[error("its signature algorithm is none of RSA-PSS and ECDSA P-384, with SHA-384")]
+    #[error(
+        "its signature algorithm is none of RSA-PSS and ECDSA P-384 with SHA-384, and ECDSA P-256 with SHA-256"
+    )]
     Algorithm,
-    /// Neither an RSA key nor one on P-384.
-    #[error("its key is neither RSA nor on P-384")]
+    /// Neither an RSA key nor one on P-256 or P-384.
+    #[error("its key is neither RSA nor on P-256 or P-384")]
     Key,
     /// An extension that must be understood is not, or is there twice.
     #[error("it has an extension that is not known or is there twice")]
@@ -61,6 +69,7 @@ pub enum CertificateError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Algorithm {
     RsaPss,
+    EcdsaP256,
     EcdsaP384,
 }
 
@@ -69,6 +78,8 @@ enum Algorithm {
 pub enum PublicKey {
     /// RSAPublicKey in DER (PKCS #1).
     Rsa(Vec<u8>),
+    /// A point on P-256, uncompressed: 65 bytes.
+    P256(Vec<u8>),
     /// A point on P-384, uncompressed: 97 bytes.
     P384(Vec<u8>),
 }
@@ -121,6 +132,7 @@ impl Certificate {
         let inner = tbs.signature().to_der().map_err(|_| CertificateError::Malformed)?;
         let algorithm = match outer {
             _ if outer != inner => return Err(CertificateError::Algorithm),
+            ECDSA_SHA256 => Algorithm::EcdsaP256,
             ECDSA_SHA384 => Algorithm::EcdsaP384,
             _ if PSS_SHA384.contains(&outer) => Algorithm::RsaPss,
             _ => return Err(CertificateError::Algorithm),
@@ -155,20 +167,14 @@ impl Certificate {
 
     /// Whether that one's key signed this one, and this one names it as its issuer.
     pub fn is_signed_by(&self, issuer: &Certificate) -> bool {
-        self.issuer == issuer.subject
-            && match (self.algorithm, &issuer.key) {
-                (Algorithm::RsaPss, PublicKey::Rsa(key)) => {
-                    UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, key)
-                        .verify(&self.signed, &self.signature)
-                        .is_ok()
-                }
-                (Algorithm::EcdsaP384, PublicKey::P384(key)) => {
-                    UnparsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, key)
-                        .verify(&self.signed, &self.signature)
-                        .is_ok()
-                }
-                (Algorithm::RsaPss, PublicKey::P384(_)) | (Algorithm::EcdsaP384, PublicKey::Rsa(_)) => false,
-            }
+        let (algorithm, key): (&dyn VerificationAlgorithm, _) = match (self.algorithm, &issuer.key) {
+            (Algorithm::RsaPss, PublicKey::Rsa(key)) => (&RSA_PSS_2048_8192_SHA384, key),
+            (Algorithm::EcdsaP256, PublicKey::P256(key)) => (&ECDSA_P256_SHA256_ASN1, key),
+            (Algorithm::EcdsaP384, PublicKey::P384(key)) => (&ECDSA_P384_SHA384_ASN1, key),
+            _ => return false,
+        };
+        self.names_as_issuer(issuer)
+            && UnparsedPublicKey::new(algorithm, key).verify(&self.signed, &self.signature).is_ok()
     }
 
     /// Whether this one names that one as its issuer.
@@ -222,15 +228,13 @@ fn public_key(tbs: &TbsCertificate) -> Result<PublicKey, CertificateError> {
     let info = tbs.subject_public_key_info();
     let bytes = info.subject_public_key.as_bytes().ok_or(CertificateError::Key)?.to_vec();
     if info.algorithm.oid == RSA_ENCRYPTION && is_rsa_key(&bytes) {
-        Ok(PublicKey::Rsa(bytes))
-    } else if info.algorithm.oid == EC_PUBLIC_KEY
-        && info.algorithm.parameters.as_ref().is_some_and(|it| it.decode_as() == Ok(SECP384R1))
-        && bytes.len() == 97
-        && bytes[0] == 4
-    {
-        Ok(PublicKey::P384(bytes))
-    } else {
-        Err(CertificateError::Key)
+        return Ok(PublicKey::Rsa(bytes));
+    }
+    let curve = info.algorithm.parameters.as_ref().and_then(|it| it.decode_as::<ObjectIdentifier>().ok());
+    match curve.filter(|_| info.algorithm.oid == EC_PUBLIC_KEY && bytes.first() == Some(&4)) {
+        Some(SECP256R1) if bytes.len() == 65 => Ok(PublicKey::P256(bytes)),
+        Some(SECP384R1) if bytes.len() == 97 => Ok(PublicKey::P384(bytes)),
+        _ => Err(CertificateError::Key),
     }
 }
 

@@ -2,7 +2,9 @@
 //! may not.
 
 use super::*;
-use crate::software::issue::{authority_extensions, encoded, extension, generate_key, issue, key_pair};
+use crate::software::issue::{
+    Curve, authority_extensions, encoded, extension, generate_key, issue, key_pair,
+};
 use std::boxed::Box;
 use x509_cert::ext::Extension;
 
@@ -19,7 +21,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Lab {
-        let [root_key, ask_key, asvk_key, key] = std::array::from_fn(|_| generate_key().unwrap());
+        let [root_key, ask_key, asvk_key, key] = std::array::from_fn(|_| generate_key(Curve::P384).unwrap());
         let authority = |name: &str, key: &[u8]| {
             let (key, root) = (key_pair(key).unwrap(), key_pair(&root_key).unwrap());
             issue("ARK-Turin", name, &key, &root, authority_extensions().unwrap()).unwrap()

@@ -1,13 +1,17 @@
-//! Keys and certificates of a software platform: root, intermediate authority, one VCEK per node, all on P-384, all marked.
+//! Keys and certificates of a software platform, all of them marked: root and intermediate authority on P-256, and one VCEK
+//! per node on P-384, as reports need it.
 
 use super::{SoftwareError, TCB};
-use crate::certificate::ECDSA_SHA384;
+use crate::certificate::{Certificate, ECDSA_SHA256, ECDSA_SHA384, PublicKey, SECP256R1, SECP384R1};
 use crate::chain::oid;
 use crate::software_mark;
 use der::asn1::{Any, BitString, Ia5StringRef, ObjectIdentifier, OctetString};
 use der::{Decode, Encode, Sequence};
 use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
+    KeyPair,
+};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, KeyUsages};
@@ -17,7 +21,6 @@ use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::time::{Time, Validity};
 
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 /// How long certificates are valid: 20 years.
 const LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
 /// How far clocks of the machines of one developer may be apart.
@@ -108,8 +111,8 @@ impl Root {
     /// # Errors
     /// If there are no random numbers.
     pub fn generate() -> Result<Root, SoftwareError> {
-        let (root_key, intermediate_key) = (generate_key()?, generate_key()?);
-        let certificate = |subject: &str, key: &EcdsaKeyPair, signer: &EcdsaKeyPair| {
+        let (root_key, intermediate_key) = (generate_key(Curve::P256)?, generate_key(Curve::P256)?);
+        let certificate = |subject: &str, key: &CurveKey, signer: &CurveKey| {
             let mut extensions = authority_extensions()?;
             extensions.push(mark());
             issue(software_mark::ROOT, subject, key, signer, extensions)
@@ -130,7 +133,7 @@ impl Root {
     pub fn issue_vcek(&self, node: &str) -> Result<NodeKey, SoftwareError> {
         // The name is judged before it goes into a certificate.
         let named = NodeKey::new(node, Issued { key: Vec::new(), certificate: Vec::new() })?;
-        let key = generate_key()?;
+        let key = generate_key(Curve::P384)?;
         let mut extensions = Vec::new();
         let parts = [
             (oid::BOOTLOADER, TCB.bootloader),
@@ -187,34 +190,80 @@ pub(crate) fn authority_extensions() -> Result<Vec<Extension>, SoftwareError> {
     ])
 }
 
+/// The curve of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Curve {
+    /// Of authorities.
+    P256,
+    /// Of VCEKs.
+    P384,
+}
+
+impl Curve {
+    fn signing(self) -> &'static EcdsaSigningAlgorithm {
+        match self {
+            Curve::P256 => &ECDSA_P256_SHA256_ASN1_SIGNING,
+            Curve::P384 => &ECDSA_P384_SHA384_ASN1_SIGNING,
+        }
+    }
+
+    fn oid(self) -> ObjectIdentifier {
+        match self {
+            Curve::P256 => SECP256R1,
+            Curve::P384 => SECP384R1,
+        }
+    }
+
+    /// AlgorithmIdentifier of its signatures.
+    fn signature(self) -> &'static [u8] {
+        match self {
+            Curve::P256 => ECDSA_SHA256,
+            Curve::P384 => ECDSA_SHA384,
+        }
+    }
+}
+
+/// A key that can sign, and its curve.
+pub(crate) struct CurveKey {
+    curve: Curve,
+    pair: EcdsaKeyPair,
+}
+
 /// A new key in PKCS #8.
-pub(crate) fn generate_key() -> Result<Vec<u8>, SoftwareError> {
-    EcdsaKeyPair::generate_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, &SystemRandom::new())
+pub(crate) fn generate_key(curve: Curve) -> Result<Vec<u8>, SoftwareError> {
+    EcdsaKeyPair::generate_pkcs8(curve.signing(), &SystemRandom::new())
         .map(|document| document.as_ref().to_vec())
         .map_err(|_| SoftwareError::Crypto("generate a key"))
 }
 
-/// Reads one.
-pub(crate) fn key_pair(pkcs8: &[u8]) -> Result<EcdsaKeyPair, SoftwareError> {
-    EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, pkcs8, &SystemRandom::new())
-        .map_err(|_| SoftwareError::Crypto("read a key"))
+/// Reads one, of either curve.
+pub(crate) fn key_pair(pkcs8: &[u8]) -> Result<CurveKey, SoftwareError> {
+    let read = |curve: Curve| {
+        let pair = EcdsaKeyPair::from_pkcs8(curve.signing(), pkcs8, &SystemRandom::new()).ok()?;
+        Some(CurveKey { curve, pair })
+    };
+    read(Curve::P256).or_else(|| read(Curve::P384)).ok_or(SoftwareError::Crypto("read a key"))
 }
 
 /// That a private key belongs to a certificate.
 pub(super) fn belongs(issued: &Issued) -> bool {
-    let key = key_pair(&issued.key).map(|pair| pair.public_key().as_ref().to_vec());
-    let certificate = crate::certificate::Certificate::parse(&issued.certificate);
-    key.ok()
-        .zip(certificate.ok())
-        .is_some_and(|(key, certificate)| certificate.key == crate::certificate::PublicKey::P384(key))
+    let (Ok(key), Ok(certificate)) = (key_pair(&issued.key), Certificate::parse(&issued.certificate)) else {
+        return false;
+    };
+    let public = key.pair.public_key().as_ref().to_vec();
+    certificate.key
+        == match key.curve {
+            Curve::P256 => PublicKey::P256(public),
+            Curve::P384 => PublicKey::P384(public),
+        }
 }
 
 /// Signs a certificate.
 pub(crate) fn issue(
     issuer: &str,
     subject: &str,
-    key: &EcdsaKeyPair,
-    signer: &EcdsaKeyPair,
+    key: &CurveKey,
+    signer: &CurveKey,
     extensions: Vec<Extension>,
 ) -> Result<Vec<u8>, SoftwareError> {
     let name = |common: &str| format!("CN={common},O=Nacre").parse::<Name>().map_err(encoding);
@@ -226,26 +275,28 @@ pub(crate) fn issue(
         let at = Duration::from_secs(at.as_secs());
         x509_cert::der::asn1::UtcTime::from_unix_duration(at).map(Time::UtcTime).map_err(encoding)
     };
-    let curve = Any::encode_from(&SECP384R1).map_err(encoding)?;
+    let curve = Any::encode_from(&key.curve.oid()).map_err(encoding)?;
     let tbs = Tbs {
         version: 2,
         serial: SerialNumber::new(&serial).map_err(encoding)?,
-        signature: Any::from_der(ECDSA_SHA384).map_err(encoding)?,
+        signature: Any::from_der(signer.curve.signature()).map_err(encoding)?,
         issuer: name(issuer)?,
         validity: Validity::new(time(now.saturating_sub(CLOCK_SKEW))?, time(now + LIFETIME)?),
         subject: name(subject)?,
         key: SubjectPublicKeyInfoOwned {
             algorithm: AlgorithmIdentifierOwned { oid: EC_PUBLIC_KEY, parameters: Some(curve) },
-            subject_public_key: BitString::from_bytes(key.public_key().as_ref()).map_err(encoding)?,
+            subject_public_key: BitString::from_bytes(key.pair.public_key().as_ref()).map_err(encoding)?,
         },
         extensions,
     };
     let tbs = encoded(&tbs)?;
-    let signature =
-        signer.sign(&SystemRandom::new(), &tbs).map_err(|_| SoftwareError::Crypto("sign a certificate"))?;
+    let signature = signer
+        .pair
+        .sign(&SystemRandom::new(), &tbs)
+        .map_err(|_| SoftwareError::Crypto("sign a certificate"))?;
     encoded(&Signed {
         tbs: Any::from_der(&tbs).map_err(encoding)?,
-        algorithm: Any::from_der(ECDSA_SHA384).map_err(encoding)?,
+        algorithm: Any::from_der(signer.curve.signature()).map_err(encoding)?,
         signature: BitString::from_bytes(signature.as_ref()).map_err(encoding)?,
     })
 }
