@@ -5,13 +5,14 @@
 use nacre_tests::job::{Ended, Nacre, finish};
 use nacre_tests::live::Live;
 use nacre_tests::memory::{self, contains};
-use nacre_tests::node::{Node, Place, Tenant};
+use nacre_tests::node::{Node, Place, Tenant, free_port};
 use nacre_tests::skip::need;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// What is sealed, each in another place.
 const INPUT: &str = "planted-input-5f1c";
@@ -19,6 +20,9 @@ const SECRET: &str = "planted-secret-77aa";
 const LOG: &str = "planted-log-9d02";
 const NAME: &str = "planted-name-31be";
 const FUNCTION: &str = "planted_function_c4d8";
+
+/// How long a program may take to end: it needs milliseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is plain: input and log.
 const PLAIN: &str = "plain-input-8e8e";
@@ -422,6 +426,44 @@ fn what_is_not_sealed_by_the_owner_is_refused() {
     owner.ok(&["rm", "teller", "--policy", "policy.toml", "--owner-key", "owner.key"]);
     owner
         .fails(&["invoke", "teller", "--policy", "policy.toml", "--data", INPUT], "no action with this name");
+}
+
+#[test]
+fn a_sealed_service_logs_for_its_owner_only() {
+    let Some(nacre) = need("sealed logs", Nacre::find()) else { return };
+    let place = Place::new().unwrap();
+    Owner::prepare(&nacre, &place);
+    let node = Node::start(&nacre, &place, &[]).unwrap();
+    let owner = Owner::new(&nacre, &place, &node);
+    let port = free_port().unwrap().to_string();
+    owner.deploy(
+        "writer",
+        "teller.wasm",
+        &["--service", "--port", &port, "--restart", "never", "--secret", "TOKEN"],
+    );
+    let ask = ["logs", "writer", "--policy", "policy.toml", "--owner-key", "owner.key", "--json"];
+    // It writes, and ends by itself.
+    let begin = Instant::now();
+    let lines = loop {
+        let told: Value = serde_json::from_slice(&owner.ok(&ask).stdout).unwrap();
+        let lines = told["lines"].to_string();
+        if lines.contains("[ended with exit code 0]") {
+            break lines;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{told}");
+    };
+    assert!(lines.contains(LOG) && lines.contains(SECRET), "{lines}");
+    let text = owner.ok(&ask[..6]).text();
+    assert!(text.contains(LOG) && text.ends_with("[ended with exit code 0]\n"), "{text}");
+    owner.fails(&["logs", "nobody", "--policy", "policy.toml", "--owner-key", "owner.key"], "no action");
+    let stranger = ["logs", "writer", "--policy", "policy.toml", "--owner-key", "compiler.key"];
+    owner.fails(&stranger, "neither the owner's nor a broker's");
+    let (code, log) = node.terminate().unwrap();
+    assert_eq!(code, 0, "{log}");
+    for text in [LOG, SECRET] {
+        assert!(!log.contains(text), "{text} is in the log");
+        assert_eq!(files_with(&place.state(), text), Vec::<PathBuf>::new(), "{text}");
+    }
 }
 
 #[test]
