@@ -10,7 +10,7 @@ use nacre_vmm::program::{Connection, Exit, ProgramEvent, ProgramSpec};
 use nacre_vmm::{Call, Cvm, CvmConfig, CvmError};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -132,12 +132,8 @@ fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<O
             })
             .collect();
         drop((say_done, say_started));
-        let deadline = Instant::now() + Duration::from_micros(plan.hostile_us) + PATIENCE;
-        let mut stuck = false;
-        for _ in &programs {
-            let wait = deadline.saturating_duration_since(Instant::now());
-            stuck |= done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout);
-        }
+        let mut patience = Patience::new(Duration::from_micros(plan.hostile_us) + PATIENCE);
+        let stuck = programs.iter().any(|_| !patience.wait_for(&done));
         if stuck {
             cvm.stop();
         }
@@ -145,6 +141,32 @@ fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<O
         let _ = attacker.join();
         (outcomes, stuck)
     })
+}
+
+/// How long is still waited. Time in which this process was stopped as a whole, with everything that is waited for, is not counted:
+/// of each slice only what was asked for is.
+pub(crate) struct Patience {
+    slices: u128,
+}
+
+impl Patience {
+    const SLICE: Duration = Duration::from_millis(100);
+
+    /// As long as this.
+    pub(crate) fn new(time: Duration) -> Patience {
+        Patience { slices: time.as_millis() / Self::SLICE.as_millis() }
+    }
+
+    /// Waits for a message, or that nobody is left to send one; false if patience has ended before.
+    pub(crate) fn wait_for(&mut self, done: &Receiver<()>) -> bool {
+        while done.recv_timeout(Self::SLICE) == Err(RecvTimeoutError::Timeout) {
+            match self.slices.checked_sub(1) {
+                Some(left) => self.slices = left,
+                None => return false,
+            }
+        }
+        true
+    }
 }
 
 fn run_job(plan: &Plan, job: Job, code: &Code, cvm: &Cvm, started: Sender<()>) -> Outcome {

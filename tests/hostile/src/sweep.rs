@@ -2,14 +2,14 @@
 
 use crate::plan::{Class, Plan};
 use crate::programs::code;
-use crate::run::{Report, Verdict, run};
+use crate::run::{Patience, Report, Verdict, run};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -129,7 +129,7 @@ fn guarded<T>(plan: &Plan, body: impl FnOnce() -> T) -> T {
     let (alive, watch): (Sender<()>, _) = channel();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            if watch.recv_timeout(HOST_HANGS) == Err(RecvTimeoutError::Timeout) {
+            if !Patience::new(HOST_HANGS).wait_for(&watch) {
                 eprintln!("FAILED {plan}\n  the host hangs: {}\n  replay: {}", threads(), plan.replay());
                 std::process::exit(1);
             }
