@@ -26,6 +26,10 @@ fn main() -> ExitCode {
         log::init();
     }
     tracing::debug!(since_start_us = log::since_start().as_micros() as u64, "command line parsed");
+    if only_prints(&cli.command) {
+        // Whoever reads the output may stop reading: that is no error to tell of.
+        sigpipe::reset();
+    }
     let json = cli.command.json();
     let result = match cli.command {
         Command::Compile(args) => compile::command(&args),
@@ -50,6 +54,21 @@ fn main() -> ExitCode {
         Command::Run(args) => run::plan(args).and_then(|plan| execute::execute(&plan)).map(exit),
     };
     result.unwrap_or_else(|failure| failure.report(json))
+}
+
+/// Whether a command does nothing that must be cleaned up if its output is closed early, as by `head`.
+fn only_prints(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Invoke(_)
+            | Command::Ps(_)
+            | Command::Logs(_)
+            | Command::Describe(_)
+            | Command::Platform(_)
+            | Command::Manifest(_)
+            | Command::Measure(_)
+            | Command::Attest(_)
+    )
 }
 
 /// Ends the process with a program's exit code, which may be any number: the system takes what it takes of it.

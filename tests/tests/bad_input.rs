@@ -6,7 +6,7 @@ use nacre_tests::job::{Ended, Nacre, finish};
 use nacre_tests::skip::{need, skipped};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Exit code 1, and one line with all these words in it, capital letters or not.
 fn one_line(what: &str, ended: &Ended, words: &[&str]) {
@@ -149,4 +149,16 @@ fn no_kvm() {
     demo.args(["--mount", "sh", "-c", &script.replace("mkdir", "mkdir -p"), "sh"]).arg(binary).arg("demo");
     let ended = finish(demo.env("HOME", dir.path()).current_dir(dir.path()), b"").unwrap();
     one_line("no /dev/kvm for the demo", &ended, &["/dev/kvm", "enable virtualisation"]);
+}
+
+#[test]
+fn output_that_nobody_reads_is_no_panic() {
+    let Some(nacre) = need("closed output", Nacre::find()) else { return };
+    for args in [["measure", "--json"], ["measure", "--policy"]] {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let output = nacre.command().args(args).stdout(write).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}: {}", output.status);
+        assert!(!output.status.success(), "{args:?}");
+    }
 }
