@@ -20,7 +20,8 @@ pub const SERVICES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::
 /// SHA-256 of a module -> how many actions and services use it.
 pub const MODULES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("modules");
 /// (tenant, highest id) -> chunk of activations, see [`chunk`](super::chunk). Ids begin with the time, so these are in order.
-pub const ACTIVATIONS: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("activation chunks");
+pub const ACTIVATIONS: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> =
+    TableDefinition::new("activation chunks");
 /// The same of layout 1: (tenant, id) -> [`Activation`](crate::records::Activation).
 pub const ACTIVATIONS_1: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("activations");
 /// Tenant -> how many activations are kept, and how many bytes their records have.
