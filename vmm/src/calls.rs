@@ -45,8 +45,6 @@ pub struct Call<'a> {
     pub memory_limit: Option<u64>,
     /// How many bytes are kept of standard output, and as many of standard error; what is beyond is dropped.
     pub max_output: usize,
-    /// A guest that sleeps is not woken for it before [`Cvm::kick`]: for who makes several calls at once.
-    pub unrung: bool,
 }
 
 /// How a call went.
@@ -582,11 +580,7 @@ impl Cvm {
         let request = call.encode()?;
         let place = self.calls().enter(call.max_output(), done)?;
         let sender = self.sender();
-        let sent = sender.post_unrung(messages(place.index, module, &request), false);
-        if !call.unrung {
-            sender.wake();
-        }
-        if let Err(error) = sent {
+        if let Err(error) = sender.post(messages(place.index, module, &request), false) {
             // If it is not there any more the CVM has ended, and `done` was told so.
             if self.calls().leave(place.index).is_some() {
                 return Err(match error {
@@ -597,11 +591,6 @@ impl Cvm {
             }
         }
         Ok(CallHandle { sender, calls: self.calls().clone(), place })
-    }
-
-    /// Wakes the guest, if it sleeps, for calls that were made `unrung` since the last time.
-    pub fn kick(&self) {
-        self.sender().wake();
     }
 
     /// Calls whose results are not there yet.

@@ -246,25 +246,6 @@ impl Sender {
         messages: impl IntoIterator<Item = (Header, &'b [u8])>,
         must: bool,
     ) -> Result<(), SendError> {
-        self.post_unrung(messages, must)?;
-        self.wake();
-        Ok(())
-    }
-
-    /// Wakes the guest, if it sleeps, for what was sent.
-    pub fn wake(&self) {
-        self.wake_if_parked(&window_of(&self.shared));
-    }
-
-    /// As [`post`](Self::post), but the guest is not woken for it before [`wake`](Self::wake).
-    ///
-    /// # Errors
-    /// [`SendError`].
-    pub fn post_unrung<'b>(
-        &self,
-        messages: impl IntoIterator<Item = (Header, &'b [u8])>,
-        must: bool,
-    ) -> Result<(), SendError> {
         let window = window_of(&self.shared);
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if state.posted_bytes > MAX_POSTED_BYTES && !must {
@@ -282,6 +263,8 @@ impl Sender {
             self.posted.fetch_add(1, Ordering::Relaxed);
         }
         self.send_posted(&window, &mut state)?;
+        drop(state);
+        self.wake_if_parked(&window);
         Ok(())
     }
 

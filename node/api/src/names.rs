@@ -181,6 +181,14 @@ impl ActivationId {
         id
     }
 
+    /// The millisecond it belongs to.
+    #[must_use]
+    pub fn ms(&self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[2..].copy_from_slice(&self.0[..6]);
+        u64::from_be_bytes(bytes)
+    }
+
     /// The id behind these bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
@@ -361,6 +369,7 @@ mod tests {
         let early = ActivationId::at(1_700_000_000_000);
         let late = ActivationId::new();
         assert!(early < late && ActivationId::new() != late);
+        assert_eq!((early.ms(), ActivationId::last_at(7).ms()), (1_700_000_000_000, 7));
         assert_eq!(ActivationId::parse(&late.to_string()), Ok(late));
         for text in ["", "xyz", &"0".repeat(31), &"0".repeat(33), &"g".repeat(32), &"é".repeat(16)] {
             assert!(ActivationId::parse(text).is_err(), "{text}");

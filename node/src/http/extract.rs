@@ -11,7 +11,10 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use nacre_node_api::body;
 use serde::Deserialize;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -191,15 +194,16 @@ where
         return Err(ApiError::too_large(announced, most));
     }
     let mut share = tenant.body_share();
-    let end = Instant::now() + BODY_LIMIT;
+    let mut end = None;
     let mut bytes = Pieces::default();
     loop {
-        let patience = end.min(Instant::now() + BODY_PATIENCE);
-        let slow = |_| {
-            let how = if patience == end { "took too long" } else { "came too slowly" };
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, format!("The request's body {how}."))
+        // Most bodies are there with their head, and need neither a clock nor a timer.
+        let there = poll_fn(|context| Poll::Ready(Pin::new(&mut body).poll_frame(context))).await;
+        let frame = match there {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => in_time(body.frame(), &mut end).await?,
         };
-        let Some(frame) = timeout_at(patience, body.frame()).await.map_err(slow)? else { break };
+        let Some(frame) = frame else { break };
         let broken = |_| ApiError::bad("The request's body broke off, or is badly chunked.");
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         if bytes.len() as u64 + data.len() as u64 > most {
@@ -219,6 +223,17 @@ where
     }
     let bytes = bytes.whole();
     Ok(Content { bytes, _share: share })
+}
+
+/// The next piece of a body, all of which has to be there at `end`: some time from the first wait on.
+async fn in_time<T>(piece: impl Future<Output = T>, end: &mut Option<Instant>) -> Result<T, ApiError> {
+    let now = Instant::now();
+    let end = *end.get_or_insert(now + BODY_LIMIT);
+    let patience = end.min(now + BODY_PATIENCE);
+    timeout_at(patience, piece).await.map_err(|_| {
+        let how = if patience == end { "took too long" } else { "came too slowly" };
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, format!("The request's body {how}."))
+    })
 }
 
 /// What has come of a body: one that comes whole is not copied.

@@ -11,7 +11,6 @@ use nacre_vmm::{
     Module,
 };
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -122,14 +121,7 @@ pub enum LoadFailed {
 /// A running CVM.
 pub struct Machine {
     cvm: Arc<Cvm>,
-    /// Calls for which the CVM is still to be woken; one of them does it for all.
-    unrung: AtomicUsize,
 }
-
-/// While so few calls are under way each is worth a wake.
-const FEW_CALLS: usize = 2;
-/// After so many the CVM is woken, whatever else there is to do.
-const MANY_CALLS: usize = 16;
 
 impl Machine {
     /// Launches one. Blocks for some milliseconds.
@@ -150,7 +142,7 @@ impl Machine {
             on_print: Box::new(|text| tracing::error!(text, "guest")),
             ..CvmConfig::default()
         })?;
-        Ok(Self { cvm: Arc::new(cvm), unrung: AtomicUsize::new(0) })
+        Ok(Self { cvm: Arc::new(cvm) })
     }
 
     /// The CVM, for whoever shows it.
@@ -275,7 +267,6 @@ impl Machine {
             options: RunOptions { wall_limit: Some(request.wall_limit), ..RunOptions::default() },
             memory_limit: Some(request.memory_limit),
             max_output: request.max_logs + MAX_RESULT_BYTES,
-            unrung: true,
         };
         let mut pause = BUSY_PAUSES.0;
         loop {
@@ -287,10 +278,7 @@ impl Machine {
                 None => self.cvm.record(&call, done),
             };
             match made {
-                Ok(handle) => {
-                    self.wake().await;
-                    return Ok((receiver, handle));
-                }
+                Ok(handle) => return Ok((receiver, handle)),
                 Err(CallError::Busy) => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BUSY_PAUSES.1);
@@ -303,22 +291,6 @@ impl Machine {
                 }
             }
         }
-    }
-
-    /// Wakes the CVM for a call that was made: at once when there are few, else when this thread has done what it has to do by now,
-    /// for all that are made meanwhile, or when there are many. A wake costs as much as several calls.
-    async fn wake(&self) {
-        let unrung = Unrung(self);
-        let before = self.unrung.fetch_add(1, Ordering::AcqRel);
-        if before >= MANY_CALLS || self.cvm.calls_in_flight() <= FEW_CALLS {
-            return drop(unrung);
-        }
-        if before > 0 {
-            // Whoever made the first one does it.
-            return std::mem::forget(unrung);
-        }
-        tokio::task::yield_now().await;
-        drop(unrung);
     }
 
     /// Whether it has ended.
@@ -344,17 +316,6 @@ impl Machine {
         let cvm = self.cvm.clone();
         // Fails only when stopping panicked, and then nothing is left to do.
         let _ = spawn_blocking(move || cvm.stop()).await;
-    }
-}
-
-/// The duty to wake a CVM for its calls, also if whoever has it is dropped.
-struct Unrung<'m>(&'m Machine);
-
-impl Drop for Unrung<'_> {
-    fn drop(&mut self) {
-        // What is made from here on is somebody else's.
-        self.0.unrung.swap(0, Ordering::AcqRel);
-        self.0.cvm.kick();
     }
 }
 

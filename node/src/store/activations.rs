@@ -1,5 +1,6 @@
-//! Activations: written in batches, bounded per tenant in number, bytes and age, readable before they are on the disk.
+//! Activations: written in batches, [several in a value](super::chunk), bounded per tenant in number, bytes and age, readable before they are on the disk.
 
+use super::chunk::{Chunk, Draft, SPAN_MS};
 use super::commit::{Change, Owner};
 use super::{Store, StoreError, tables};
 use crate::names::{ActivationId, EntityName, TenantName, now_ms};
@@ -26,35 +27,82 @@ pub struct Filter {
     pub limit: usize,
 }
 
-/// Activations on their way to the disk, and whose they are: a later tenant of the same name is another owner.
-#[derive(Debug, Default)]
-pub struct Recent(Mutex<BTreeMap<ActivationId, Waiting>>);
+/// An activation on its way to the disk.
+pub(super) struct Record {
+    /// Whose it is: a later tenant of the same name is another owner.
+    pub(super) owner: Arc<Owner>,
+    pub(super) activation: Arc<Activation>,
+    id: ActivationId,
+    /// Its part of what may be on the way.
+    kib: u32,
+}
 
-type Waiting = (Arc<Owner>, Arc<Activation>);
+impl Record {
+    pub(super) fn new(owner: Arc<Owner>, activation: Arc<Activation>, kib: u32) -> Self {
+        Self { owner, id: activation.id, activation, kib }
+    }
+}
+
+/// Activations on their way to the disk: those for the next transaction, whose writer is woken once for all of them, and those
+/// in the one that is being written.
+#[derive(Default)]
+pub(super) struct Recent(Mutex<OnTheWay>);
+
+#[derive(Default)]
+struct OnTheWay {
+    waiting: Vec<Record>,
+    writing: Arc<Vec<Record>>,
+}
 
 impl Recent {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ActivationId, Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, OnTheWay> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn insert(&self, owner: Arc<Owner>, activation: Arc<Activation>) {
-        self.lock().insert(activation.id, (owner, activation));
+    /// Adds one; returns how many wait now.
+    pub(super) fn put(&self, record: Record) -> usize {
+        let mut all = self.lock();
+        all.waiting.push(record);
+        all.waiting.len()
     }
 
-    pub(super) fn remove(&self, ids: impl Iterator<Item = ActivationId>) {
+    /// Those that wait, to be written. Until [`written`](Self::written) they are still readable here.
+    pub(super) fn take(&self) -> Arc<Vec<Record>> {
         let mut all = self.lock();
-        ids.for_each(|id| drop(all.remove(&id)));
+        let next = Vec::with_capacity(all.waiting.len());
+        all.writing = Arc::new(std::mem::replace(&mut all.waiting, next));
+        all.writing.clone()
+    }
+
+    /// Those that were taken are on the disk, or given up. Returns their part of what may be on the way, in KiB.
+    pub(super) fn written(&self) -> usize {
+        let writing = std::mem::take(&mut self.lock().writing);
+        writing.iter().map(|record| record.kib as usize).sum()
     }
 
     fn get(&self, tenant: &TenantRecord, id: ActivationId) -> Option<Arc<Activation>> {
+        let found = |records: &[Record]| {
+            let mut found = records.iter().rev().filter(|record| record.id == id);
+            found.find(|record| record.owner.uuid == tenant.uuid).map(|record| record.activation.clone())
+        };
         let all = self.lock();
-        all.get(&id).filter(|(owner, _)| owner.uuid == tenant.uuid).map(|(_, activation)| activation.clone())
+        found(&all.waiting).or_else(|| {
+            let writing = all.writing.clone();
+            drop(all);
+            found(&writing)
+        })
     }
 
     fn of(&self, tenant: &TenantRecord) -> BTreeMap<ActivationId, Arc<Activation>> {
-        let all = self.lock();
-        let own = all.iter().filter(|(_, (owner, _))| owner.uuid == tenant.uuid);
-        own.map(|(id, (_, activation))| (*id, activation.clone())).collect()
+        let own = |record: &&Record| record.owner.uuid == tenant.uuid;
+        let pair = |record: &Record| (record.id, record.activation.clone());
+        let (mut found, writing) = {
+            let all = self.lock();
+            let waiting: BTreeMap<_, _> = all.waiting.iter().filter(own).map(pair).collect();
+            (waiting, all.writing.clone())
+        };
+        found.extend(writing.iter().filter(own).map(pair));
+        found
     }
 }
 
@@ -65,9 +113,32 @@ fn make_way(number: usize) {
     }
 }
 
+type Key = (&'static str, &'static [u8; 16]);
+
+/// The last id that a chunk with an activation of this id can have.
+fn end_of_span(id: ActivationId) -> [u8; 16] {
+    ActivationId::last_at(id.ms().saturating_add(SPAN_MS)).bytes()
+}
+
+/// What `read` makes of a tenant's activation.
+fn find<T>(
+    table: &impl ReadableTable<Key, &'static [u8]>,
+    tenant: &str,
+    id: ActivationId,
+    read: impl FnOnce(&[u8]) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    for entry in table.range((tenant, &id.bytes())..=(tenant, &end_of_span(id)))? {
+        let (_, chunk) = entry?;
+        if let Some(record) = Chunk::read(chunk.value())?.get(id) {
+            return read(record).map(Some);
+        }
+    }
+    Ok(None)
+}
+
 /// The tables of activations within a transaction.
 pub(super) struct Tables<'t> {
-    activations: Table<'t, (&'static str, &'static [u8; 16]), &'static [u8]>,
+    activations: Table<'t, Key, &'static [u8]>,
     kept: Table<'t, &'static str, (u64, u64)>,
 }
 
@@ -79,22 +150,29 @@ impl<'t> Tables<'t> {
         })
     }
 
-    /// Adds some of one tenant.
-    pub(super) fn insert<'a>(
-        &mut self,
-        tenant: &str,
-        activations: impl IntoIterator<Item = &'a Activation>,
-    ) -> Result<(), StoreError> {
+    /// Adds some of one tenant. Their ids are nobody's yet.
+    pub(super) fn insert(&mut self, tenant: &str, mut new: Vec<&Activation>) -> Result<(), StoreError> {
+        new.sort_unstable_by_key(|activation| activation.id);
+        new.dedup_by_key(|activation| activation.id);
         let (mut count, mut bytes) = self.kept(tenant)?;
-        for (number, activation) in activations.into_iter().enumerate() {
+        count += new.len() as u64;
+        let mut draft = Draft::default();
+        for (number, activation) in new.into_iter().enumerate() {
             make_way(number);
-            let value = serde_json::to_vec(activation)?;
-            let old = self.activations.insert((tenant, &activation.id.bytes()), value.as_slice())?;
-            let old = old.map(|old| old.value().len() as u64);
-            count += u64::from(old.is_none());
-            bytes = (bytes + value.len() as u64).saturating_sub(old.unwrap_or(0));
+            if draft.is_full_for(activation.id) {
+                self.write(tenant, &mut draft)?;
+            }
+            bytes += draft.add(activation)?;
         }
+        self.write(tenant, &mut draft)?;
         self.kept.insert(tenant, (count, bytes))?;
+        Ok(())
+    }
+
+    fn write(&mut self, tenant: &str, draft: &mut Draft) -> Result<(), StoreError> {
+        if let Some((last, chunk)) = draft.take() {
+            self.activations.insert((tenant, &last.bytes()), chunk.as_slice())?;
+        }
         Ok(())
     }
 
@@ -103,40 +181,75 @@ impl<'t> Tables<'t> {
     }
 
     pub(super) fn has(&self, tenant: &str, id: ActivationId) -> Result<bool, StoreError> {
-        Ok(self.activations.get((tenant, &id.bytes()))?.is_some())
+        Ok(find(&self.activations, tenant, id, |_| Ok(()))?.is_some())
     }
 
     /// Removes the oldest beyond these bounds.
-    pub(super) fn prune(&mut self, tenant: &str, max_count: u64, max_bytes: u64) -> Result<u64, StoreError> {
-        let (mut count, mut bytes) = self.kept(tenant)?;
+    pub(super) fn prune(&mut self, tenant: &str, max_count: u64, max_bytes: u64) -> Result<(), StoreError> {
+        let before = self.kept(tenant)?;
+        let (mut count, mut bytes) = before;
         let oldest = ActivationId::at(now_ms().saturating_sub(MAX_AGE_MS));
         let mut gone = Vec::new();
+        let mut cut = Draft::default();
         for entry in self.activations.range((tenant, &[0; 16])..=(tenant, &[255; 16]))? {
             let (key, value) = entry?;
-            let id = *key.value().1;
-            if count <= max_count && bytes <= max_bytes && ActivationId::from_bytes(id) >= oldest {
+            let chunk = Chunk::read(value.value())?;
+            let surplus = chunk.records().take_while(|(id, record)| {
+                let goes = count > max_count || bytes > max_bytes || *id < oldest;
+                if goes {
+                    count = count.saturating_sub(1);
+                    bytes = bytes.saturating_sub(record.len() as u64);
+                }
+                goes
+            });
+            let surplus = surplus.count();
+            if surplus < chunk.len() {
+                if surplus != 0 {
+                    cut = chunk.without_first(surplus)?;
+                }
                 break;
             }
-            count -= 1;
-            bytes = bytes.saturating_sub(value.value().len() as u64);
-            gone.push(id);
+            gone.push(*key.value().1);
         }
-        for (number, id) in gone.iter().enumerate() {
-            make_way(number);
-            self.activations.remove((tenant, id))?;
+        for last in gone {
+            self.activations.remove((tenant, &last))?;
         }
-        if !gone.is_empty() {
+        self.write(tenant, &mut cut)?;
+        if (count, bytes) != before {
             self.kept.insert(tenant, (count, bytes))?;
         }
-        Ok(gone.len() as u64)
+        Ok(())
     }
 
     /// Removes all of a tenant that is no more.
     pub(super) fn forget(&mut self, tenant: &str) -> Result<(), StoreError> {
-        self.prune(tenant, 0, 0)?;
+        self.activations.retain_in((tenant, &[0; 16])..=(tenant, &[255; 16]), |_, _| false)?;
         self.kept.remove(tenant)?;
         Ok(())
     }
+}
+
+/// Brings the activations of layout 1 into chunks.
+pub(super) fn migrate(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    {
+        let old = transaction.open_table(tables::ACTIVATIONS_1)?;
+        let mut new = Tables::open(transaction)?;
+        let mut draft = Draft::default();
+        let mut before = String::new();
+        for entry in old.iter()? {
+            let (key, record) = entry?;
+            let (tenant, id) = key.value();
+            let id = ActivationId::from_bytes(*id);
+            if before != tenant || draft.is_full_for(id) {
+                new.write(&before, &mut draft)?;
+                tenant.clone_into(&mut before);
+            }
+            draft.add_record(id, record.value())?;
+        }
+        new.write(&before, &mut draft)?;
+    }
+    transaction.delete_table(tables::ACTIVATIONS_1)?;
+    Ok(())
 }
 
 impl Store {
@@ -193,8 +306,8 @@ impl Store {
         }
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(tables::ACTIVATIONS)?;
-        let Some(value) = table.get((tenant.as_str(), &id.bytes()))? else { return Ok(None) };
-        Ok(Some(Arc::new(serde_json::from_slice(value.value())?)))
+        let read = |record: &[u8]| Ok(Arc::new(serde_json::from_slice(record)?));
+        find(&table, tenant.as_str(), id, read)
     }
 
     /// A call that was acknowledged and is not over.
@@ -253,31 +366,35 @@ impl Store {
         let to = filter.upto_ms.map_or([255; 16], |ms| ActivationId::last_at(ms).bytes());
         // Both snapshots in this order: what leaves the first in between is in the second.
         let now = self.directory.tenant(tenant.as_str());
-        let mut recent = now.map(|tenant| self.recent.of(&tenant)).unwrap_or_default();
-        recent.retain(|id, _| (from..=to).contains(&id.bytes()));
+        let mut next = now.map(|tenant| self.recent.of(&tenant)).unwrap_or_default();
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(tables::ACTIVATIONS)?;
-        let matches =
-            |activation: &Activation| filter.action.as_ref().is_none_or(|name| *name == activation.action);
         if from > to {
             return Ok(());
         }
-        for entry in table.range((tenant.as_str(), &from)..=(tenant.as_str(), &to))?.rev() {
+        let among = |id: &ActivationId| (from..=to).contains(&id.bytes());
+        let matches =
+            |activation: &Activation| filter.action.as_ref().is_none_or(|name| *name == activation.action);
+        next.retain(|id, activation| among(id) && matches(activation));
+        let end = end_of_span(ActivationId::from_bytes(to));
+        for entry in table.range((tenant.as_str(), &from)..=(tenant.as_str(), &end))?.rev() {
             let (key, value) = entry?;
-            let id = ActivationId::from_bytes(*key.value().1);
-            while let Some(newer) = recent.last_entry().filter(|newer| *newer.key() >= id) {
-                let (newer_id, activation) = newer.remove_entry();
-                if newer_id != id && matches(&activation) && !visit(activation) {
+            // What is newer than all of this chunk is newer than all that is to come.
+            let last = ActivationId::from_bytes(*key.value().1);
+            while let Some(newest) = next.last_entry().filter(|newest| *newest.key() > last) {
+                if !visit(newest.remove()) {
                     return Ok(());
                 }
             }
-            let activation: Activation = serde_json::from_slice(value.value())?;
-            if matches(&activation) && !visit(Arc::new(activation)) {
-                return Ok(());
+            for (id, record) in Chunk::read(value.value())?.records().filter(|(id, _)| among(id)) {
+                let activation: Activation = serde_json::from_slice(record)?;
+                if matches(&activation) {
+                    next.entry(id).or_insert_with(|| Arc::new(activation));
+                }
             }
         }
-        for activation in recent.into_values().rev() {
-            if matches(&activation) && !visit(activation) {
+        for activation in next.into_values().rev() {
+            if !visit(activation) {
                 return Ok(());
             }
         }

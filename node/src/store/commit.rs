@@ -1,6 +1,6 @@
 //! The one writer: changes that come at the same time share a transaction and its wait for the disk.
 
-use super::activations::{Recent, Tables};
+use super::activations::{Recent, Record, Tables};
 use super::modules::{Draft, Modules};
 use super::{Directory, Lock, StoreError, tables};
 use crate::names::{Digest, TenantName};
@@ -9,7 +9,7 @@ use redb::{Database, ReadableTable, ReadableTableMetadata, WriteTransaction};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// An activation waits at most this long for others to share its transaction.
@@ -115,40 +115,12 @@ enum Message {
     Activations,
 }
 
-/// An activation on its way, and its part of what may be on the way.
-struct Record {
-    owner: Arc<Owner>,
-    activation: Arc<Activation>,
-    _weight: OwnedSemaphorePermit,
-}
-
-/// Activations for the next transaction. The writer is woken once for all of them, not for each.
-#[derive(Default)]
-struct Waiting(std::sync::Mutex<Vec<Record>>);
-
-impl Waiting {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Record>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Whether the writer has to be told.
-    fn put(&self, record: Record) -> bool {
-        let mut waiting = self.lock();
-        waiting.push(record);
-        waiting.len() == 1 || waiting.len() == MAX_BATCH
-    }
-
-    fn take(&self) -> Vec<Record> {
-        std::mem::take(&mut *self.lock())
-    }
-}
-
 /// Takes changes from everywhere.
 pub(super) struct Committer {
     sender: Mutex<Option<mpsc::UnboundedSender<Message>>>,
     quick: mpsc::WeakUnboundedSender<Message>,
+    /// KiB of activations that may still be on the way.
     weight: Arc<Semaphore>,
-    waiting: Arc<Waiting>,
     recent: Arc<Recent>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -156,13 +128,12 @@ pub(super) struct Committer {
 impl Committer {
     pub(super) fn start(writer: Writer) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let (waiting, recent) = (writer.waiting.clone(), writer.recent.clone());
+        let (weight, recent) = (writer.weight.clone(), writer.recent.clone());
         let task = tokio::spawn(Arc::new(writer).run(receiver));
         Self {
             quick: sender.downgrade(),
             sender: Mutex::new(Some(sender)),
-            weight: Arc::new(Semaphore::new(WAITING_KIB)),
-            waiting,
+            weight,
             recent,
             task: Mutex::new(Some(task)),
         }
@@ -189,9 +160,9 @@ impl Committer {
         activation: Arc<Activation>,
     ) -> Result<(), StoreError> {
         let kib = (activation.weight() >> 10).clamp(1, WAITING_KIB) as u32;
-        let weight = self.weight.clone().acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
-        self.recent.insert(owner.clone(), activation.clone());
-        if self.waiting.put(Record { owner, activation, _weight: weight }) {
+        // Given back when they are written.
+        self.weight.acquire_many(kib).await.map_err(|_| StoreError::Closed)?.forget();
+        if let 1 | MAX_BATCH = self.recent.put(Record::new(owner, activation, kib)) {
             self.send(Message::Activations)?;
         }
         Ok(())
@@ -211,8 +182,8 @@ pub(super) struct Writer {
     database: Arc<Database>,
     directory: Arc<Directory>,
     modules: Arc<Modules>,
-    waiting: Arc<Waiting>,
     recent: Arc<Recent>,
+    weight: Arc<Semaphore>,
     /// Nobody else opens the database before the last change is written, even if the store is dropped meanwhile.
     _lock: Arc<Lock>,
 }
@@ -225,7 +196,8 @@ impl Writer {
         recent: Arc<Recent>,
         lock: Arc<Lock>,
     ) -> Self {
-        Self { database, directory, modules, waiting: Arc::default(), recent, _lock: lock }
+        let weight = Arc::new(Semaphore::new(WAITING_KIB));
+        Self { database, directory, modules, recent, weight, _lock: lock }
     }
 
     async fn run(self: Arc<Self>, mut receiver: mpsc::UnboundedReceiver<Message>) {
@@ -242,18 +214,19 @@ impl Writer {
                 }
                 next = if edits.len() < MAX_BATCH { receiver.try_recv().ok() } else { None };
             }
-            let records = self.waiting.take();
+            let records = self.recent.take();
             if edits.is_empty() && records.is_empty() {
                 continue;
             }
             let writer = self.clone();
             if let Err(error) = tokio::task::spawn_blocking(move || writer.commit(edits, records)).await {
                 tracing::error!(%error, "a change to the store was given up");
+                self.weight.add_permits(self.recent.written());
             }
         }
     }
 
-    fn commit(&self, mut jobs: Vec<Box<dyn Job>>, records: Vec<Record>) {
+    fn commit(&self, mut jobs: Vec<Box<dyn Job>>, records: Arc<Vec<Record>>) {
         let begin = std::time::Instant::now();
         let count = jobs.len() + records.len();
         let written = self.write(&mut jobs, &records);
@@ -273,10 +246,7 @@ impl Writer {
             Err(error) => Err(error.to_string()),
         };
         // Before anybody is told: who then asks finds what is on the disk, no more.
-        // In pieces: calls that end meanwhile do not wait long for the lock.
-        for records in records.chunks(64) {
-            self.recent.remove(records.iter().map(|record| record.activation.id));
-        }
+        self.weight.add_permits(self.recent.written());
         for job in jobs {
             job.finish(committed.clone());
         }
@@ -342,7 +312,7 @@ impl Writer {
             let Some(tenant) = tables::tenant(transaction, name)? else { continue };
             // A tenant that was removed meanwhile leaves nothing behind, also not to another one of its name.
             records.retain(|record| record.owner.uuid == tenant.uuid);
-            tables.insert(name, records.iter().map(|record| &*record.activation))?;
+            tables.insert(name, records.iter().map(|record| &*record.activation).collect())?;
             tables.prune(name, tenant.limits.activations.into(), tenant.limits.activations_bytes)?;
         }
         Ok(())

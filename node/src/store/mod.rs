@@ -19,6 +19,7 @@
 //! the committing thread, in order. What a crash leaves in between is removed at the next start.
 
 pub mod activations;
+mod chunk;
 pub mod commit;
 mod directory;
 mod lock;
@@ -183,6 +184,10 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         match layout {
             None => drop(meta.insert("layout", tables::LAYOUT)?),
             Some(tables::LAYOUT) => {}
+            Some(tables::LAYOUT_1) => {
+                activations::migrate(&transaction)?;
+                meta.insert("layout", tables::LAYOUT)?;
+            }
             Some(other) => return Err(StoreError::Unreadable(format!("layout {other}"))),
         }
         transaction.open_table(tables::TENANTS)?;
@@ -203,7 +208,7 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         pending.retain(|_, _| false)?;
         let tables = &mut activations::Tables::open(&transaction)?;
         for (tenant, activation) in interrupted {
-            tables.insert(&tenant, [&activation])?;
+            tables.insert(&tenant, vec![&activation])?;
         }
     }
     Ok(transaction.commit()?)

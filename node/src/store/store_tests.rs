@@ -187,6 +187,87 @@ async fn activations_are_bounded_ordered_and_apart() {
     assert!(store.activation(&tenant("nobody"), id(19)).unwrap().is_none());
 }
 
+/// Several transactions whose activations overlap in time, more than a value takes, and a limit in the middle of one.
+#[tokio::test]
+async fn activations_of_many_transactions_are_one_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s")).unwrap();
+    let (kept, spread) = (250, 700);
+    let owned = record("t", kept);
+    store.add_tenant(owned.clone()).await.unwrap();
+    let now = now_ms();
+    let ids: Vec<ActivationId> = (0..spread).map(|step| ActivationId::at(now + step)).collect();
+    // Each third ends in another transaction: an edit has those before it written.
+    for part in 0..3 {
+        for id in ids.iter().skip(part).step_by(3) {
+            store.record(owner(&owned), activation(*id, "a", "x")).await.unwrap();
+        }
+        put(&store, "t", "a", &[part as u8; 4]).await.unwrap();
+    }
+    let all = Filter { limit: 1000, ..Filter::default() };
+    let listed = store.activations(&owned.name, &all).unwrap();
+    assert_eq!(listed.len(), kept as usize);
+    assert!(listed.is_sorted_by(|newer, older| newer.id > older.id));
+    for one in &listed {
+        assert_eq!(store.activation(&owned.name, one.id).unwrap().unwrap().id, one.id);
+    }
+    assert_eq!(store.count_activations(&owned.name, &all).unwrap(), kept as usize);
+    let first = &listed[0];
+    let last = Filter { since_ms: Some(first.id.ms()), limit: 5, ..Filter::default() };
+    assert_eq!(store.activations(&owned.name, &last).unwrap()[0].id, first.id);
+    let gone = ids.iter().filter(|id| store.activation(&owned.name, **id).unwrap().is_none());
+    assert_eq!(gone.count(), ids.len() - listed.len());
+    // All of a tenant goes with it.
+    store.remove_tenant(owned.name.clone()).await.unwrap();
+    let table = store.database.begin_read().unwrap().open_table(tables::ACTIVATIONS).unwrap();
+    assert_eq!(table.iter().unwrap().count(), 0);
+}
+
+/// A store of the layout before this one.
+#[tokio::test]
+async fn an_older_layout_is_brought_up_to_date_and_another_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = &dir.path().join("s");
+    let owned = record("t", 1000);
+    let store = Store::open(dir).unwrap();
+    store.add_tenant(owned.clone()).await.unwrap();
+    let ids: Vec<ActivationId> = (0..300).map(|step| ActivationId::at(now_ms() + 10 * step)).collect();
+    {
+        let transaction = store.database.begin_write().unwrap();
+        {
+            transaction.open_table(tables::META).unwrap().insert("layout", tables::LAYOUT_1).unwrap();
+            let mut old = transaction.open_table(tables::ACTIVATIONS_1).unwrap();
+            let mut bytes = 0;
+            for id in &ids {
+                let value = serde_json::to_vec(&*activation(*id, "a", "old")).unwrap();
+                bytes += value.len() as u64;
+                old.insert(("t", &id.bytes()), value.as_slice()).unwrap();
+            }
+            let mut kept = transaction.open_table(tables::KEPT).unwrap();
+            kept.insert("t", (ids.len() as u64, bytes)).unwrap();
+        }
+        transaction.commit().unwrap();
+    }
+    store.close().await;
+    drop(store);
+    let store = Store::open(dir).unwrap();
+    let late = ActivationId::at(now_ms() + 5);
+    store.record(owner(&owned), activation(late, "a", "new")).await.unwrap();
+    let all = Filter { limit: 1000, ..Filter::default() };
+    let listed = store.activations(&owned.name, &all).unwrap();
+    assert_eq!(listed.len(), ids.len() + 1);
+    assert!(listed.is_sorted_by(|newer, older| newer.id > older.id));
+    let text = |id| store.activation(&owned.name, id).unwrap().unwrap().result.get().to_owned();
+    assert_eq!((text(ids[7]), text(late)), ("{\"t\":\"old\"}".to_owned(), "{\"t\":\"new\"}".to_owned()));
+    let transaction = store.database.begin_write().unwrap();
+    transaction.open_table(tables::META).unwrap().insert("layout", tables::LAYOUT + 1).unwrap();
+    transaction.commit().unwrap();
+    store.close().await;
+    drop(store);
+    let error = Store::open(dir).err().unwrap().to_string();
+    assert!(error.contains("layout 3") && error.contains("version"), "{error}");
+}
+
 /// What ends after its tenant was removed is not given to another tenant of the same name.
 #[tokio::test]
 async fn a_name_used_again_inherits_nothing() {

@@ -5,7 +5,9 @@ use crate::records::TenantRecord;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 /// Version of this layout.
-pub const LAYOUT: u64 = 1;
+pub const LAYOUT: u64 = 2;
+/// Its predecessor, which is brought up to date: each activation was a value of its own.
+pub const LAYOUT_1: u64 = 1;
 
 /// Numbers about the store itself, by name.
 pub const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -17,9 +19,12 @@ pub const ACTIONS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::n
 pub const SERVICES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("services");
 /// SHA-256 of a module -> how many actions and services use it.
 pub const MODULES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("modules");
-/// (tenant, id) -> [`Activation`](crate::records::Activation). Ids begin with the time, so these are in order.
-pub const ACTIVATIONS: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("activations");
-/// Tenant -> how many activations are kept, and how many bytes they have.
+/// (tenant, highest id) -> chunk of activations, see [`chunk`](super::chunk). Ids begin with the time, so these are in order.
+pub const ACTIVATIONS: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> =
+    TableDefinition::new("activation chunks");
+/// The same of layout 1: (tenant, id) -> [`Activation`](crate::records::Activation).
+pub const ACTIVATIONS_1: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("activations");
+/// Tenant -> how many activations are kept, and how many bytes their records have.
 pub const KEPT: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("kept");
 /// (tenant, id) -> [`Pending`](crate::records::Pending).
 pub const PENDING: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("pending");
