@@ -251,7 +251,7 @@ async fn an_older_layout_is_brought_up_to_date_and_another_is_refused() {
     store.close().await;
     drop(store);
     let store = Store::open(dir).unwrap();
-    let late = ActivationId::at(now_ms() + 5);
+    let late = ActivationId::last_at(now_ms() + 5);
     store.record(owner(&owned), activation(late, "a", "new")).await.unwrap();
     let all = Filter { limit: 1000, ..Filter::default() };
     let listed = store.activations(&owned.name, &all).unwrap();
