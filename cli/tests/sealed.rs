@@ -11,7 +11,7 @@ use calls_support::{compiled, echo};
 use nacre_attest::manifest::Mode;
 use nacre_attest::package::Header;
 use nacre_attest::verify::rule;
-use nacre_session::command::{Command, Logs, ModuleKind, Remove};
+use nacre_session::command::{Command, Invoke, Logs, ModuleKind, Remove};
 use nacre_session::reply::{ExitKind, Refusal, Reply};
 use nacre_session::{ClientError, ClientSession, RecordError};
 use nacre_vmm::evidence::EvidenceError;
@@ -184,6 +184,62 @@ fn orders_need_authority_and_code_needs_its_compiler() {
     assert!(ordered(&world, &cvm, &mut session, &remove(4)).contains("OtherVersion"));
     assert_eq!(ordered(&world, &cvm, &mut session, &remove(5)), "Removed { version: 5 }");
     assert_eq!(refusal(&world, &cvm, &mut session, &older), Refusal::OlderVersion, "also after it is gone");
+}
+
+/// How a call is refused.
+fn call_refused(cvm: &Cvm, session: &mut ClientSession, call: &Command<'_>) -> Refusal {
+    let record = session.seal_request(call).unwrap();
+    match answer(cvm, session, &record.bytes).reply().unwrap() {
+        Reply::Refused { reason, .. } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn nothing_reaches_code_that_its_sender_has_not_judged() {
+    let Some(world) = World::new("sealed", Mode::Sealed) else { return };
+    let cvm = world.launch();
+    let (mut owner, mut early) = (world.open(&cvm), world.open(&cvm));
+    let first = world.package("echo", 1, ModuleKind::Action, &echo());
+    let _first = world.install(&cvm, &mut owner, &first);
+    // Its evidence listed nothing; the owner knows what it has installed.
+    assert_eq!(call_refused(&cvm, &mut early, &invoke("echo", b"x")), Refusal::CodeChanged);
+    let record = owner.seal_request(&invoke("echo", b"x")).unwrap();
+    assert!(matches!(answer(&cvm, &mut owner, &record.bytes).reply().unwrap(), Reply::Outcome(_)));
+    let mut caller = world.open(&cvm);
+    let record = caller.seal_request(&invoke("echo", b"x")).unwrap();
+    assert!(matches!(answer(&cvm, &mut caller, &record.bytes).reply().unwrap(), Reply::Outcome(_)));
+    // Another version: whoever judged the first one has to look again.
+    let _second = world.install(&cvm, &mut owner, &world.package("echo", 2, ModuleKind::Action, &echo()));
+    assert_eq!(call_refused(&cvm, &mut caller, &invoke("echo", b"x")), Refusal::CodeChanged);
+    // An order to install the version that was removed comes late.
+    let remove = Command::Remove(Remove { name: "echo", version: 2 });
+    assert_eq!(ordered(&world, &cvm, &mut owner, &remove), "Removed { version: 2 }");
+    let held = world.package("late", 3, ModuleKind::Action, &echo());
+    let _held = cvm.load_package(&held.bytes).unwrap();
+    let remove = Command::Remove(Remove { name: "late", version: 3 });
+    assert_eq!(ordered(&world, &cvm, &mut owner, &remove), "Removed { version: 3 }");
+    assert_eq!(refusal(&world, &cvm, &mut owner, &held), Refusal::SameVersion);
+}
+
+#[test]
+fn callers_do_not_replace_what_the_owner_has_set() {
+    let Some(world) = World::new("sealed", Mode::Sealed) else { return };
+    let cvm = world.launch();
+    let mut session = world.open(&cvm);
+    let _module = world.install(&cvm, &mut session, &world.package("echo", 1, ModuleKind::Action, &echo()));
+    let bad = [
+        vec![("SECRET", "mine")],
+        vec![("A", "1"), ("A", "2")],
+        vec![("", "1")],
+        vec![("SECRET=mine", "1")],
+        vec![("A\0B", "1")],
+    ];
+    for env in bad {
+        let Command::Invoke(call) = invoke("echo", b"") else { unreachable!() };
+        let call = Command::Invoke(Invoke { env: env.clone(), ..call });
+        assert_eq!(call_refused(&cvm, &mut session, &call), Refusal::BadVariable, "{env:?}");
+    }
 }
 
 /// A service that writes two lines, and ends at once by a trap.

@@ -10,7 +10,7 @@ pub fn offered(cvm: &mut CvmSessions, seed: u64) -> ClientSession {
     let rng = &mut ChaCha20Rng::seed_from_u64(seed);
     let (draft, claims) = (Draft::new(rng), ClaimsHash([7; 32]));
     let (id, public_key) = (draft.id(), *draft.public_key());
-    cvm.publish(draft, claims);
+    cvm.publish(draft, claims, 0);
     ClientHandshake::new(rng).accept(id, &public_key, claims, rng).expect("the key is good")
 }
 

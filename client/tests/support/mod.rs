@@ -137,7 +137,7 @@ impl Cvm {
         let evidence =
             Evidence { report, certificates, manifest: self.manifest.clone(), claims, code, outer: None };
         let id = draft.id();
-        self.sessions.publish(draft, ClaimsHash(evidence.claims.hash()));
+        self.sessions.publish(draft, ClaimsHash(evidence.claims.hash()), 0);
         (id, evidence)
     }
 

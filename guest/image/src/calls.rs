@@ -76,6 +76,14 @@ impl Bytes {
     }
 }
 
+impl Bytes {
+    /// The bytes, which do not count as held any more.
+    pub fn into_inner(mut self) -> Vec<u8> {
+        HELD_BYTES.fetch_sub(self.0.len() as u64, Ordering::Relaxed);
+        core::mem::take(&mut self.0)
+    }
+}
+
 impl Drop for Bytes {
     fn drop(&mut self) {
         HELD_BYTES.fetch_sub(self.0.len() as u64, Ordering::Relaxed);

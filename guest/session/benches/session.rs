@@ -39,7 +39,7 @@ fn outcome(stdout: &[u8]) -> Reply<'_> {
 fn handshaken(rng: &mut ChaCha20Rng) -> (CvmSessions, ClientSession) {
     let (mut cvm, draft) = (CvmSessions::new(), Draft::new(rng));
     let (id, public_key) = (draft.id(), *draft.public_key());
-    cvm.publish(draft, CLAIMS);
+    cvm.publish(draft, CLAIMS, 7);
     let client = ClientHandshake::new(rng).accept(id, &public_key, CLAIMS, rng).expect("the key is good");
     (cvm, client)
 }

@@ -4,14 +4,14 @@ use crate::ClaimsHash;
 use crate::authority;
 use crate::codec::{DecodeError, EncodeError};
 use crate::command::Command;
-use crate::keys::{SecretBytes, SessionKeys};
+use crate::keys::{Chain, RecordKey, SecretBytes};
 use crate::reply::Reply;
 use crate::sealed::{self, Plaintext};
 use crate::wire::{
     ENC_BYTES, Header, Kind, MAX_RECORDS, NONCE_BYTES, RecordError, Rejected, SessionId, evidence_request,
 };
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 use ed25519_dalek::SigningKey;
@@ -95,9 +95,8 @@ impl ClientHandshake {
         claims: ClaimsHash,
         rng: &mut impl CryptoRng,
     ) -> Result<ClientSession, ClientError> {
-        let (keys, enc) = SessionKeys::send(public_key, &claims, rng).ok_or(ClientError::BadPublicKey)?;
-        let keys = Box::new(keys);
-        Ok(ClientSession { id, claims, keys, enc, next: 0, unanswered: BTreeSet::new() })
+        let (chain, enc) = Chain::send(public_key, &claims, rng).ok_or(ClientError::BadPublicKey)?;
+        Ok(ClientSession { id, claims, chain, enc, next: 0, unanswered: BTreeMap::new() })
     }
 }
 
@@ -114,10 +113,11 @@ pub struct SealedRequest {
 pub struct ClientSession {
     id: SessionId,
     claims: ClaimsHash,
-    keys: Box<SessionKeys>,
+    chain: Box<Chain>,
     enc: [u8; ENC_BYTES],
     next: u64,
-    unanswered: BTreeSet<u64>,
+    /// The keys of answers that did not come yet.
+    unanswered: BTreeMap<u64, Box<RecordKey>>,
 }
 
 impl ClientSession {
@@ -169,10 +169,12 @@ impl ClientSession {
             return Err(ClientError::Exhausted);
         }
         let (kind, enc) = if seq == 0 { (Kind::Open, Some(self.enc)) } else { (Kind::Request, None) };
-        let place = sealed::Place { kind, session: self.id, seq, enc, key: &self.keys.client_to_cvm };
+        let step = self.chain.step();
+        let place = sealed::Place { kind, session: self.id, seq, enc, key: &step.request };
         let bytes = sealed::seal(place, content, write)?;
         self.next += 1;
-        self.unanswered.insert(seq);
+        self.chain.advance(&step);
+        self.unanswered.insert(seq, step.response);
         Ok(SealedRequest { seq, bytes })
     }
 
@@ -192,13 +194,13 @@ impl ClientSession {
             return Err(ClientError::OtherSession { found: header.session });
         }
         let seq = header.seq;
-        if !self.unanswered.contains(&seq) {
+        let Some(key) = self.unanswered.get(&seq) else {
             return Err(match seq < self.next {
                 true => ClientError::AlreadyAnswered { seq },
                 false => ClientError::NeverAsked { seq },
             });
-        }
-        let plaintext = Plaintext::open(record, &header, &self.keys.cvm_to_client)?;
+        };
+        let plaintext = Plaintext::open(record, &header, key)?;
         self.unanswered.remove(&seq);
         Ok(Response { seq, plaintext })
     }

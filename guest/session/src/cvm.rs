@@ -9,7 +9,7 @@ use crate::ClaimsHash;
 use crate::authority::{self, Place};
 use crate::codec::{DecodeError, Reader};
 use crate::command::Command;
-use crate::keys::{KeyPair, RecordKey, SessionKeys};
+use crate::keys::{Chain, KeyPair, RecordKey, Step};
 use crate::reply::{Refusal, Reply};
 use crate::sealed::{self, Plaintext};
 use crate::wire::{HEADER_BYTES, Header, Kind, MAX_RECORDS, RecordError, Rejected, SessionId};
@@ -45,12 +45,14 @@ impl Draft {
 struct Offer {
     draft: Draft,
     claims: ClaimsHash,
+    code: u64,
 }
 
 // Keys are boxed wherever a collection or a queue moves what holds them: a move leaves the old bytes where they were.
 struct Live {
-    keys: Box<SessionKeys>,
+    chain: Box<Chain>,
     claims: ClaimsHash,
+    code: u64,
     next: u64,
     last_used: u64,
 }
@@ -86,12 +88,13 @@ impl CvmSessions {
         CvmSessions { offers: VecDeque::new(), live: BTreeMap::new(), max_offers, max_sessions, uses: 0 }
     }
 
-    /// Takes a draft whose claims are known as a pending offer; the oldest one goes if there are too many.
-    pub fn publish(&mut self, draft: Draft, claims: ClaimsHash) {
+    /// Takes a draft whose claims are known as a pending offer; the oldest one goes if there are too many. `code` is the caller's number for
+    /// the set of code that the evidence lists; requests of the session bear it.
+    pub fn publish(&mut self, draft: Draft, claims: ClaimsHash, code: u64) {
         while self.offers.len() >= self.max_offers.max(1) {
             self.offers.pop_front();
         }
-        self.offers.push_back(Offer { draft, claims });
+        self.offers.push_back(Offer { draft, claims, code });
     }
 
     /// Takes a message of a client, an [`Kind::Open`] or [`Kind::Request`], which is decrypted in place.
@@ -119,17 +122,20 @@ impl CvmSessions {
         }
         let found = self.offers.iter().position(|offer| offer.draft.id == id);
         let index = found.ok_or(RecordError::UnknownSession)?;
-        let Offer { draft, claims } = &self.offers[index];
+        let Offer { draft, claims, code } = &self.offers[index];
         let enc = record[HEADER_BYTES..].first_chunk().expect("the header checked the length");
-        let keys = Box::new(draft.pair.receive(enc, claims).ok_or(RecordError::Forged)?);
-        let plaintext = Plaintext::open(record, &header, &keys.client_to_cvm)?;
+        let mut chain = draft.pair.receive(enc, claims).ok_or(RecordError::Forged)?;
+        let step = chain.step();
+        let plaintext = Plaintext::open(record, &header, &step.request)?;
+        chain.advance(&step);
         // Only now: a forged Open must not use up an offer. The private key is wiped here.
-        let claims = *claims;
+        let (claims, code) = (*claims, *code);
         self.offers.remove(index);
         self.make_room();
         self.uses += 1;
-        let request = Request::new(&header, claims, plaintext, &keys);
-        self.live.insert(id, Live { keys, claims, next: 1, last_used: self.uses });
+        let live = Live { chain, claims, code, next: 1, last_used: self.uses };
+        let request = Request::new(&header, &live, plaintext, step);
+        self.live.insert(id, live);
         Ok(request)
     }
 
@@ -151,11 +157,13 @@ impl CvmSessions {
         if header.seq > next {
             return Err(RecordError::OutOfOrder { expected: next });
         }
-        let plaintext = Plaintext::open(record, &header, &live.keys.client_to_cvm)?;
+        let step = live.chain.step();
+        let plaintext = Plaintext::open(record, &header, &step.request)?;
         self.uses += 1;
+        live.chain.advance(&step);
         live.next += 1;
         live.last_used = self.uses;
-        Ok(Request::new(&header, live.claims, plaintext, &live.keys))
+        Ok(Request::new(&header, live, plaintext, step))
     }
 
     /// Ends the session that was used longest ago if there is no room. Rare, so nothing is kept in order for it.
@@ -163,6 +171,13 @@ impl CvmSessions {
         while self.live.len() >= self.max_sessions.max(1) {
             let oldest = self.live.iter().min_by_key(|(_, live)| live.last_used).map(|(id, _)| *id);
             self.live.remove(&oldest.expect("there is one"));
+        }
+    }
+
+    /// A request of this session has changed the set of code: if it knew the one before, it knows the new one.
+    pub fn code_changed(&mut self, id: SessionId, before: u64, now: u64) {
+        if let Some(live) = self.live.get_mut(&id).filter(|live| live.code == before) {
+            live.code = now;
         }
     }
 
@@ -183,6 +198,12 @@ impl CvmSessions {
         (self.offers.len(), self.live.len())
     }
 
+    /// A copy of a session's chain, as whoever takes the CVM has it.
+    #[cfg(test)]
+    pub(crate) fn chain_of(&self, id: SessionId) -> Box<Chain> {
+        self.live[&id].chain.copy()
+    }
+
     #[cfg(test)]
     pub(crate) fn set_next(&mut self, id: SessionId, next: u64) {
         self.live.get_mut(&id).expect("it is open").next = next;
@@ -195,14 +216,17 @@ pub struct Request {
     pub body: RequestBody,
     /// With which to answer it, once.
     pub responder: Responder,
+    /// The set of code that its sender knows of: the number given to [`CvmSessions::publish`].
+    pub code: u64,
 }
 
 impl Request {
-    fn new(header: &Header, claims: ClaimsHash, plaintext: Plaintext, keys: &SessionKeys) -> Request {
+    fn new(header: &Header, live: &Live, plaintext: Plaintext, step: Step) -> Request {
         let (session, seq) = (header.session, header.seq);
         Request {
-            body: RequestBody { plaintext, place: Place { session, claims, seq } },
-            responder: Responder { session, seq, key: Box::new(keys.cvm_to_client.clone()) },
+            body: RequestBody { plaintext, place: Place { session, claims: live.claims, seq } },
+            responder: Responder { session, seq, key: step.response },
+            code: live.code,
         }
     }
 }
@@ -263,7 +287,7 @@ impl fmt::Debug for Request {
     }
 }
 
-/// The right to answer one request, once, from wherever. Holds a copy of the session's key, wiped when it is dropped.
+/// The right to answer one request, once, from wherever. Holds the key of that answer, wiped when it is dropped.
 pub struct Responder {
     session: SessionId,
     seq: u64,

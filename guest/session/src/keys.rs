@@ -1,10 +1,16 @@
-//! Key agreement (HPKE), the keys of records, and memory that is wiped when it is dropped.
+//! Key agreement (HPKE), the chain of keys of a session, and memory that is wiped when it is dropped.
+//!
+//! Each request has keys of its own, one for it and one for its answer. They come from a chain that only goes forward, the symmetric
+//! ratchet of "The Double Ratchet Algorithm" (Perrin, Marlinspike, 2016), section 2.2 and 5.2: HMAC-SHA256 of constants
+//! under the chain's secret, which the next secret then overwrites. Who gets hold of an end later reads nothing that was
+//! answered before.
 //!
 //! `ring` expands a key into a structure that it does not wipe, so a key is kept as its 32 bytes and expanded for one
 //! record at a time (0.3 us); the expanded one is overwritten in place afterwards.
 
 use crate::ClaimsHash;
 use crate::wire::{ENC_BYTES, RecordError, TAG_BYTES};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use hpke::aead::AesGcm256;
@@ -13,6 +19,7 @@ use hpke::kem::X25519HkdfSha256;
 use hpke::{Deserializable, Kem, OpModeR, OpModeS, Serializable};
 use rand_core::CryptoRng;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::hmac;
 use zeroize::Zeroizing;
 
 /// What HPKE and records are labelled with. Evidence for sessions carries the same label (`attest::claims`).
@@ -36,25 +43,16 @@ impl Drop for SecretBytes {
     }
 }
 
-/// The key of one direction of a session.
-#[derive(Clone)]
+/// The key of one record.
 pub(crate) struct RecordKey {
     key: Zeroizing<[u8; 32]>,
-    base_nonce: Zeroizing<[u8; NONCE_LEN]>,
 }
 
 impl RecordKey {
-    fn export(label: [&[u8]; 2], export: impl Fn(&[u8], &mut [u8])) -> RecordKey {
-        let mut key = RecordKey { key: Zeroizing::default(), base_nonce: Zeroizing::default() };
-        export(label[0], &mut key.key[..]);
-        export(label[1], &mut key.base_nonce[..]);
-        key
-    }
-
-    /// Encrypts `plaintext` in place and returns the tag. A number may be used once.
+    /// Encrypts `plaintext` in place and returns the tag. Each key seals one record.
     pub(crate) fn seal(&self, seq: u64, header: &[u8], plaintext: &mut [u8]) -> [u8; TAG_BYTES] {
         let tag = self.expanded(|key| {
-            key.seal_in_place_separate_tag(self.nonce(seq), aad(header).as_ref(), plaintext)
+            key.seal_in_place_separate_tag(nonce(seq), aad(header).as_ref(), plaintext)
                 .expect("a plaintext is shorter than AES-GCM's limit")
         });
         *tag.as_ref().first_chunk().expect("a tag of AES-GCM has 16 bytes")
@@ -66,17 +64,9 @@ impl RecordKey {
     /// `Forged`; then what `sealed` holds is undefined.
     pub(crate) fn open(&self, seq: u64, header: &[u8], sealed: &mut [u8]) -> Result<(), RecordError> {
         self.expanded(|key| {
-            let opened = key.open_in_place(self.nonce(seq), aad(header).as_ref(), sealed);
+            let opened = key.open_in_place(nonce(seq), aad(header).as_ref(), sealed);
             opened.map(|_| ()).map_err(|_| RecordError::Forged)
         })
-    }
-
-    fn nonce(&self, seq: u64) -> Nonce {
-        let mut nonce = *self.base_nonce;
-        for (byte, bits) in nonce[NONCE_LEN - 8..].iter_mut().zip(seq.to_be_bytes()) {
-            *byte ^= bits;
-        }
-        Nonce::assume_unique_for_key(nonce)
     }
 
     fn expanded<R>(&self, run: impl FnOnce(&LessSafeKey) -> R) -> R {
@@ -86,6 +76,13 @@ impl RecordKey {
         black_box(&mut key);
         result
     }
+}
+
+/// The number of the record. The key is no other record's, so that nothing depends on it.
+fn nonce(seq: u64) -> Nonce {
+    let mut nonce = [0; NONCE_LEN];
+    nonce[NONCE_LEN - 8..].copy_from_slice(&seq.to_be_bytes());
+    Nonce::assume_unique_for_key(nonce)
 }
 
 fn expand(key: &[u8; 32]) -> LessSafeKey {
@@ -112,18 +109,53 @@ fn aad(header: &[u8]) -> AadBytes {
     AadBytes { bytes, used }
 }
 
-/// The keys of both directions.
-pub(crate) struct SessionKeys {
-    pub client_to_cvm: RecordKey,
-    pub cvm_to_client: RecordKey,
+/// What the keys of a session's records come from: the secret of the next one.
+pub(crate) struct Chain {
+    secret: Zeroizing<[u8; 32]>,
 }
 
-impl SessionKeys {
-    fn export(export: impl Fn(&[u8], &mut [u8])) -> SessionKeys {
-        SessionKeys {
-            client_to_cvm: RecordKey::export([b"nacre c2s key", b"nacre c2s nonce"], &export),
-            cvm_to_client: RecordKey::export([b"nacre s2c key", b"nacre s2c nonce"], &export),
+/// The keys of one request, and how the chain goes on.
+pub(crate) struct Step {
+    pub request: Box<RecordKey>,
+    pub response: Box<RecordKey>,
+    next: Box<Chain>,
+}
+
+impl Chain {
+    fn export(export: impl Fn(&[u8], &mut [u8])) -> Box<Chain> {
+        let mut chain = Box::new(Chain { secret: Zeroizing::default() });
+        export(b"nacre chain", &mut chain.secret[..]);
+        chain
+    }
+
+    /// The keys of the next request. The chain stays where it is.
+    pub(crate) fn step(&self) -> Step {
+        let mut step = Step {
+            request: Box::new(RecordKey { key: Zeroizing::default() }),
+            response: Box::new(RecordKey { key: Zeroizing::default() }),
+            next: Box::new(Chain { secret: Zeroizing::default() }),
+        };
+        let mut key = hmac::Key::new(hmac::HMAC_SHA256, &self.secret[..]);
+        let outputs = [&mut step.request.key, &mut step.response.key, &mut step.next.secret];
+        for (label, output) in [&b"request"[..], b"response", b"next"].into_iter().zip(outputs) {
+            let mut tag = hmac::sign(&key, label);
+            output.copy_from_slice(tag.as_ref());
+            tag = hmac::sign(&key, b"");
+            black_box(&mut tag);
         }
+        key = hmac::Key::new(hmac::HMAC_SHA256, &[0; 32]);
+        black_box(&mut key);
+        step
+    }
+
+    #[cfg(test)]
+    pub(crate) fn copy(&self) -> Box<Chain> {
+        Box::new(Chain { secret: self.secret.clone() })
+    }
+
+    /// Goes on behind that step: what came before can't be had from here.
+    pub(crate) fn advance(&mut self, step: &Step) {
+        self.secret.copy_from_slice(&step.next.secret[..]);
     }
 
     /// The client's side: RFC 9180 `SetupBaseS`, then exports. Also returns `enc`. `None` if the public key is of low order.
@@ -131,7 +163,7 @@ impl SessionKeys {
         public_key: &[u8; 32],
         claims: &ClaimsHash,
         rng: &mut impl CryptoRng,
-    ) -> Option<(SessionKeys, [u8; ENC_BYTES])> {
+    ) -> Option<(Box<Chain>, [u8; ENC_BYTES])> {
         let public = Deserializable::from_bytes(public_key).ok()?;
         let mode = OpModeS::Base;
         let (enc, context) = hpke::setup_sender_with_rng::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
@@ -141,8 +173,8 @@ impl SessionKeys {
             rng,
         )
         .ok()?;
-        let keys = SessionKeys::export(|label, out| context.export(label, out).expect("32 bytes at most"));
-        Some((keys, enc.to_bytes().into()))
+        let chain = Chain::export(|label, out| context.export(label, out).expect("32 bytes at most"));
+        Some((chain, enc.to_bytes().into()))
     }
 }
 
@@ -166,7 +198,7 @@ impl KeyPair {
     }
 
     /// The CVM's side: RFC 9180 `SetupBaseR`, then exports. `None` if `enc` is of low order.
-    pub(crate) fn receive(&self, enc: &[u8; ENC_BYTES], claims: &ClaimsHash) -> Option<SessionKeys> {
+    pub(crate) fn receive(&self, enc: &[u8; ENC_BYTES], claims: &ClaimsHash) -> Option<Box<Chain>> {
         let enc = Deserializable::from_bytes(enc).ok()?;
         let context = hpke::setup_receiver::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
             &OpModeR::Base,
@@ -175,6 +207,6 @@ impl KeyPair {
             &info(claims),
         )
         .ok()?;
-        Some(SessionKeys::export(|label, out| context.export(label, out).expect("32 bytes at most")))
+        Some(Chain::export(|label, out| context.export(label, out).expect("32 bytes at most")))
     }
 }

@@ -38,7 +38,7 @@
 //!            Request          sealed
 //!            Response         sealed
 //!            Failure          number u32 | value u64
-//! sealed     AES-256-GCM(key, nonce = base nonce xor seq (big-endian, last 8 bytes),
+//! sealed     AES-256-GCM(key of this record, nonce = seq (big-endian, last 8 of 12 bytes),
 //!                        aad = "nacre session 1 record" | header | enc (Open only), plaintext) | tag [16]
 //! plaintext  bytes of the content u32 | content | zeros up to 256 B, 1, 4, 16, 64, 256 KiB, or a multiple of 1 MiB up to 64
 //! ```
@@ -48,16 +48,24 @@
 //! # Keys
 //!
 //! HPKE (RFC 9180) in mode base with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM; `info` is "nacre session 1" and
-//! the SHA-256 of the encoded claims ([`ClaimsHash`]), so that both ends mean the same evidence. Its context only exports:
-//! "nacre c2s key" (32 bytes), "nacre c2s nonce" (12), "nacre s2c key", "nacre s2c nonce". The CVM's key pair is of one
-//! session and wiped when that opens or its offer is evicted: who gets hold of a CVM later reads no older session.
+//! the SHA-256 of the encoded claims ([`ClaimsHash`]), so that both ends mean the same evidence. Its context only exports
+//! "nacre chain" (32 bytes), the secret of the first request. Each request has keys of its own:
+//!
+//! ```text
+//! key of request n     HMAC-SHA256(secret n, "request")
+//! key of its answer    HMAC-SHA256(secret n, "response")
+//! secret n + 1         HMAC-SHA256(secret n, "next"), which overwrites secret n
+//! ```
+//! The client goes on when it has sealed a request, the CVM when it has accepted it. The CVM's key pair is of one session, wiped when that
+//! opens or its offer is evicted, and a key goes with its record. So who gets hold of a CVM later reads no older session, and nothing of an
+//! open one that was answered before.
 //!
 //! A number is used for one plaintext: the client never seals twice under one (it repeats bytes instead), and the CVM
-//! answers by a [`Responder`] that is used up. 2^32 records of 64 MiB stay below a distinguishing advantage of 2^-20.
+//! answers by a [`Responder`] that is used up.
 //!
 //! Records go through `ring`, HPKE through `hpke` (RustCrypto). Measured on the development machine, one thread, key expansion
 //! included: `ring` seals 1 KiB in 0.8 us and 1 MiB in 0.2 to 0.3 ms, `aes-gcm` 0.11 in 1.6 us and 0.7 to 0.8 ms, and vCPU 0
-//! does nothing else meanwhile (`accept`: 1.2 us for 1 KiB of input, 0.13 ms for 1 MB). `ring`'s AEAD makes no system call and
+//! does nothing else meanwhile (`accept`: 1.2 us for 1 KiB of input, 0.13 ms for 1 MB, and 3 us for the keys of a request). `ring`'s AEAD makes no system call and
 //! takes no lock.
 //!
 //! # States

@@ -25,7 +25,7 @@ fn rng(seed: u64) -> ChaCha20Rng {
 fn offer_to(cvm: &mut CvmSessions, rng: &mut ChaCha20Rng) -> ClientSession {
     let draft = Draft::new(rng);
     let (id, public_key) = (draft.id(), *draft.public_key());
-    cvm.publish(draft, CLAIMS);
+    cvm.publish(draft, CLAIMS, 7);
     ClientHandshake::new(rng).accept(id, &public_key, CLAIMS, rng).unwrap()
 }
 
@@ -243,7 +243,7 @@ fn other_claims_or_a_bad_key_open_nothing() {
     let rng = &mut rng(5);
     let (mut cvm, draft) = (CvmSessions::new(), Draft::new(rng));
     let (id, public_key) = (draft.id(), *draft.public_key());
-    cvm.publish(draft, CLAIMS);
+    cvm.publish(draft, CLAIMS, 7);
     let other = ClientHandshake::new(rng).accept(id, &public_key, ClaimsHash([8; 32]), rng);
     let open = other.unwrap().seal_request(&Command::Status).unwrap();
     assert_eq!(rejected(cvm.accept(open.bytes)), RecordError::Forged);
@@ -311,24 +311,86 @@ fn what_does_not_fit_takes_no_number() {
     assert_eq!(response.reply(), Ok(Reply::refused(Refusal::AnswerTooLong)));
 }
 
+#[test]
+fn who_gets_the_keys_reads_nothing_that_was_answered_before() {
+    let (mut cvm, mut client) = opened(1);
+    let (asked, answered) = {
+        let sealed = client.seal_request(&invoke(b"planted")).unwrap();
+        let asked = sealed.bytes.clone();
+        let answer = cvm.accept(sealed.bytes).unwrap().responder.seal(&Reply::Removed { version: 1 });
+        client.open_response(answer.clone()).unwrap();
+        (asked, answer)
+    };
+    // What the CVM holds from now on: all keys that come from its chain.
+    let mut chain = cvm.chain_of(client.id());
+    for _ in 0..100 {
+        let step = chain.step();
+        for key in [&step.request, &step.response] {
+            for record in [&asked, &answered] {
+                let mut record = record.clone();
+                let header = Header::split(&record).unwrap().0;
+                let (aad, sealed) = record.split_at_mut(32);
+                assert!(key.open(header.seq, aad, sealed).is_err());
+            }
+        }
+        chain.advance(&step);
+    }
+    // And the two ends are where they must be to go on.
+    let sealed = client.seal_request(&Command::Status).unwrap();
+    cvm.accept(sealed.bytes).unwrap();
+}
+
+#[test]
+fn a_session_knows_the_code_of_its_evidence_and_what_it_changed_itself() {
+    let (mut cvm, mut client) = opened(1);
+    let mut code = |cvm: &mut CvmSessions| {
+        let sealed = client.seal_request(&Command::Status).unwrap();
+        let request = cvm.accept(sealed.bytes).unwrap();
+        (request.body.session(), request.code)
+    };
+    let (id, known) = code(&mut cvm);
+    assert_eq!(known, 7);
+    // Another's change, which this one missed; then one of its own.
+    cvm.code_changed(id, 8, 9);
+    assert_eq!(code(&mut cvm).1, 7);
+    cvm.code_changed(id, 7, 8);
+    assert_eq!(code(&mut cvm).1, 8);
+}
+
+#[test]
+fn a_version_that_was_removed_does_not_come_back() {
+    let mut versions = Versions::new();
+    versions.installed("a", 3, &[1; 32]).unwrap();
+    versions.check("a", 3, &[1; 32]).unwrap();
+    assert_eq!(versions.removed("a", 2), Err((Refusal::OlderVersion, 3)));
+    versions.removed("a", 3).unwrap();
+    assert_eq!(versions.check("a", 3, &[1; 32]), Err((Refusal::SameVersion, 3)));
+    versions.installed("a", 4, &[1; 32]).unwrap();
+    // Of what was never there, too: an order to install it may be on its way.
+    versions.removed("b", 5).unwrap();
+    assert_eq!(versions.installed("b", 5, &[2; 32]), Err((Refusal::SameVersion, 5)));
+    assert_eq!(versions.installed("b", 4, &[2; 32]), Err((Refusal::OlderVersion, 5)));
+}
+
 /// What the CVM makes of a content that a genuine client sealed, after `spoil` had its way with the plaintext.
 fn content(content: &[u8], spoil: impl FnOnce(&mut Vec<u8>)) -> Result<String, DecodeError> {
     let pair = KeyPair::new(&mut rng(9));
-    let (keys, enc) = keys::SessionKeys::send(&pair.public, &CLAIMS, &mut rng(10)).unwrap();
+    let (chain, enc) = keys::Chain::send(&pair.public, &CLAIMS, &mut rng(10)).unwrap();
+    let key = chain.step().request;
     let (kind, session) = (Kind::Open, SessionId([1; 16]));
-    let place = Place { kind, session, seq: 0, enc: Some(enc), key: &keys.client_to_cvm };
+    let place = Place { kind, session, seq: 0, enc: Some(enc), key: &key };
     let mut record = sealed::seal(place, content.len(), |record| record.extend_from_slice(content)).unwrap();
     let (aad, body) = record.split_at_mut(64);
-    keys.client_to_cvm.open(0, aad, body).unwrap();
+    key.open(0, aad, body).unwrap();
     let mut plaintext = body[..body.len() - TAG_BYTES].to_vec();
     spoil(&mut plaintext);
-    let tag = keys.client_to_cvm.seal(0, aad, &mut plaintext);
+    let tag = key.seal(0, aad, &mut plaintext);
     record.truncate(64);
     record.extend_from_slice(&plaintext);
     record.extend_from_slice(&tag);
     let header = Header::split(&record).unwrap().0;
-    let keys = pair.receive(&enc, &CLAIMS).unwrap();
-    let plaintext = sealed::Plaintext::open(record, &header, &keys.client_to_cvm).unwrap();
+    let key = pair.receive(&enc, &CLAIMS).unwrap().step().request;
+    let plaintext = sealed::Plaintext::open(record, &header, &key).unwrap();
     let content = plaintext.content()?;
     Command::decode(content[0], &content[2..]).map(|command| format!("{command:?}"))
 }

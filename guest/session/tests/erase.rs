@@ -10,6 +10,7 @@ use nacre_session::command::{Install, ModuleKind};
 use nacre_session::{ClaimsHash, ClientHandshake, Command, CvmSessions, Draft, LABEL, Reply, SigningKey};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use ring::hmac;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -58,7 +59,7 @@ fn freed_memory_holds_no_secret() {
     let mut cvm = CvmSessions::with_limits(3, 2);
     // Others around it, so that what holds keys is moved about.
     for _ in 0..2 {
-        cvm.publish(Draft::new(rng), claims);
+        cvm.publish(Draft::new(rng), claims, 7);
     }
     let mut again = rng.clone();
     again.fill_bytes(&mut [0; 16]);
@@ -66,7 +67,7 @@ fn freed_memory_holds_no_secret() {
     let draft = Draft::new(rng);
     let (id, public_key) = (draft.id(), *draft.public_key());
     search_for(0, &private.to_bytes());
-    cvm.publish(draft, claims);
+    cvm.publish(draft, claims, 7);
     let mut client = ClientHandshake::new(rng).accept(id, &public_key, claims, rng).expect("a good key");
 
     let (key, env) = (*b"data encryption key of 32 bytes!", vec![("A", "environment with a secret")]);
@@ -82,19 +83,17 @@ fn freed_memory_holds_no_secret() {
     let context =
         hpke::setup_receiver::<AesGcm256, HkdfSha256, X25519HkdfSha256>(&mode, &private, &enc, &info);
     let context = context.expect("a good key");
-    let labels = ["nacre c2s key", "nacre c2s nonce", "nacre s2c key", "nacre s2c nonce"];
-    for (place, label) in (3..).zip(labels) {
-        let mut secret = [0; 12];
-        // Exports of different lengths differ: that of a key has to be asked for in full.
-        let mut long = [0; 32];
-        if label.ends_with("key") {
-            context.export(label.as_bytes(), &mut long).expect("it is short");
-            search_for(place, &long);
-        } else {
-            context.export(label.as_bytes(), &mut secret).expect("it is short");
-            search_for(place, &secret);
-        }
+    // The secrets of the chain, and the keys of two requests with their answers.
+    let mut secret = [0; 32];
+    context.export(b"nacre chain", &mut secret).expect("it is short");
+    for request in 0..2 {
+        let chain = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+        search_for(3 + 3 * request, &secret);
+        search_for(4 + 3 * request, hmac::sign(&chain, b"request").as_ref());
+        search_for(5 + 3 * request, hmac::sign(&chain, b"response").as_ref());
+        secret.copy_from_slice(hmac::sign(&chain, b"next").as_ref());
     }
+    search_for(9, &secret);
     assert_eq!(found(), 0);
 
     let request = cvm.accept(open).expect("it is genuine");

@@ -138,7 +138,7 @@ impl World {
     fn open(&mut self, cvm: usize) {
         let draft = Draft::new(&mut self.rng);
         let (id, public_key) = (draft.id(), *draft.public_key());
-        self.cvms[cvm].publish(draft, CLAIMS);
+        self.cvms[cvm].publish(draft, CLAIMS, 7);
         let session = ClientHandshake::new(&mut self.rng).accept(id, &public_key, CLAIMS, &mut self.rng);
         let (asked, answered) = Default::default();
         self.clients.push(Client { session: session.unwrap(), cvm, asked, next: 0, answered });

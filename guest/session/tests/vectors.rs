@@ -55,7 +55,7 @@ fn messages() -> String {
     let (id, public_key) = (draft.id(), *draft.public_key());
     line("offer", &wire::offer(id, b"evidence").expect("it is short"));
     let (mut cvm, claims) = (CvmSessions::new(), ClaimsHash([0xc1; 32]));
-    cvm.publish(draft, claims);
+    cvm.publish(draft, claims, 7);
     let mut client = handshake.accept(id, &public_key, claims, rng).expect("the key is good");
 
     let install = Command::Install(Install {

@@ -29,6 +29,8 @@ struct Asked {
     by: Asker,
     claims: Claims,
     code: Vec<[u8; 32]>,
+    /// [`packages::generation`] of that code.
+    generation: u64,
 }
 
 /// Who gets the evidence.
@@ -52,7 +54,7 @@ fn enter(
     nonce: [u8; 32],
     id: Vec<u8>,
 ) -> (u32, [u8; REPORT_DATA_BYTES]) {
-    let code = packages::code();
+    let (code, generation) = (packages::code(), packages::generation());
     let claims = Claims {
         label,
         role: Role::Cvm,
@@ -66,7 +68,7 @@ fn enter(
     let number = WAITING.with(|waiting| {
         waiting.offers += usize::from(matches!(by, Asker::Offer(..)));
         waiting.next = waiting.next.wrapping_add(1);
-        waiting.asked.insert(waiting.next, Asked { by, claims, code });
+        waiting.asked.insert(waiting.next, Asked { by, claims, code, generation });
         waiting.next
     });
     (number, report_data)
@@ -112,12 +114,12 @@ pub fn report(number: u32, body: &[u8]) {
         waiting.offers -= usize::from(matches!(asked.by, Asker::Offer(..)));
         Some(asked)
     });
-    let Some(Asked { by, claims, code }) = asked else { return };
+    let Some(Asked { by, claims, code, generation }) = asked else { return };
     let hash = ClaimsHash(claims.hash());
     let made = evidence(body, claims, code);
     match (by, made) {
         (Asker::Offer(request, draft), Ok(evidence)) => {
-            super::sessions::offer(draft, hash);
+            super::sessions::offer(draft, hash, generation);
             link::send(Header::new(Kind::Evidence, request).stream(EvidenceKind::Claims as u32), &evidence);
         }
         (Asker::Offer(request, _), Err(text)) => refuse(request, text),

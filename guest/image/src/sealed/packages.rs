@@ -2,7 +2,7 @@
 //! owner or a broker has signed names it and gives its key; then its code is believed only if a compiler of the manifest has signed
 //! for it, and only then does the engine look at it.
 
-use super::{logs, with_manifest};
+use super::{logs, sessions, with_manifest};
 use crate::children::Loaded;
 use crate::normal::NormalCell;
 use crate::program::{Code, Loading, Owner, Program};
@@ -19,9 +19,9 @@ use nacre_abi::attest::PACKAGE_ID_BYTES;
 use nacre_abi::message::{ExitKind, NO_PROGRAM};
 use nacre_attest::code::{CodeError, CodeStatement, Kind};
 use nacre_attest::package::{self, Header};
-use nacre_session::Versions;
 use nacre_session::command::{Install, ModuleKind};
 use nacre_session::reply::{Refusal, Reply};
+use nacre_session::{SessionId, Versions};
 
 /// Packages that the host has brought in, by its number for the module.
 static PACKAGES: NormalCell<BTreeMap<u32, Package>> = NormalCell::new(BTreeMap::new());
@@ -143,22 +143,32 @@ pub fn start_service(id: u32, package: &[u8]) -> Result<(), (ExitKind, &'static 
     Ok(())
 }
 
-/// Forgets what is installed under a name; calls that run go on.
+/// Forgets what is installed under a name, by a request of this session; calls that run go on. If nothing is, an order to install that version
+/// that is still on its way will be refused.
 ///
 /// # Errors
-/// `UnknownAction`, or `OtherVersion` with the one that is there.
-pub fn remove(name: &str, version: u64) -> Result<(), (Refusal, u64)> {
-    let removed = INSTALLED.with(|installed| match installed.get(name) {
-        None => Err((Refusal::UnknownAction, 0)),
-        Some(one) if one.version != version => Err((Refusal::OtherVersion, one.version)),
-        Some(_) => Ok(installed.remove(name)),
-    });
-    GENERATION.fetch_add(1, Ordering::Relaxed);
-    if removed.is_ok() {
+/// `OtherVersion` with the one that is there; those of [`Versions::removed`].
+pub fn remove(name: &str, version: u64, session: SessionId) -> Result<(), (Refusal, u64)> {
+    let removed = INSTALLED.with(|installed| {
+        if let Some(one) = installed.get(name).filter(|one| one.version != version) {
+            return Err((Refusal::OtherVersion, one.version));
+        }
+        VERSIONS.with(|versions| versions.removed(name, version))?;
+        Ok(installed.remove(name))
+    })?;
+    if removed.is_some() {
         logs::forget(name);
+        changed(session);
     }
     // Outside of the table: the end of a module's code takes the engine's locks.
-    removed.map(drop)
+    drop(removed);
+    Ok(())
+}
+
+/// Another set of code is installed, by a request of this session.
+fn changed(session: SessionId) {
+    let before = GENERATION.fetch_add(1, Ordering::Relaxed);
+    sessions::code_changed(session, before, before + 1);
 }
 
 /// What is to be installed, as it goes to the task that does it.
@@ -202,8 +212,13 @@ impl From<Refusal> for Refused {
     }
 }
 
-/// Installs a package by an order whose authority was checked, for call number `call`. `done` gets the reply, from a task.
-pub fn install(call: u32, install: &Install<'_>, done: impl FnOnce(&Reply<'_>) + Send + 'static) {
+/// Installs a package by an order of this session, whose authority was checked, for call number `call`. `done` gets the reply, from a task.
+pub fn install(
+    call: u32,
+    install: &Install<'_>,
+    session: SessionId,
+    done: impl FnOnce(&Reply<'_>) + Send + 'static,
+) {
     let version = install.version;
     let job = match job(install) {
         Ok(job) => job,
@@ -212,7 +227,7 @@ pub fn install(call: u32, install: &Install<'_>, done: impl FnOnce(&Reply<'_>) +
     // Decrypting and hashing takes a millisecond per megabyte or so: not on vCPU 0, if there is another one.
     let entry = Box::new(move |begin| {
         let result = match begin {
-            Begin::Now => run(job),
+            Begin::Now => run(job, session),
             _ => Err(Refusal::OutOfMemory.into()),
         };
         match &result {
@@ -251,7 +266,7 @@ fn job(install: &Install<'_>) -> Result<Job, Refused> {
 }
 
 /// The task of an installation; returns the hash of the code.
-fn run(job: Job) -> Result<[u8; 32], Refused> {
+fn run(job: Job, session: SessionId) -> Result<[u8; 32], Refused> {
     let (statement, code) = open(&job)?;
     let form = match job.kind {
         ModuleKind::Action => {
@@ -271,7 +286,7 @@ fn run(job: Job) -> Result<[u8; 32], Refused> {
         let newest = VERSIONS.with(|versions| versions.installed(&name, version, &content));
         newest.map_err(|(reason, value)| Refused { reason, value, detail: String::new() })?;
         let old = INSTALLED.with(|installed| installed.insert(name, one));
-        GENERATION.fetch_add(1, Ordering::Relaxed);
+        changed(session);
         Ok::<_, Refused>(old)
     })?;
     drop(old);

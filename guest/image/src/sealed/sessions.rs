@@ -10,35 +10,45 @@ use alloc::vec::Vec;
 use nacre_abi::call::{HEAD_BYTES, RequestHead};
 use nacre_session::command::{Command, Install, Invoke, Logs, ModuleKind, Remove};
 use nacre_session::reply::{Installed, Refusal, Reply};
-use nacre_session::{ClaimsHash, CvmSessions, Draft, Request, RequestBody, Responder};
+use nacre_session::{ClaimsHash, CvmSessions, Draft, Request, RequestBody, Responder, SessionId};
 
 /// All sessions of this CVM.
 static SESSIONS: NormalCell<CvmSessions> = NormalCell::new(CvmSessions::new());
 
+/// Variables that a caller can give.
+const MAX_VARIABLES: usize = 256;
+/// Bytes of all arguments and variables that a caller gives.
+const MAX_TEXTS_BYTES: usize = 1 << 20;
+
 /// Bytes of a sealed answer beside its outputs at most: its text, its head, and what padding adds to short ones.
 const ANSWER_OVERHEAD: u64 = 2 << 20;
 
-/// An offer that its evidence has made known.
-pub fn offer(draft: Draft, claims: ClaimsHash) {
-    SESSIONS.with(|sessions| sessions.publish(draft, claims));
+/// An offer that its evidence has made known, with the code that is installed as of `generation`.
+pub fn offer(draft: Draft, claims: ClaimsHash, generation: u64) {
+    SESSIONS.with(|sessions| sessions.publish(draft, claims, generation));
 }
 
 /// A record came as the input of call number `call`, whose limits are the host's.
 pub fn record(call: u32, head: RequestHead, request: Bytes) {
-    let Some(record) = request.0.get(HEAD_BYTES + head.texts_bytes as usize..) else {
+    let mut record = request.into_inner();
+    let before = HEAD_BYTES + head.texts_bytes as usize;
+    if before > record.len() {
         return calls::answer_record(call, &[]);
-    };
-    let accepted = SESSIONS.with(|sessions| sessions.accept(record.to_vec()));
-    drop(request);
-    match accepted {
+    }
+    // In its place: memory for a copy may not be there.
+    record.drain(..before);
+    match SESSIONS.with(|sessions| sessions.accept(record)) {
         Err(rejected) => calls::answer_record(call, &rejected.encode()),
-        Ok(Request { body, responder }) => serve(call, head, &body, responder),
+        Ok(Request { body, responder, code }) => serve(call, head, &body, responder, code),
     }
 }
 
-fn serve(call: u32, head: RequestHead, body: &RequestBody, responder: Responder) {
+/// `code` is the generation of the code that the client has evidence of.
+fn serve(call: u32, head: RequestHead, body: &RequestBody, responder: Responder, code: u64) {
     let reply = match body.command() {
         Err(_) => Reply::refused(Refusal::Malformed),
+        // Nothing reaches code that the client has not judged.
+        Ok(Command::Invoke(_)) if code != packages::generation() => Reply::refused(Refusal::CodeChanged),
         Ok(Command::Invoke(invoke)) => match order(call, head, &invoke) {
             Ok(order) => return calls::spawn(order, Some(responder)),
             Err(reason) => Reply::refused(reason),
@@ -47,7 +57,7 @@ fn serve(call: u32, head: RequestHead, body: &RequestBody, responder: Responder)
             Err(reason) => Reply::refused(reason),
             Ok(()) => match command {
                 Command::Install(install) => return self::install(call, &install, responder),
-                Command::Remove(remove) => self::remove(&remove),
+                Command::Remove(remove) => self::remove(&remove, body.session()),
                 Command::Logs(logs) => return self::logs(call, &logs, responder),
                 _ => return status(call, responder),
             },
@@ -65,6 +75,21 @@ fn authorise(body: &RequestBody) -> Result<(), Refusal> {
 /// A sealed call as the host would have asked for it: its texts and its input in one request.
 fn order(call: u32, head: RequestHead, invoke: &Invoke<'_>) -> Result<Order, Refusal> {
     let action = packages::action(invoke.action)?;
+    let given = |index: usize| {
+        let name = invoke.env[index].0;
+        let own = action.env.iter().any(|(own, _)| own == name);
+        let twice = invoke.env[..index].iter().any(|(before, _)| *before == name);
+        own || twice || name.is_empty() || name.contains(['=', '\0'])
+    };
+    // What the owner has set, no caller replaces.
+    if invoke.env.len() > MAX_VARIABLES || (0..invoke.env.len()).any(given) {
+        return Err(Refusal::BadVariable);
+    }
+    let given = invoke.args.iter().map(|text| text.len());
+    let given = given.chain(invoke.env.iter().map(|(name, value)| name.len() + value.len()));
+    if given.sum::<usize>() > MAX_TEXTS_BYTES {
+        return Err(Refusal::OutOfMemory);
+    }
     let variables: Vec<String> = action
         .env
         .iter()
@@ -106,11 +131,19 @@ fn order(call: u32, head: RequestHead, invoke: &Invoke<'_>) -> Result<Order, Ref
 }
 
 fn install(call: u32, install: &Install<'_>, responder: Responder) {
-    packages::install(call, install, move |reply| calls::answer_record(call, &responder.seal(reply)));
+    let session = responder.session();
+    packages::install(call, install, session, move |reply| {
+        calls::answer_record(call, &responder.seal(reply));
+    });
 }
 
-fn remove(remove: &Remove<'_>) -> Reply<'static> {
-    match packages::remove(remove.name, remove.version) {
+/// A request of this session has changed the set of code. On vCPU 0.
+pub fn code_changed(session: SessionId, before: u64, now: u64) {
+    SESSIONS.with(|sessions| sessions.code_changed(session, before, now));
+}
+
+fn remove(remove: &Remove<'_>, session: SessionId) -> Reply<'static> {
+    match packages::remove(remove.name, remove.version, session) {
         Ok(()) => Reply::Removed { version: remove.version },
         Err((reason, value)) => Reply::Refused { reason, value, detail: "" },
     }
