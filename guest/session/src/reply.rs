@@ -193,6 +193,8 @@ refusals! {
     Unsupported = 20, "this CVM does not support the command";
     /// There is code with this name, but it has no log: it is an action.
     NotAService = 21, "an action has no log; what it writes is in the answers to its callers";
+    /// The set of installed code is another one than in the evidence of this session. Nothing ran.
+    CodeChanged = 22, "other code was installed since the evidence of this session; open another session";
 }
 
 impl<'a> Reply<'a> {
