@@ -27,6 +27,8 @@ use std::time::Duration;
 const POLL: Duration = Duration::from_secs(30);
 /// Pauses after failures: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// From one question to the next at least: a node may answer at once, for ever.
+const POLL_PAUSE: Duration = Duration::from_millis(500);
 /// Longest time for one CVM.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -264,12 +266,21 @@ impl Broker {
         let mut pause = PAUSES.0;
         loop {
             tell(Event::Waiting);
+            let next = tokio::time::Instant::now() + POLL_PAUSE;
             let error = match self.next(&mut tell).await {
                 Ok(done) => {
-                    pause = PAUSES.0;
-                    if once && done {
+                    if once && done != Round::Nobody {
                         return Ok(());
                     }
+                    match done {
+                        // The node names one that has all: a broker that asked less would miss little.
+                        Round::Idle => {
+                            tokio::time::sleep(pause).await;
+                            pause = (pause * 2).min(PAUSES.1);
+                        }
+                        Round::Nobody | Round::Provisioned => pause = PAUSES.0,
+                    }
+                    tokio::time::sleep_until(next).await;
                     continue;
                 }
                 Err(error) => error,
@@ -285,14 +296,25 @@ impl Broker {
         }
     }
 
-    /// Waits for one CVM and provisions it; whether there was one.
-    async fn next(&self, tell: &mut impl FnMut(Event<'_>)) -> Result<bool, BrokerError> {
+    /// Waits for one CVM and provisions it.
+    async fn next(&self, tell: &mut impl FnMut(Event<'_>)) -> Result<Round, BrokerError> {
         self.restore_manifest().await?;
-        let Some(waiting) = self.node.unprovisioned(POLL).await? else { return Ok(false) };
+        let Some(waiting) = self.node.unprovisioned(POLL).await? else { return Ok(Round::Nobody) };
         let result = self.provision(&waiting).await?;
         tell(Event::Provisioned { generation: waiting.generation, result: &result });
-        Ok(true)
+        Ok(if result.installed.is_empty() { Round::Idle } else { Round::Provisioned })
     }
+}
+
+/// What came of one question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// There was no CVM.
+    Nobody,
+    /// There was one, which lacked nothing, or took nothing.
+    Idle,
+    /// There was one, which got something.
+    Provisioned,
 }
 
 /// Whether the CVM will say the same next time, so that the others need not wait for this one.
@@ -312,6 +334,7 @@ fn is_final(error: &SessionError) -> bool {
         | Refusal::UnknownAction
         | Refusal::NotAnAction
         | Refusal::NotAService
+        | Refusal::BadVariable
         | Refusal::AnswerTooLong => true,
         Refusal::Unsigned
         | Refusal::UnknownSigner
@@ -319,6 +342,7 @@ fn is_final(error: &SessionError) -> bool {
         | Refusal::PackageMissing
         | Refusal::OpenMode
         | Refusal::Busy
+        | Refusal::CodeChanged
         | Refusal::Leaving => false,
     }
 }

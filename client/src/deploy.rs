@@ -5,12 +5,12 @@
 //! ```
 //! The node gets the manifest and ciphertext; key and variables go to the verified CVM, sealed, and into the broker's store.
 
-use crate::http::{Node, NodeError, Repeat};
+use crate::http::{Node, NodeError};
 use crate::keys::from_hex;
+use crate::node::ServiceView;
 use crate::release::{Code, Release, ReleaseError, ReleaseSpec, Service};
 use crate::session::{Expectations, SealedSession, SessionError};
 use crate::store::{Store, StoreError};
-use hyper::Method;
 use hyper::body::Bytes;
 use nacre_attest::manifest::{Manifest, ManifestError, Mode, SignedManifest};
 use nacre_attest::policy::Policy;
@@ -257,15 +257,13 @@ pub(crate) async fn run_service(
 
 /// The sealed services that the node runs: packages and ports.
 pub(crate) async fn services(node: &Node) -> Result<Vec<([u8; 16], u16)>, NodeError> {
-    let path = "/v1/deployments";
-    let answer = node.send(Method::GET, path, "application/json", Bytes::new(), Repeat::Once).await?;
-    let all = answer.success()?.json()?;
-    let service = |one: &serde_json::Value| {
-        let id = from_hex(one["name"].as_str()?.strip_prefix("sealed-")?)?;
-        let port = one["address"].as_str()?.rsplit_once(':')?.1;
+    let all: Vec<ServiceView> = node.listed("/v1/deployments").await?;
+    let service = |one: &ServiceView| {
+        let id = from_hex(one.name.strip_prefix("sealed-")?)?;
+        let port = one.address.as_ref()?.rsplit_once(':')?.1;
         Some((id, port.parse().ok()?))
     };
-    Ok(all.as_array().into_iter().flatten().filter_map(service).collect())
+    Ok(all.iter().filter_map(service).collect())
 }
 
 /// What is removed, and by whose key.

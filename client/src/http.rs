@@ -16,8 +16,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// Longest wait for a connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// Longest answer in bytes.
-const MAX_ANSWER: usize = 1 << 30;
+/// Longest answer in bytes to a request that nobody bounds: one of a plain action, with its logs.
+const MAX_ANSWER: usize = 128 << 20;
 /// Connections that are kept without use.
 const MAX_IDLE: usize = 4;
 /// A peer that is gone without a word is noticed after this silence, and three unanswered questions as far apart.
@@ -86,6 +86,22 @@ pub enum Repeat {
     Once,
 }
 
+/// How much a node's answer may cost: it is not trusted to be short, or to come at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of the answer's body.
+    pub answer: usize,
+    /// From the request to the last byte of the answer; for ever without.
+    pub wait: Option<Duration>,
+}
+
+impl Default for Bounds {
+    /// Of a plain action's answer, which takes as long as the action.
+    fn default() -> Self {
+        Self { answer: MAX_ANSWER, wait: None }
+    }
+}
+
 /// Where a node is.
 #[derive(Debug, Clone)]
 enum Place {
@@ -110,6 +126,12 @@ impl fmt::Debug for Node {
     }
 }
 
+/// The body of an answer that says no.
+#[derive(serde::Deserialize)]
+struct Said {
+    error: String,
+}
+
 /// A node's answer.
 #[derive(Debug)]
 pub struct Answer {
@@ -126,6 +148,14 @@ impl Answer {
     /// # Errors
     /// `Strange`.
     pub fn json(&self) -> Result<Value, NodeError> {
+        self.parsed()
+    }
+
+    /// The body as JSON of a known form.
+    ///
+    /// # Errors
+    /// `Strange`.
+    pub fn parsed<T: serde::de::DeserializeOwned>(&self) -> Result<T, NodeError> {
         serde_json::from_slice(&self.body).map_err(|_| NodeError::Strange { node: self.node.clone() })
     }
 
@@ -137,7 +167,7 @@ impl Answer {
         if self.status.is_success() {
             return Ok(self);
         }
-        let said = self.json().ok().and_then(|body| Some(body.get("error")?.as_str()?.to_owned()));
+        let said = self.parsed::<Said>().ok().map(|body| body.error);
         let said = said.unwrap_or_else(|| format!("the node answers {}", self.status));
         let said = said.trim_end_matches('.').to_owned();
         Err(NodeError::Refused { status: self.status.as_u16(), said })
@@ -235,7 +265,37 @@ impl Node {
         body: impl Into<Bytes>,
         repeat: Repeat,
     ) -> Result<Answer, NodeError> {
-        let mut message = self.message(method, path, kind, body.into())?;
+        self.send_within(method, path, kind, body, repeat, Bounds::default()).await
+    }
+
+    /// The same, for an answer that has bounds.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Broken`: that one too if the answer is too long or late.
+    pub async fn send_within(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: impl Into<Bytes>,
+        repeat: Repeat,
+        bounds: Bounds,
+    ) -> Result<Answer, NodeError> {
+        let message = self.message(method, path, kind, body.into())?;
+        let answer = self.exchange(message, repeat, bounds.answer);
+        let Some(wait) = bounds.wait else { return answer.await };
+        let late = |_| self.broken(&format_args!("no answer within {} s", wait.as_secs()));
+        tokio::time::timeout(wait, answer).await.map_err(late)?
+    }
+
+    async fn exchange(
+        &self,
+        mut message: Request<Full<Bytes>>,
+        repeat: Repeat,
+        most: usize,
+    ) -> Result<Answer, NodeError> {
+        // Whether a connection took it, so that it may have arrived.
+        let mut handed = false;
         loop {
             let kept = self.idle().pop();
             let Some(mut sender) = kept else { break };
@@ -244,17 +304,21 @@ impl Node {
             }
             let again = (repeat == Repeat::Once).then(|| message.clone());
             match sender.try_send_request(message).await {
-                Ok(response) => return self.read(sender, response).await,
+                Ok(response) => return self.read(sender, response, most).await,
                 // The node had closed the connection.
-                Err(mut error) => match error.take_message().or(again) {
-                    Some(unsent) => message = unsent,
-                    None => return Err(self.broken(error.error())),
+                Err(mut error) => match (error.take_message(), again) {
+                    (Some(unsent), _) => message = unsent,
+                    (None, Some(again)) => (message, handed) = (again, true),
+                    (None, None) => return Err(self.broken(error.error())),
                 },
             }
         }
-        let mut sender = self.connect().await?;
+        let mut sender = self.connect().await.map_err(|error| match error {
+            NodeError::Unreachable { node, reason } if handed => NodeError::Broken { node, reason },
+            error => error,
+        })?;
         let response = sender.send_request(message).await.map_err(|error| self.broken(&error))?;
-        self.read(sender, response).await
+        self.read(sender, response, most).await
     }
 
     fn message(
@@ -277,9 +341,14 @@ impl Node {
         request.body(Full::new(body)).map_err(|error| self.broken(&error))
     }
 
-    async fn read(&self, sender: Sender, response: Response<Incoming>) -> Result<Answer, NodeError> {
+    async fn read(
+        &self,
+        sender: Sender,
+        response: Response<Incoming>,
+        most: usize,
+    ) -> Result<Answer, NodeError> {
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = Limited::new(response.into_body(), most).collect().await;
         let body = body.map_err(|error| self.broken(&error))?.to_bytes();
         let mut idle = self.idle();
         if !sender.is_closed() && idle.len() < MAX_IDLE {

@@ -28,9 +28,11 @@ use nacre_session::{
 };
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long calls wait for a new CVM to be provisioned, and how often they ask.
+/// How long calls wait for a new CVM to be provisioned; the pauses before they look again double, from the first to the longest.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PROVISIONING_PAUSE: Duration = Duration::from_millis(100);
+const PROVISIONING_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How often a call is made in a new session because the CVM's code changed under the one before.
+const MAX_CODE_CHANGES: u32 = 8;
 /// Pauses before a busy node is asked again.
 const BUSY_PAUSES_MS: [u64; 7] = [20, 50, 100, 200, 500, 1000, 2000];
 
@@ -107,6 +109,9 @@ pub enum SessionError {
     /// The CVM's public key is none. Its report was genuine all the same.
     #[error("the CVM's public key is none; do not trust this node")]
     BadPublicKey,
+    /// The CVM has proved that it runs no code, and the policy says which: what is sent now could reach other code.
+    #[error("the CVM has no code, and the policy's code list is for some; deploy it, or start a key broker")]
+    NoCode,
     /// The CVM says no.
     #[error("{}", refused(.reason, *.value, .detail))]
     Refused {
@@ -173,6 +178,7 @@ impl SessionError {
             | Self::Exhausted
             | Self::Encode(_)
             | Self::BadPublicKey
+            | Self::NoCode
             | Self::Lost { may_have_run: false, .. } => true,
             Self::Refused { reason, .. } => *reason != Refusal::AnswerTooLong,
             // Only requests for evidence come back with it; a record's are `Lost`.
@@ -220,14 +226,15 @@ impl Expectations {
     }
 }
 
-/// A session with a CVM whose evidence was accepted. Its keys are wiped when it is dropped.
+/// A session with a CVM whose evidence was accepted. A call opens another one in its place when the CVM's code has changed. Its keys are wiped when it is dropped.
 pub struct SealedSession {
     node: Node,
     session: ClientSession,
     evidence: Evidence,
     verdict: Verdict,
     manifest: Manifest,
-    patience: Duration,
+    policy: Policy,
+    expect: Expectations,
     over: bool,
 }
 
@@ -304,11 +311,17 @@ impl SealedSession {
         let claims = ClaimsHash(evidence.claims.hash());
         let session = handshake.accept(id, key, claims, &mut random());
         let session = session.map_err(|_| SessionError::BadPublicKey)?;
-        let patience = expect.patience;
-        Ok(SealedSession { node: node.clone(), session, evidence, verdict, manifest, patience, over: false })
+        let (node, policy, expect) = (node.clone(), policy.clone(), *expect);
+        Ok(SealedSession { node, session, evidence, verdict, manifest, policy, expect, over: false })
     }
 
-    /// The evidence that was accepted.
+    /// Fetches new evidence, judges it by the same policy, and goes on with a session of it.
+    async fn reopen(&mut self) -> Result<(), SessionError> {
+        *self = SealedSession::open(&self.node, &self.policy, &self.expect).await?;
+        Ok(())
+    }
+
+    /// The evidence that was accepted, last if calls had to open another session.
     #[must_use]
     pub fn evidence(&self) -> &Evidence {
         &self.evidence
@@ -335,27 +348,38 @@ impl SealedSession {
         self.invoke(Invoke { action, args, env, limits, stdin }).await
     }
 
-    /// Calls an action. If the CVM was new when it proved itself, and says that it has no such action, it is asked again for a while:
-    /// a broker may be on its way.
+    /// Calls an action. The CVM runs it only if its code is what this session's evidence lists. If the code has changed, new evidence
+    /// is fetched, judged by the same policy, and the call made in its session: the CVM has said, sealed, that nothing ran. The same
+    /// is done for a while if the CVM was new when it proved itself, and has no such action: a broker may be on its way. If the
+    /// policy lists code, nothing is sent to a CVM that has none.
     ///
     /// # Errors
     /// [`SessionError`]; that the action failed is in the outcome.
     pub async fn invoke(&mut self, call: Invoke<'_>) -> Result<Outcome, SessionError> {
         let command = Command::Invoke(call);
-        let deadline = self.evidence.code.is_empty().then(|| Instant::now() + self.patience);
+        let deadline = Instant::now() + self.expect.patience;
+        let (mut changes, mut pause) = (0, PROVISIONING_PAUSES.0);
         loop {
-            let outcome = self.command(&command, None, |reply| match reply {
-                Reply::Outcome(outcome) => Some(Outcome::from(outcome)),
-                _ => None,
-            });
-            match outcome.await {
-                Err(SessionError::Refused { reason: Refusal::UnknownAction, .. })
-                    if deadline.is_some_and(|deadline| Instant::now() < deadline) =>
+            let new = self.evidence.code.is_empty();
+            let done = match new && self.policy.code.is_some() {
+                true => Err(SessionError::NoCode),
+                false => self.command(&command, None, outcome).await,
+            };
+            match done {
+                Err(SessionError::Refused { reason: Refusal::CodeChanged, .. })
+                    if changes < MAX_CODE_CHANGES =>
                 {
-                    tokio::time::sleep(PROVISIONING_PAUSE).await;
+                    changes += 1;
+                }
+                Err(SessionError::NoCode | SessionError::Refused { reason: Refusal::UnknownAction, .. })
+                    if new && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PROVISIONING_PAUSES.1);
                 }
                 done => return done,
             }
+            self.reopen().await?;
         }
     }
 
@@ -457,7 +481,8 @@ impl SealedSession {
         take(&reply).ok_or(SessionError::OtherReply)
     }
 
-    /// Has the node relay a sealed request. The bytes may be sent more than once, see above.
+    /// Has the node relay a sealed request. The bytes may be sent more than once, see above. Whatever the node answered, it had the
+    /// request by then, and may have handed it over: "busy" is its word only.
     async fn relay(&mut self, sealed: SealedRequest) -> Result<Bytes, SessionError> {
         let record = Bytes::from(sealed.bytes);
         let (mut pauses, mut broken, mut sent) = (BUSY_PAUSES_MS.iter(), false, false);
@@ -465,10 +490,13 @@ impl SealedSession {
             match self.node.record(record.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(NodeError::Broken { .. }) if !broken => (broken, sent) = (true, true),
-                Err(error) if error.status() == Some(429) => match pauses.next() {
-                    Some(pause) => tokio::time::sleep(Duration::from_millis(*pause)).await,
-                    None => break error,
-                },
+                Err(error) if error.status() == Some(429) => {
+                    sent = true;
+                    match pauses.next() {
+                        Some(pause) => tokio::time::sleep(Duration::from_millis(*pause)).await,
+                        None => break error,
+                    }
+                }
                 Err(error @ NodeError::Unreachable { .. }) => break error,
                 Err(error) => {
                     sent = true;
@@ -481,6 +509,13 @@ impl SealedSession {
         let why = why.to_string();
         let why = why.split_once("; ").map_or(why.as_str(), |(why, _)| why).to_owned();
         Err(SessionError::Lost { may_have_run: sent, why })
+    }
+}
+
+fn outcome(reply: &Reply<'_>) -> Option<Outcome> {
+    match reply {
+        Reply::Outcome(outcome) => Some(Outcome::from(outcome)),
+        _ => None,
     }
 }
 
@@ -506,7 +541,7 @@ fn from_client(error: ClientError) -> SessionError {
             RecordError::Replayed { .. } => SessionError::Replayed,
             RecordError::OutOfOrder { expected } => SessionError::OutOfOrder { expected },
             RecordError::Forged => SessionError::Forged,
-            RecordError::Exhausted => SessionError::Exhausted,
+            // In the clear: it may have run. `Exhausted` is what this end has counted itself.
             error => SessionError::Protocol(error),
         },
     }

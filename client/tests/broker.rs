@@ -268,3 +268,40 @@ async fn the_broker_outlives_its_node() {
     assert_eq!(generations.len(), 3);
     assert!(generations.windows(2).all(|pair| pair[0] < pair[1]));
 }
+
+/// Runs a broker until the node has seen this many questions for CVMs; how long that took.
+async fn polled(bench: &Bench, times: usize) -> std::time::Duration {
+    let begin = std::time::Instant::now();
+    let broker = bench.broker();
+    let (send, mut rounds) = tokio::sync::mpsc::unbounded_channel();
+    let tell = move |event: Event<'_>| {
+        if matches!(event, Event::Waiting) {
+            let _ = send.send(());
+        }
+    };
+    let runs = tokio::spawn(async move { broker.run(false, tell).await });
+    for _ in 0..times {
+        let round = tokio::time::timeout(std::time::Duration::from_secs(60), rounds.recv()).await;
+        round.expect("the broker goes on").unwrap();
+    }
+    runs.abort();
+    begin.elapsed()
+}
+
+#[tokio::test]
+async fn a_node_that_answers_at_once_is_asked_no_more_often() {
+    let bench = Bench::new().await;
+    bench.node.lie(Lie::Nobody);
+    // Not before it is due; how much later is the machine's affair.
+    assert!(polled(&bench, 3).await >= std::time::Duration::from_millis(1000));
+}
+
+#[tokio::test]
+async fn a_cvm_that_lacks_nothing_fills_no_log() {
+    let bench = Bench::new().await;
+    bench.deploy("one", None).await;
+    // The node forgets each time that it is provisioned.
+    bench.node.lie(Lie::Forgets);
+    assert!(polled(&bench, 4).await >= std::time::Duration::from_millis(500 + 1000 + 2000));
+    assert!(bench.audit().len() <= 4);
+}

@@ -6,6 +6,7 @@ use nacre_attest::manifest::Mode;
 use nacre_attest::policy::ManifestRule;
 use nacre_attest::verify::rule;
 use nacre_client::deploy::{Order, Removal, deploy, remove};
+use nacre_client::http::{Bounds, Repeat};
 use nacre_client::{
     Code, DeployError, Expectations, ModuleKind, Node, NodeError, Policy, Refusal, SealedSession,
     SessionError, SigningKey, Store,
@@ -328,4 +329,85 @@ async fn what_is_removed_is_gone_from_cvm_node_and_store() {
     // Its version is not forgotten.
     let next = deploy(&node.client(), &order, &Expectations::new()).await.unwrap();
     assert_eq!(next.release.version, 2);
+}
+
+#[tokio::test]
+async fn a_node_can_not_say_that_nothing_ran() {
+    let setup = Setup::new();
+    let node = setup.deployed().await;
+    for lie in [Lie::Busy429AfterRun, Lie::FailureExhausted] {
+        let mut session = open(&node).await;
+        session.call("mirror", b"one").await.unwrap();
+        let ran = node.state().cvm.as_ref().unwrap().ran.len();
+        node.lie(lie.clone());
+        let error = session.call("mirror", b"two").await.unwrap_err();
+        node.lie(Lie::None);
+        assert!(!error.nothing_ran(), "{lie:?}: {error}");
+        assert!(!matches!(error, SessionError::Exhausted), "{lie:?}");
+        assert_eq!(node.state().cvm.as_ref().unwrap().ran.len(), ran + 1, "{lie:?}: it did run, once");
+    }
+}
+
+#[tokio::test]
+async fn other_code_gets_no_input_before_it_has_proved_itself() {
+    let mut setup = Setup::new();
+    let node = setup.deployed().await;
+    let mut session = open(&node).await;
+    let first = session.evidence().claims.id.clone();
+    session.call("mirror", b"one").await.unwrap();
+    let hash = session.evidence().code[0];
+    let pinned = Policy { code: Some(vec![hash]), ..policy() };
+    let mut strict = SealedSession::open(&node.client(), &pinned, &Expectations::new()).await.unwrap();
+    strict.call("mirror", b"two").await.unwrap();
+    // The same code, installed anew: both go on, in other sessions.
+    deploy(&node.client(), &setup.order(), &Expectations::new()).await.unwrap();
+    session.call("mirror", b"three").await.unwrap();
+    strict.call("mirror", b"four").await.unwrap();
+    assert_ne!(session.evidence().claims.id, first, "there is new evidence");
+    // Other code: whoever pins the first sends it nothing.
+    setup.code.cwasm = vec![7; 1000];
+    deploy(&node.client(), &setup.order(), &Expectations::new()).await.unwrap();
+    let error = strict.call("mirror", b"five").await.unwrap_err();
+    assert!(matches!(error, SessionError::Rejected(_)) && error.nothing_ran(), "{error}");
+    session.call("mirror", b"six").await.unwrap();
+    let state = node.state();
+    let inputs: Vec<&[u8]> = state.cvm.as_ref().unwrap().ran.iter().map(|(_, input)| &input[..]).collect();
+    assert_eq!(inputs, [b"one".as_slice(), b"two", b"three", b"four", b"six"]);
+}
+
+#[tokio::test]
+async fn a_cvm_without_code_gets_no_input_if_the_policy_lists_some() {
+    let node = FakeNode::start().await;
+    let pinned = Policy { code: Some(vec![[1; 32]]), ..policy() };
+    let expect = Expectations { patience: std::time::Duration::from_millis(150), ..Expectations::new() };
+    let mut session = SealedSession::open(&node.client(), &pinned, &expect).await.unwrap();
+    let error = session.call("mirror", PLANTED).await.unwrap_err();
+    assert!(matches!(error, SessionError::NoCode) && error.nothing_ran(), "{error}");
+    assert_eq!(node.records_seen(), 0);
+    let asked = node.state().seen.iter().filter(|(path, _)| path.starts_with("/v1/sealed/evidence")).count();
+    assert!(asked >= 2, "it has looked again");
+}
+
+#[tokio::test]
+async fn answers_that_are_too_long_or_never_come_are_no_answers() {
+    let node = FakeNode::start().await;
+    let client = node.client();
+    // Longer than evidence, a manifest, or a list may be.
+    node.lie(Lie::Long((1 << 20) + 1));
+    let expect = Expectations::new();
+    let error = SealedSession::open(&client, &policy(), &expect).await.unwrap_err();
+    assert!(matches!(error, SessionError::Node(NodeError::Broken { .. })), "{error}");
+    assert!(matches!(client.manifest().await, Err(NodeError::Broken { .. })));
+    assert!(matches!(client.packages().await, Err(NodeError::Broken { .. })));
+    // As long as a list may be, but no offer.
+    node.lie(Lie::Long(70 << 10));
+    let error = SealedSession::open(&client, &policy(), &expect).await.unwrap_err();
+    assert!(matches!(error, SessionError::Node(NodeError::Broken { .. })), "{error}");
+    assert!(matches!(client.packages().await, Err(NodeError::Strange { .. })));
+    // None at all.
+    node.lie(Lie::Silent);
+    let bounds = Bounds { answer: 1, wait: Some(std::time::Duration::from_millis(50)) };
+    let path = "/v1/sealed/manifest";
+    let answer = client.send_within(hyper::Method::GET, path, "a/b", Vec::new(), Repeat::Once, bounds).await;
+    assert!(matches!(answer, Err(NodeError::Broken { .. })));
 }

@@ -91,6 +91,10 @@ pub struct Cvm {
     pub versions: Versions,
     /// Every call that ran: action and input.
     pub ran: Vec<(String, Vec<u8>)>,
+    /// Every removal that was ordered.
+    pub removed: Vec<(String, u64)>,
+    /// How often code was installed or removed.
+    pub changes: u64,
 }
 
 impl Cvm {
@@ -103,6 +107,8 @@ impl Cvm {
             installed: BTreeMap::new(),
             versions: Versions::new(),
             ran: Vec::new(),
+            removed: Vec::new(),
+            changes: 0,
         }
     }
 
@@ -137,12 +143,12 @@ impl Cvm {
         let evidence =
             Evidence { report, certificates, manifest: self.manifest.clone(), claims, code, outer: None };
         let id = draft.id();
-        self.sessions.publish(draft, ClaimsHash(evidence.claims.hash()), 0);
+        self.sessions.publish(draft, ClaimsHash(evidence.claims.hash()), self.changes);
         (id, evidence)
     }
 
     fn record(&mut self, record: Vec<u8>, packages: &BTreeMap<String, Bytes>) -> Vec<u8> {
-        let Sealed { body, responder } = match self.sessions.accept(record) {
+        let Sealed { body, responder, code } = match self.sessions.accept(record) {
             Ok(request) => request,
             Err(rejected) => return rejected.encode(),
         };
@@ -157,6 +163,9 @@ impl Cvm {
         }
         match command {
             Command::Invoke(call) => {
+                if code != self.changes {
+                    return responder.seal(&Reply::refused(Refusal::CodeChanged));
+                }
                 let Some(action) = self.installed.get(call.action) else {
                     return responder.seal(&Reply::refused(Refusal::UnknownAction));
                 };
@@ -183,6 +192,8 @@ impl Cvm {
             },
             Command::Remove(remove) => {
                 self.installed.remove(remove.name);
+                self.changes += 1;
+                self.removed.push((remove.name.to_owned(), remove.version));
                 responder.seal(&Reply::Removed { version: remove.version })
             }
             Command::Logs(logs) => responder.seal(&Reply::Logs { first: logs.from, bytes: b"a line\n" }),
@@ -218,6 +229,7 @@ impl Cvm {
         self.versions.installed(install.name, install.version, install.package)?;
         let env = install.env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let (version, kind, code) = (install.version, install.kind, statement.cwasm_sha256);
+        self.changes += 1;
         self.installed.insert(install.name.to_owned(), Code { version, kind, code, env });
         Ok(code)
     }
@@ -258,6 +270,18 @@ pub enum Lie {
     Break(u32),
     /// It is too busy for records, this often.
     Busy(u32),
+    /// It hands a record over, and says each time that it is too busy for it.
+    Busy429AfterRun,
+    /// It hands a record over, and says in the CVM's name that the session has carried all it can.
+    FailureExhausted,
+    /// Its answers have this many bytes, whatever was asked.
+    Long(usize),
+    /// It takes requests, and answers nothing.
+    Silent,
+    /// It forgets that a CVM is provisioned.
+    Forgets,
+    /// It says at once that no CVM waits.
+    Nobody,
 }
 
 /// What the node is.
@@ -354,6 +378,18 @@ impl FakeNode {
         let (method, path) = (request.method().clone(), request.uri().to_string());
         let body = request.into_body().collect().await.unwrap().to_bytes();
         self.state().seen.push((path.clone(), body.clone()));
+        match self.state().lie.clone() {
+            Lie::Long(bytes) => return Ok(Response::new(Full::new(Bytes::from(vec![b' '; bytes])))),
+            Lie::Nobody if path.starts_with("/v1/sealed/provisioning") => {
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                return Ok(response);
+            }
+            _ => {}
+        }
+        if self.state().lie == Lie::Silent {
+            return std::future::pending().await;
+        }
         if method == Method::GET && path.starts_with("/v1/sealed/provisioning") {
             return Ok(self.provisioning().await);
         }
@@ -435,7 +471,7 @@ impl State {
             ("POST", path) if path.starts_with("/v1/sealed/provisioning/") => {
                 let generation: u64 = last.parse().unwrap();
                 if let Some(cvm) = self.cvm.as_mut().filter(|cvm| cvm.generation == generation) {
-                    cvm.provisioned = true;
+                    cvm.provisioned = self.lie != Lie::Forgets;
                 }
                 (204, none)
             }
@@ -492,6 +528,15 @@ impl State {
         if let Lie::Break(times @ 1..) = self.lie {
             self.lie = Lie::Break(times - 1);
             return (0, Vec::new());
+        }
+        if self.lie == Lie::Busy429AfterRun {
+            return (429, br#"{"error":"The tenant has 1 calls under way; send again."}"#.to_vec());
+        }
+        if self.lie == Lie::FailureExhausted {
+            let (header, _) = wire::Header::split(&answer).unwrap();
+            let (session, seq) = (header.session, header.seq);
+            let error = nacre_session::RecordError::Exhausted;
+            return (200, nacre_session::Rejected { session, seq, error }.encode());
         }
         if self.lie == Lie::ForgeAnswer {
             *answer.last_mut().unwrap() ^= 1;
