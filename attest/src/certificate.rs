@@ -160,9 +160,15 @@ impl Certificate {
         &self.der
     }
 
-    /// SHA-256 of its DER: what policies call it by.
+    /// SHA-256 of its DER: what policies call it by, if it is signed by RSA.
     pub fn sha256(&self) -> [u8; 32] {
         Sha256::digest(&self.der).into()
+    }
+
+    /// SHA-256 of the part that is signed. Whoever has a certificate signed by ECDSA can make another one of it, with another
+    /// signature that is as good: this is the same in both.
+    pub fn signed_sha256(&self) -> [u8; 32] {
+        Sha256::digest(&self.signed).into()
     }
 
     /// Whether that one's key signed this one, and this one names it as its issuer.

@@ -309,7 +309,12 @@ impl<'a> Judge<'a> {
 
     fn certificate_not_revoked(&self) -> Judged {
         let revoked = &self.policy.revoked_certificates;
-        match self.chain()?.certificates.iter().find(|one| revoked.contains(&one.sha256())) {
+        match self
+            .chain()?
+            .certificates
+            .iter()
+            .find(|one| revoked.contains(&one.sha256()) || revoked.contains(&one.signed_sha256()))
+        {
             Some(one) => Err(format!("the policy revokes the certificate of {}", one.subject_name)),
             None => Ok(format!("{} revoked by the policy, none of these", revoked.len())),
         }
@@ -318,6 +323,10 @@ impl<'a> Judge<'a> {
     fn chip_not_revoked(&self) -> Judged {
         let chip_id = self.report()?.chip_id;
         let revoked = &self.policy.revoked_chips;
+        // Firmware can be told to leave it out, with a VLEK.
+        if !revoked.is_empty() && chip_id == [0; 64] {
+            return Err("the chip's identity is masked".to_string());
+        }
         if revoked.contains(&chip_id) {
             return Err(format!("the policy revokes chip {}", hex(&chip_id[..8])));
         }

@@ -141,7 +141,25 @@ fn what_the_policy_does_not_accept_is_named() {
     for der in &chain {
         let print = Certificate::parse(der).unwrap().sha256();
         assert_eq!(rejected(&|p| p.revoked_certificates = vec![print]), [rule::CERTIFICATE_NOT_REVOKED]);
+        let print = Certificate::parse(der).unwrap().signed_sha256();
+        assert_eq!(rejected(&|p| p.revoked_certificates = vec![print]), [rule::CERTIFICATE_NOT_REVOKED]);
+        // Another signature makes another certificate, about the same.
+        let mut other = der.clone();
+        *other.last_mut().unwrap() ^= 1;
+        let other = Certificate::parse(&other).unwrap();
+        assert_ne!(other.sha256(), Certificate::parse(der).unwrap().sha256());
+        assert_eq!(other.signed_sha256(), print);
     }
+    // A chip that is not named may be any of them.
+    let mut masked = report.clone();
+    masked[0x1a0..0x1e0].fill(0);
+    let chips = |revoked_chips: Vec<[u8; 64]>| {
+        let verdict = judge(&masked, &chain, &Policy { revoked_chips, ..milan_policy() });
+        let rule = verdict.rule(rule::CHIP_NOT_REVOKED).unwrap();
+        (rule.passed, rule.detail.clone())
+    };
+    assert_eq!(chips(vec![[1; 64]]), (false, "the chip's identity is masked".to_string()));
+    assert!(chips(Vec::new()).0);
     assert_eq!(
         rejected(&|p| p.outer_measurements = vec![p.measurements[0].measurement]),
         [rule::OUTER_MEASUREMENT]

@@ -251,6 +251,7 @@ fn key_brokers_list_what_they_have() {
     fs::write(place.path("policy.toml"), policy).unwrap();
     fs::write(place.path("a.wat"), r#"(module (memory 1) (func (export "_start")))"#).unwrap();
     fs::write(place.path("secret"), "planted").unwrap();
+    fs::set_permissions(place.path("secret"), fs::Permissions::from_mode(0o644)).unwrap();
     let add = |more: &[&str]| {
         let args = [
             "keybroker",
@@ -272,6 +273,11 @@ fn key_brokers_list_what_they_have() {
         ];
         place.nacre(&[&args[..], more].concat())
     };
+    // What others may read is no secret.
+    let open = add(&[]);
+    let text = String::from_utf8(open.stderr).unwrap();
+    assert!(open.status.code() == Some(1) && text.contains("chmod 600"), "{text}");
+    fs::set_permissions(place.path("secret"), fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(add(&[]).status.code(), Some(0));
     assert_eq!(add(&["--version", "7"]).status.code(), Some(0));
     let older = add(&["--version", "6"]);

@@ -15,8 +15,8 @@ use hyper::body::Bytes;
 use nacre_attest::manifest::{Manifest, ManifestError, Mode, SignedManifest};
 use nacre_attest::policy::Policy;
 use nacre_attest::verify::{Verdict, hex};
-use nacre_session::SigningKey;
 use nacre_session::command::ModuleKind;
+use nacre_session::{Refusal, SigningKey};
 
 /// Why nothing was deployed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -286,6 +286,7 @@ pub struct Removal<'a> {
 pub async fn remove(node: &Node, removal: &Removal<'_>, expect: &Expectations) -> Result<u64, DeployError> {
     let Removal { policy, name, authority, store } = *removal;
     let entry = store.map(|store| store.entry(name)).transpose()?.flatten();
+    let newest = entry.as_ref().map(|entry| entry.version);
     let known = entry.and_then(|entry| entry.release.as_ref().map(|release| release.version));
     // First of all the store: the broker must not bring back what the CVM forgets.
     if let Some(store) = store {
@@ -297,6 +298,14 @@ pub async fn remove(node: &Node, removal: &Removal<'_>, expect: &Expectations) -
     let installed = installed.iter().find(|one| one.name == name).map(|one| one.version);
     if let Some(version) = installed {
         session.remove(name, version, authority).await?;
+    }
+    // Also what is not there: the node may hold an order to install it back, and deliver it later.
+    if let Some(version) = newest.filter(|newest| installed.is_none_or(|installed| installed < *newest)) {
+        match session.remove(name, version, authority).await {
+            // A CVM of an older release, which keeps no note of it.
+            Err(SessionError::Refused { reason: Refusal::UnknownAction, .. }) => {}
+            done => done?,
+        }
     }
     if let Some(store) = store {
         clear(node, store, name).await?;

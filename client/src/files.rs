@@ -9,7 +9,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// The system's; `PermissionDenied` with a remedy if others may read it.
-pub(crate) fn read_private(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+pub fn read_private(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         return Err(io::Error::other("is open to other users; chmod 600 it"));

@@ -47,6 +47,7 @@ mod files;
 mod outcome;
 
 pub use deploy::{DeployError, Deployed, deploy};
+pub use files::read_private;
 pub use http::{Node, NodeError};
 pub use nacre_attest::ed25519_dalek::{SigningKey, VerifyingKey};
 pub use nacre_attest::manifest::{Manifest, Mode, SignedManifest};

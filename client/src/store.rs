@@ -69,6 +69,12 @@ pub enum StoreError {
         /// The newest one.
         newest: u64,
     },
+    /// Another manifest of this version is known: which of them is the newest, nobody could say.
+    #[error("another manifest of version {version} is known; sign this one with a higher version")]
+    SameManifestVersion {
+        /// Which one.
+        version: u64,
+    },
     /// A manifest is not signed by its owner.
     #[error("{0}; sign it with nacre manifest sign")]
     Manifest(#[from] ManifestError),
@@ -349,7 +355,7 @@ impl Store {
     /// Keeps a manifest if it is the newest.
     ///
     /// # Errors
-    /// `OtherOwner`, `OlderManifest`, `Manifest`; `File`.
+    /// `OtherOwner`, `OlderManifest`, `SameManifestVersion`, `Manifest`; `File`.
     pub fn set_manifest(&self, signed: &SignedManifest) -> Result<(), StoreError> {
         let new = signed.verify()?;
         let _lock = self.lock()?;
@@ -362,6 +368,9 @@ impl Store {
             }
             if known == new {
                 return Ok(());
+            }
+            if known.version == new.version {
+                return Err(StoreError::SameManifestVersion { version: known.version });
             }
         }
         write(&self.dir.join("manifest.signed"), &signed.encode())

@@ -105,6 +105,10 @@ fn manifests_never_go_back() {
     }
     let older = store.set_manifest(&manifest(1, &owner));
     assert!(matches!(older, Err(StoreError::OlderManifest { newest: 2 })));
+    let renamed = manifest(2, &owner).verify().unwrap();
+    let renamed = Manifest { name: "b".to_owned(), ..renamed }.sign(&owner).unwrap();
+    let twin = store.set_manifest(&renamed);
+    assert!(matches!(twin, Err(StoreError::SameManifestVersion { version: 2 })));
     let other = store.set_manifest(&manifest(3, &crate::keys::generate()));
     assert!(matches!(other, Err(StoreError::OtherOwner)));
     let mut unsigned = manifest(4, &owner);

@@ -18,6 +18,7 @@ use nacre_tls::client::{Shown, config, server_name};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -102,10 +103,13 @@ impl Tunnel {
     }
 }
 
-async fn carry(mut program: TcpStream, mut service: TlsStream<TcpStream>) {
+async fn carry(mut program: TcpStream, mut service: impl AsyncRead + AsyncWrite + Unpin) {
     // It ends as either end wants; both see the other's end, or its break.
     let _ = program.set_nodelay(true);
-    let _ = tokio::io::copy_bidirectional(&mut program, &mut service).await;
+    if tokio::io::copy_bidirectional(&mut program, &mut service).await.is_err() {
+        // What the service said may be cut: the program must not take that for its end. It sees a connection that was reset.
+        let _ = program.set_zero_linger();
+    }
 }
 
 /// Judges what a service shows.
@@ -125,4 +129,67 @@ fn judge(shown: &Shown<'_>, policy: &Policy, chain: &[Vec<u8>]) -> Result<(), St
         return Err("the evidence is about another TLS key".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
+
+    /// A service whose answer begins, and then is cut or ends in order.
+    struct Cut {
+        begun: bool,
+        cut: bool,
+    }
+
+    impl AsyncRead for Cut {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            to: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if !std::mem::replace(&mut self.begun, true) {
+                to.put_slice(b"the first half");
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(if self.cut { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
+        }
+    }
+
+    impl AsyncWrite for Cut {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(from.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_is_no_end() {
+        for cut in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut program = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (near, _) = listener.accept().await.unwrap();
+            let carried = tokio::spawn(carry(near, Cut { begun: false, cut }));
+            let mut read = Vec::new();
+            if cut {
+                carried.await.unwrap();
+                let error = program.read_to_end(&mut read).await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            } else {
+                program.shutdown().await.unwrap();
+                program.read_to_end(&mut read).await.unwrap();
+                assert_eq!(read, b"the first half");
+                carried.await.unwrap();
+            }
+        }
+    }
 }

@@ -326,6 +326,11 @@ async fn what_is_removed_is_gone_from_cvm_node_and_store() {
     assert!(matches!(unknown, Err(DeployError::Unknown)));
     assert!(node.state().packages.is_empty());
     assert!(node.state().cvm.as_ref().unwrap().installed.is_empty());
+    // The order goes out also when nothing is there: another one, to install it, may be held back.
+    assert_eq!(
+        node.state().cvm.as_ref().unwrap().removed,
+        [("mirror".to_owned(), 1), ("mirror".to_owned(), 1)]
+    );
     // Its version is not forgotten.
     let next = deploy(&node.client(), &order, &Expectations::new()).await.unwrap();
     assert_eq!(next.release.version, 2);

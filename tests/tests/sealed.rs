@@ -429,6 +429,37 @@ fn what_is_not_sealed_by_the_owner_is_refused() {
 }
 
 #[test]
+fn a_manifest_that_comes_during_a_launch_is_the_one_that_counts() {
+    let Some(nacre) = need("sealed calls", Nacre::find()) else { return };
+    let place = Place::new().unwrap();
+    Owner::prepare(&nacre, &place);
+    let node = Node::start(&nacre, &place, &[]).unwrap();
+    let owner = Owner::new(&nacre, &place, &node);
+    let toml = std::fs::read_to_string(place.path("keys/manifest.toml")).unwrap();
+    let sign = |version: u32, name: &str| {
+        let text = toml.replace("version = 1\n", &format!("version = {version}\n"));
+        std::fs::write(place.path("keys/manifest.toml"), text.replace("\"tests\"", name)).unwrap();
+        owner.ok(&["manifest", "sign", "manifest.toml", "--key", "owner.key"]);
+        std::fs::read(place.path("keys/manifest.signed")).unwrap()
+    };
+    let put =
+        |manifest: &[u8]| node.request(Some(&owner.tenant), "PUT", "/v1/sealed/manifest", manifest).unwrap();
+    for round in 1..=4 {
+        // Without a CVM, somebody has one launched, and the next manifest comes meanwhile.
+        assert_eq!(put(&sign(2 * round, "\"tests\"")).status, 204);
+        let mut launches = owner.command(&["attest", "fetch", "-o", "evidence"]).spawn().unwrap();
+        sign(2 * round + 1, "\"tests\"");
+        owner.deploy("teller", "teller.wasm", &[]);
+        launches.wait().unwrap();
+        told(&owner.invoke("teller", INPUT), INPUT);
+    }
+    // Another one of the same version is not taken.
+    let twin = put(&sign(9, "\"twins\""));
+    assert_eq!(twin.status, 409, "{}", twin.error());
+    assert!(twin.error().contains("another manifest of version 9"), "{}", twin.error());
+}
+
+#[test]
 fn a_sealed_service_logs_for_its_owner_only() {
     let Some(nacre) = need("sealed logs", Nacre::find()) else { return };
     let place = Place::new().unwrap();

@@ -8,7 +8,7 @@ use crate::node::client::wait;
 use crate::program::io_reason;
 use nacre_attest::certificate::Certificate;
 use nacre_attest::chain::Chain;
-use nacre_attest::evidence::{Evidence, MAX_EVIDENCE_BYTES};
+use nacre_attest::evidence::{Evidence, MAX_EVIDENCE_BYTES, OuterReport};
 use nacre_attest::launch::Measurement;
 use nacre_attest::policy::{AcceptedGuest, Policy};
 use nacre_attest::report::{REPORT_BYTES, Report};
@@ -98,6 +98,7 @@ fn show(args: &AttestShowArgs) -> Result<ExitCode, Failure> {
     };
     let platform = platform(&evidence.certificates);
     let names: Vec<String> = evidence.certificates.iter().map(|der| certificate(der)).collect();
+    let outer = evidence.outer.as_ref().map(OuterShown::new);
     let manifest = evidence.manifest.as_ref().map(|signed| signed.verify());
     let claims = &evidence.claims;
     let code: Vec<String> = evidence.code.iter().map(|hash| hex(hash)).collect();
@@ -117,6 +118,7 @@ fn show(args: &AttestShowArgs) -> Result<ExitCode, Failure> {
                 "code": hex(&claims.code) },
             "manifest": manifest,
             "code": code,
+            "outer": outer.as_ref().map(OuterShown::json),
         });
         println!("{object}");
         return Ok(ExitCode::SUCCESS);
@@ -144,16 +146,56 @@ fn show(args: &AttestShowArgs) -> Result<ExitCode, Failure> {
     }
     println!("# loaded code");
     code.iter().for_each(|hash| println!("{hash}"));
+    if let Some(outer) = outer {
+        outer.print();
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A certificate in one line.
+/// What there is to see of the VM around a nested CVM.
+struct OuterShown {
+    report: Result<Report, String>,
+    platform: Option<Platform>,
+    certificates: Vec<String>,
+}
+
+impl OuterShown {
+    fn new(outer: &OuterReport) -> Self {
+        Self {
+            report: Report::parse(&outer.report).map_err(|error| error.to_string()),
+            platform: platform(&outer.certificates),
+            certificates: outer.certificates.iter().map(|der| certificate(der)).collect(),
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let report = match &self.report {
+            Ok(report) => report_json(report, self.platform),
+            Err(error) => json!({ "error": error }),
+        };
+        json!({ "report": report, "certificates": self.certificates })
+    }
+
+    fn print(&self) {
+        println!("# report of the VM around it");
+        match &self.report {
+            Ok(report) => print!("{}", report_table(report, self.platform)),
+            Err(error) => println!("{error}"),
+        }
+        println!("# certificates of the VM around it");
+        self.certificates.iter().for_each(|name| println!("{name}"));
+    }
+}
+
+/// A certificate in one line, with the two hashes that a policy may revoke it by.
 fn certificate(der: &[u8]) -> String {
     match Certificate::parse(der) {
         Ok(one) => format!(
-            "{} issued by {}",
+            "{} issued by {}, SHA-256 {}, of its signed part {}",
             super::printable(&one.subject_name),
-            super::printable(&one.issuer_name)
+            super::printable(&one.issuer_name),
+            hex(&one.sha256()),
+            hex(&one.signed_sha256())
         ),
         Err(error) => format!("unreadable: {error}"),
     }

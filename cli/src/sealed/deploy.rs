@@ -7,16 +7,19 @@ use crate::failure::Failure;
 use crate::module::{Entry, Module};
 use crate::node::client::wait;
 use crate::node::drive_args::DeployArgs;
-use crate::program::is_cwasm;
+use crate::program::{io_reason, is_cwasm};
 use crate::spinner;
 use crate::values::{EnvVar, format_size};
 use nacre_attest::verify::hex;
 use nacre_client::deploy::{Order, deploy};
 use nacre_client::store::kind_name;
-use nacre_client::{Code, Expectations, ModuleKind, Service, Store};
+use nacre_client::{Code, Expectations, ModuleKind, Service, Store, read_private};
 use nacre_engine::CpuTarget;
 use std::path::Path;
 use std::process::ExitCode;
+
+/// Longest secret in a file: all of them fit one command.
+const MAX_SECRET_BYTES: u64 = 16 << 20;
 
 /// Runs the command.
 ///
@@ -77,7 +80,11 @@ pub fn command(args: &DeployArgs, manifest: &Path) -> Result<ExitCode, Failure> 
         });
         println!("{object}");
     } else {
-        let at = deployed.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default();
+        let at = deployed
+            .address
+            .as_deref()
+            .map(|address| format!(" at {}", super::printable(address)))
+            .unwrap_or_default();
         println!("{}: sealed, version {}{at}", super::printable(&args.name), release.version);
         eprintln!("nacre: {}: sealed for a CVM that has proved: {}", args.name, proved(&deployed.verdict));
         if store.is_none() {
@@ -112,6 +119,15 @@ pub fn code(path: &Path) -> Result<Code, Failure> {
     Ok(Code::from(&compiled.map_err(|error| failure(&error))?.program))
 }
 
+/// Reads a file with a secret: one that others may read holds none.
+fn secret(path: &Path) -> Result<Vec<u8>, Failure> {
+    read_private(path, MAX_SECRET_BYTES).map_err(|error| {
+        let reason = io_reason(&error);
+        let remedy = if reason.contains("; ") { "" } else { "; check the path and its permissions" };
+        Failure::new(path.display(), format_args!("{reason}{remedy}"))
+    })
+}
+
 /// `--secret` and `--secret-file`.
 pub fn variables(secrets: &[EnvVar], files: &[String]) -> Result<Vec<(String, String)>, Failure> {
     let mut all: Vec<(String, String)> = Vec::new();
@@ -131,7 +147,7 @@ pub fn variables(secrets: &[EnvVar], files: &[String]) -> Result<Vec<(String, St
             file.split_once('=')
                 .filter(|(name, path)| !name.is_empty() && !path.is_empty())
                 .ok_or_else(|| Failure::usage(what(), "has no name or no path", "write NAME=PATH"))?;
-        let value = String::from_utf8(read(Path::new(path))?)
+        let value = String::from_utf8(secret(Path::new(path))?)
             .map_err(|_| Failure::new(path, "is not text in UTF-8; encode it, for example in base64"))?;
         all.push((name.to_owned(), value));
     }

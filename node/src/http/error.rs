@@ -97,7 +97,8 @@ impl From<StoreError> for ApiError {
                 | EditError::OtherKind(_)
                 | EditError::PortTaken
                 | EditError::OtherOwner
-                | EditError::OlderManifest(_),
+                | EditError::OlderManifest(_)
+                | EditError::SameManifestVersion(_),
             ) => StatusCode::CONFLICT,
             StoreError::Edit(EditError::TooMany(_)) => StatusCode::FORBIDDEN,
             StoreError::Edit(EditError::TooMuch) => StatusCode::PAYLOAD_TOO_LARGE,

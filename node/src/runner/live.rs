@@ -52,6 +52,8 @@ pub(super) struct Live {
     pub(super) machine: Arc<Machine>,
     pub(super) since: Instant,
     pub(super) sealing: Sealing,
+    /// The hash of the manifest it was launched with.
+    pub(super) manifest: Option<[u8; 32]>,
     codes: Mutex<Codes>,
     max_bytes: u64,
     _shown: Option<Box<dyn Any + Send + Sync>>,
@@ -62,6 +64,7 @@ impl Live {
     pub(super) fn new(
         machine: Machine,
         generation: u64,
+        manifest: Option<[u8; 32]>,
         max_bytes: u64,
         shown: Option<Box<dyn Any + Send + Sync>>,
     ) -> Self {
@@ -69,6 +72,7 @@ impl Live {
             machine: Arc::new(machine),
             since: Instant::now(),
             sealing: Sealing::new(generation),
+            manifest,
             codes: Mutex::default(),
             max_bytes,
             _shown: shown,

@@ -32,6 +32,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
+/// How often a launch is begun again because the manifest changed meanwhile.
+const MAX_LAUNCHES: u32 = 5;
+
 /// Shows a CVM of the node for as long as what it returns lives.
 pub type Publish = Arc<dyn Fn(&str, &Arc<Cvm>) -> Box<dyn Any + Send + Sync> + Send + Sync>;
 
@@ -300,7 +303,30 @@ impl Runner {
             return Ok(live);
         }
         self.make_room(seat).await?;
-        let limits = seat.tenant.limits();
+        for _ in 0..MAX_LAUNCHES {
+            let live = self.launch(&seat.tenant).await?;
+            // A manifest that came meanwhile found no CVM to end; one that comes from now on waits for this one.
+            if live.manifest != self.manifest_hash(&seat.tenant) {
+                live.machine.stop().await;
+                continue;
+            }
+            *seat.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
+            if seat.tenant.is_removed() {
+                self.retire(seat, &live).await;
+                return Err(Ended("the tenant was removed".into()));
+            }
+            self.changed.notify_one();
+            seat.launched.notify_waiters();
+            return Ok(live);
+        }
+        Err(Ended("its manifest changes faster than it starts; ask again".into()))
+    }
+
+    /// Launches a CVM with the manifest that its tenant has now, and brings the packages in.
+    async fn launch(&self, tenant: &Arc<Tenant>) -> Result<Arc<Live>, Ended> {
+        let limits = tenant.limits();
+        let manifest = self.manifest(tenant)?;
+        let hash = manifest.as_ref().map(|manifest| manifest.hash);
         let spec = MachineSpec {
             memory_bytes: limits.memory_bytes,
             workers: limits.workers_max,
@@ -310,25 +336,18 @@ impl Runner {
                 max: Some(limits.workers_max),
             },
             manager: self.manager.clone(),
-            identity: self.platform.identity(self.manifest(&seat.tenant)?),
+            identity: self.platform.identity(manifest),
         };
         let begin = Instant::now();
         let launched = tokio::task::spawn_blocking(move || Machine::launch(spec)).await;
         let machine = launched.map_err(|error| Ended(error.to_string()))??;
         crate::metrics::launched(begin.elapsed());
-        let name = seat.tenant.name().as_str();
+        let name = tenant.name().as_str();
         tracing::info!(tenant = name, elapsed_us = begin.elapsed().as_micros() as u64, "CVM launched");
         let shown = self.publish.as_ref().map(|publish| publish(name, machine.cvm()));
         let generation = self.launches.fetch_add(1, Ordering::Relaxed);
-        let live = Arc::new(Live::new(machine, generation, limits.memory_bytes / 4, shown));
-        self.bring_packages(&live, &seat.tenant).await;
-        *seat.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
-        if seat.tenant.is_removed() {
-            self.retire(seat, &live).await;
-            return Err(Ended("the tenant was removed".into()));
-        }
-        self.changed.notify_one();
-        seat.launched.notify_waiters();
+        let live = Arc::new(Live::new(machine, generation, hash, limits.memory_bytes / 4, shown));
+        self.bring_packages(&live, tenant).await;
         Ok(live)
     }
 
@@ -339,6 +358,13 @@ impl Runner {
         let signed = SignedManifest::decode(&bytes);
         let signed = signed.map_err(|error| Ended(format!("the stored manifest is damaged: {error}")))?;
         Ok(Some(Manifest { bytes, hash: signed.hash() }))
+    }
+
+    /// The hash of the manifest that the tenant has now.
+    fn manifest_hash(&self, tenant: &Tenant) -> Option<[u8; 32]> {
+        let sealed = self.store.directory().sealed(tenant.name());
+        let signed = SignedManifest::decode(sealed.manifest.as_deref()?).ok()?;
+        Some(signed.hash())
     }
 
     /// Ends the CVM that is idle longest, if there are as many as may be.

@@ -180,9 +180,13 @@ impl Runner {
         }
     }
 
-    /// Ends the tenant's CVM, because what it was launched with has changed: the next request launches another one.
+    /// Ends the tenant's CVM if it was launched with another manifest than the tenant has now: the next request launches another
+    /// one. One that is being launched is waited for.
     pub async fn replace(&self, tenant: &Arc<Tenant>) {
-        if let Some(live) = self.seat(tenant).take(None) {
+        let seat = self.seat(tenant);
+        let _one = seat.launching.lock().await;
+        let Some(live) = seat.get() else { return };
+        if live.manifest != self.manifest_hash(tenant) && seat.take(Some(&live)).is_some() {
             live.machine.stop().await;
         }
     }

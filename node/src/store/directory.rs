@@ -40,6 +40,9 @@ pub enum EditError {
     /// An older manifest.
     #[error("the tenant has version {0} of its manifest; raise the version")]
     OlderManifest(u64),
+    /// Another manifest of the same version.
+    #[error("the tenant has another manifest of version {0}; raise the version")]
+    SameManifestVersion(u64),
     /// A new action without code.
     #[error("a new action needs code; send exec with kind and code")]
     NoCode,

@@ -102,8 +102,9 @@ impl Store {
             let Some(record) = tables::tenant(change.transaction, tenant.as_str())? else {
                 return Err(EditError::Missing.into());
             };
-            let count = change.directory.sealed(&tenant).packages.len();
-            if count >= record.limits.actions as usize {
+            let known = change.directory.sealed(&tenant);
+            let full = known.packages.len() >= record.limits.actions as usize;
+            if full && !known.packages.contains_key(&id) {
                 return Err(EditError::TooMany(record.limits.actions).into());
             }
             let old: Option<Package> = {

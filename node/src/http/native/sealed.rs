@@ -9,7 +9,7 @@ use crate::http::extract::{self, Caller, Options, Place};
 use crate::names::{EntityName, PackageId, now_ms, rfc3339};
 use crate::records::{ModuleRef, Package, Service, Version};
 use crate::runner::SealedError;
-use crate::store::EditError;
+use crate::store::{EditError, StoreError};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -83,7 +83,7 @@ fn package_id(place: &Place) -> Result<PackageId, ApiError> {
 #[utoipa::path(put, path = "/v1/sealed/manifest", tag = "sealed", security(("tenant" = [])),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 204), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
-        (status = 409, description = "It has another owner, or is older", body = ErrorBody)))]
+        (status = 409, description = "It has another owner, is older, or is another one of the same version", body = ErrorBody)))]
 pub(super) async fn set_manifest(
     State(node): State<Arc<Node>>,
     Caller(tenant): Caller,
@@ -94,19 +94,24 @@ pub(super) async fn set_manifest(
     let signed = SignedManifest::decode(&content.bytes).map_err(|error| bad(&error))?;
     let new = signed.verify().map_err(|error| bad(&error))?;
     let bytes: Arc<[u8]> = Arc::from(&content.bytes[..]);
-    let same = node.store.directory().sealed(tenant.name()).manifest.as_deref() == Some(&*bytes);
     let may_replace = move |old: Option<&[u8]>| {
         let old = old.and_then(|old| SignedManifest::decode(old).ok()?.verify().ok());
         match old {
             Some(old) if old.owner != new.owner => Err(EditError::OtherOwner),
             Some(old) if old.version > new.version => Err(EditError::OlderManifest(old.version)),
+            Some(old) if old.version == new.version && old != new => {
+                Err(EditError::SameManifestVersion(old.version))
+            }
             _ => Ok(()),
         }
     };
-    node.store.set_manifest(tenant.name().clone(), bytes, may_replace).await?;
-    if !same {
+    // Who asked may go away: what is stored and what runs go together all the same.
+    let both = async move {
+        node.store.set_manifest(tenant.name().clone(), bytes, may_replace).await?;
         node.runner.replace(&tenant).await;
-    }
+        Ok::<_, StoreError>(())
+    };
+    tokio::spawn(both).await.map_err(|_| ApiError::internal())??;
     Ok(StatusCode::NO_CONTENT)
 }
 
