@@ -256,10 +256,9 @@ fn more_handshakes_than_there_may_be_wait_their_turn() {
 #[test]
 fn garbage_ends_its_connection_and_nothing_else() {
     serve("garbage", ECHO, ModuleKind::TlsService, |service| {
-        let hello = service.hello();
-        let mut broken = hello.clone();
-        broken[20] ^= 0xff;
-        broken.truncate(hello.len() - 7);
+        let mut broken = service.hello();
+        // No kind of handshake message. (Most of a hello is random, or in any order.)
+        broken[5] = 99;
         let long = [&[22, 3, 1, 0x40, 1][..], &[1; 0x4001]].concat();
         let garbage: [&[u8]; 5] =
             [b"GET / HTTP/1.1\r\n\r\n", &[0; 3000], &[0xff; 40_000], &long, &[broken, vec![7; 500]].concat()];
@@ -273,7 +272,11 @@ fn garbage_ends_its_connection_and_nothing_else() {
             if let Err(error) = &ended {
                 assert_eq!(error.kind(), ErrorKind::ConnectionReset);
             }
-            assert!(answer.is_empty() || answer.starts_with(&[21, 3]), "an alert or nothing: {answer:?}");
+            assert!(
+                answer.is_empty() || answer.starts_with(&[21, 3]),
+                "an alert or nothing: {:?}",
+                &answer[..answer.len().min(60)]
+            );
         }
         service.wait_until_open(0);
         echoes(service, b"and on");
