@@ -298,30 +298,39 @@ fn a_worker_that_does_not_park_in_time_is_stopped_and_goes_on_later() {
     );
     let small = computing(1000);
     let program = started(&cvm, &filling);
-    let mut forced = 0;
-    // Whether the grace time or the safe point comes first is a race: a few of the one kind are enough.
-    while forced < 3 {
-        let active = cvm.cpu().unwrap().active;
-        if active == 0 {
-            break;
+    let (mut forced, over) = (0, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let exit = loop {
+                match program.next_event() {
+                    Ok(ProgramEvent::Exited(exit)) => break Ok(exit),
+                    Ok(_) => {}
+                    Err(error) => break Err(error),
+                }
+            };
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(exit.unwrap(), Exit::Code(0));
+        });
+        // Whether the grace time or the safe point comes first is a race: a few of the one kind are enough.
+        while forced < 3 && !over.load(Ordering::Relaxed) {
+            let active = cvm.cpu().unwrap().active;
+            if active == 0 {
+                // Its worker is on its way back.
+                std::thread::yield_now();
+                continue;
+            }
+            let here = worker(active.trailing_zeros());
+            let ended = cvm.reclaim(here).unwrap().wait(LIMIT).expect("it ends").ended;
+            if ended == Ended::Forced {
+                forced += 1;
+                assert_ne!(cvm.cpu().unwrap().waiting & here.bit(), 0, "it wants to go on");
+                // Nothing but its own task waits for it.
+                let other = started(&cvm, &small);
+                ends_with(&other, &result_of(1000));
+            }
+            cvm.allow(here).unwrap();
         }
-        let here = worker(active.trailing_zeros());
-        let ended = cvm.reclaim(here).unwrap().wait(LIMIT).expect("it ends").ended;
-        if ended == Ended::Forced {
-            forced += 1;
-            assert_ne!(cvm.cpu().unwrap().waiting & here.bit(), 0, "it wants to go on");
-            // Nothing but its own task waits for it.
-            let other = started(&cvm, &small);
-            ends_with(&other, &result_of(1000));
-        }
-        cvm.allow(here).unwrap();
-    }
-    loop {
-        if let ProgramEvent::Exited(exit) = program.next_event().unwrap() {
-            assert_eq!(exit, Exit::Code(0));
-            break;
-        }
-    }
+    });
     assert!(forced > 0, "no worker was stopped by force");
     assert_eq!(cvm.cpu().unwrap().sum(|vcpu| vcpu.forced), forced);
 }

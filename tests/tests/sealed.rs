@@ -2,6 +2,7 @@
 //! what must be refused is; and the node has never seen, nor stored, what was sealed.
 #![forbid(unsafe_code)]
 
+use nacre_tests::apps::app;
 use nacre_tests::job::{Ended, Nacre, finish};
 use nacre_tests::live::Live;
 use nacre_tests::memory::{self, contains};
@@ -495,6 +496,46 @@ fn a_sealed_service_logs_for_its_owner_only() {
         assert!(!log.contains(text), "{text} is in the log");
         assert_eq!(files_with(&place.state(), text), Vec::<PathBuf>::new(), "{text}");
     }
+}
+
+#[test]
+fn a_client_of_a_service_is_encrypted_up_to_the_cvm() {
+    let Some(nacre) = need("TLS through the node", Nacre::find()) else { return };
+    let place = Place::new().unwrap();
+    Owner::prepare(&nacre, &place);
+    let node = Node::start(&nacre, &place, &[]).unwrap();
+    let owner = Owner::new(&nacre, &place, &node);
+    let port = free_port().unwrap();
+    let kv = app("kv");
+    let text = port.to_string();
+    owner.deploy("store", kv.to_str().unwrap(), &["--service", "--tls", "--port", &text]);
+    let tap = Tap::start(SocketAddr::from(([127, 0, 0, 1], port)));
+    let service = tap.address.to_string();
+    let mut tunnel =
+        Live::start(&mut owner.command(&["tunnel", &service, "--policy", "policy.toml", "--json"])).unwrap();
+    let line: Value = serde_json::from_str(&tunnel.hear().unwrap()).unwrap();
+    let mut client = TcpStream::connect(line["listen"].as_str().unwrap()).unwrap();
+    let mut says = |command: &str, answer: &str| {
+        client.write_all(command.as_bytes()).unwrap();
+        let mut bytes = vec![0; answer.len()];
+        client.read_exact(&mut bytes).unwrap();
+        assert_eq!(String::from_utf8_lossy(&bytes), answer);
+    };
+    says(&format!("SET {NAME} {INPUT}\r\n"), "+OK\r\n");
+    says(&format!("GET {NAME}\r\n"), &format!("${}\r\n{INPUT}\r\n", INPUT.len()));
+    // The node carries it, and sees TLS: the name in the hello is in the clear, what is said is not.
+    assert!(tap.has(".nacre") && !tap.has(INPUT) && !tap.has(NAME));
+    let all = memory::mappings(node.pid()).unwrap();
+    let hosts: Vec<_> =
+        all.into_iter().filter(|one| !(one.large_pages && one.bytes() == TENANT_BYTES)).collect();
+    assert!(memory::find(node.pid(), &hosts, &[INPUT, NAME]).unwrap().iter().all(Option::is_none));
+    // Somebody without TLS gets nothing.
+    let mut plain = TcpStream::connect(tap.address).unwrap();
+    plain.write_all(b"PING\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(!contains(&answer, b"PONG"), "{answer:?}");
+    drop(tunnel);
 }
 
 #[test]
