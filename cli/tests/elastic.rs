@@ -300,7 +300,8 @@ fn a_worker_that_does_not_park_in_time_is_stopped_and_goes_on_later() {
     let program = started(&cvm, &filling);
     let (mut forced, over) = (0, AtomicBool::new(false));
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let done = &over;
+        scope.spawn(move || {
             let exit = loop {
                 match program.next_event() {
                     Ok(ProgramEvent::Exited(exit)) => break Ok(exit),
@@ -308,7 +309,7 @@ fn a_worker_that_does_not_park_in_time_is_stopped_and_goes_on_later() {
                     Err(error) => break Err(error),
                 }
             };
-            over.store(true, Ordering::Relaxed);
+            done.store(true, Ordering::Relaxed);
             assert_eq!(exit.unwrap(), Exit::Code(0));
         });
         // Whether the grace time or the safe point comes first is a race: a few of the one kind are enough.
