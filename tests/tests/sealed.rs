@@ -12,6 +12,7 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -448,9 +449,10 @@ fn a_manifest_that_comes_during_a_launch_is_the_one_that_counts() {
     for round in 1..=4 {
         // Without a CVM, somebody has one launched, and the next manifest comes meanwhile.
         assert_eq!(put(&sign(2 * round, "\"tests\"")).status, 204);
-        let mut launches = owner.command(&["attest", "fetch", "-o", "evidence"]).spawn().unwrap();
+        let mut fetch = owner.command(&["attest", "fetch", "-o", "evidence"]);
+        let mut launches = fetch.stdout(Stdio::null()).spawn().unwrap();
         sign(2 * round + 1, "\"tests\"");
-        owner.deploy("teller", "teller.wasm", &[]);
+        owner.deploy("teller", "teller.wasm", &["--secret", "TOKEN"]);
         launches.wait().unwrap();
         told(&owner.invoke("teller", INPUT), INPUT);
     }
