@@ -461,8 +461,10 @@ fn may_end(plan: &Plan, reason: &str) -> bool {
     let named = |of: &[&str]| of.iter().any(|name| reason.contains(name));
     match plan.class {
         Class::Recoverable => false,
+        // An exception that comes while another one is delivered makes a double fault, and one more then shuts the vCPU down:
+        // so it is by the architecture (AMD64 Architecture Programmer's Manual, volume 2, 8.2.9), whatever the guest does.
         Class::Exceptions => {
-            named(&["(Exception)"]) || plan.from_boot && named(&["a vCPU shut down", "(BadLaunch)"])
+            named(&["(Exception)", "a vCPU shut down"]) || plan.from_boot && named(&["(BadLaunch)"])
         }
         Class::Window => named(&["(BadLaunch)", "(Exception)", "the guest broke its ring"]),
         Class::Launch => named(&["(BadLaunch)", "(Exception)", "(Panic)"]),
