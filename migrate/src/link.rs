@@ -132,12 +132,19 @@ impl<K: Key> Link<K> {
         self.epoch
     }
 
+    /// Whether a record can be sealed now.
+    pub(crate) fn ready(&self) -> Result<(), RecordError> {
+        match (self.agreed, self.sent < MAX_RECORDS) {
+            (false, _) => Err(RecordError::NotAgreed),
+            (true, false) => Err(RecordError::Exhausted),
+            (true, true) => Ok(()),
+        }
+    }
+
     /// Seals the body that is at `frame[HEADER_BYTES..]`, of so many bytes, in place, and puts header and tag around it. Returns the
     /// frame's length.
     pub(crate) fn seal(&mut self, kind: Kind, frame: &mut [u8], plain: usize) -> Result<usize, RecordError> {
-        if !self.agreed {
-            return Err(RecordError::NotAgreed);
-        }
+        self.ready()?;
         self.seal_always(kind, frame, plain)
     }
 

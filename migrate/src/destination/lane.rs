@@ -161,6 +161,8 @@ impl<K: Key, S: Storage> DestinationLane<K, S> {
     /// If there is no connection. The units come again after it is resumed.
     pub(crate) fn background(&mut self, frame: &mut [u8]) -> Result<Option<usize>, RecordError> {
         let link = self.fetch.as_mut().ok_or(RecordError::Closed)?;
+        // What is marked as asked for below will be.
+        link.ready()?;
         let room = frame.len().saturating_sub(HEADER_BYTES + TAG_BYTES) / UNIT_BYTES;
         if room == 0 {
             return Err(RecordError::Buffer);

@@ -9,7 +9,7 @@ use crate::link::RecordError;
 use crate::message::Message;
 use crate::unit::Unit;
 use crate::vault::{DestinationHold, Outgoing, RootOf};
-use crate::wire::{Connection, HEADER_BYTES, Kind, LaneId, UNIT_BYTES};
+use crate::wire::{Connection, HEADER_BYTES, Kind, LaneId, TAG_BYTES, UNIT_BYTES};
 
 /// It was activated, and outstanding units arrive.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -68,6 +68,10 @@ impl<V: DestinationHold> Running<V> {
     /// If the connection is not open: the task waits until it is resumed, and asks again.
     pub fn demand(&mut self, address: u64, frame: &mut [u8]) -> Result<(Demand, Option<usize>), RecordError> {
         let vault = self.core.held.vault_mut();
+        vault.demand.as_ref().ok_or(RecordError::Closed)?.ready()?;
+        if frame.len() < HEADER_BYTES + UNIT_BYTES + TAG_BYTES {
+            return Err(RecordError::Buffer);
+        }
         let mut found = Demand::Here;
         for lane in vault.lanes_mut() {
             found = lane.demand(address);

@@ -76,10 +76,14 @@ impl<K: Key, S: Storage> SourceLane<K, S> {
     /// length. `frame` is private memory: the host must not see it before it is sealed.
     ///
     /// # Errors
-    /// `Length`, `NoContent`, `Record`. The unit was taken: it comes again after the connection is resumed.
+    /// `Length`, `NoContent`, `Record`; then the unit is in the queue again.
     pub fn seal_data(&mut self, unit: Unit, frame: &mut [u8], bytes: usize) -> Result<usize, LaneError> {
-        let link = self.pages.as_mut().ok_or(RecordError::Closed)?;
-        seal_unit(link, &unit, frame, bytes)
+        let link = self.pages.as_mut().ok_or(LaneError::Record(RecordError::Closed));
+        let sealed = link.and_then(|link| seal_unit(link, &unit, frame, bytes));
+        if sealed.is_err() {
+            self.ledger.put_back(&unit);
+        }
+        sealed
     }
 
     /// Seals as many units without content as come next in the queue: zeros and gone ones. `None` if there are none.
@@ -108,6 +112,8 @@ impl<K: Key, S: Storage> SourceLane<K, S> {
         next: fn(&mut Ledger<S>) -> Option<Unit>,
     ) -> Result<Option<usize>, LaneError> {
         let link = self.pages.as_mut().ok_or(RecordError::Closed)?;
+        // What is taken from the queue below will be sealed.
+        link.ready()?;
         let room = frame.len().saturating_sub(HEADER_BYTES + TAG_BYTES) / UNIT_BYTES;
         if room == 0 {
             return Err(RecordError::Buffer.into());

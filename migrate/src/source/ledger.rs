@@ -128,6 +128,15 @@ impl<S: Storage> Ledger<S> {
         self.book.table.pop().map(|index| self.book.table.unit(index))
     }
 
+    /// A unit that was taken could not be sent.
+    pub(crate) fn put_back(&mut self, unit: &Unit) {
+        if let Some((index, known)) = self.book.get(unit.place)
+            && known == *unit
+        {
+            self.book.table.push(index);
+        }
+    }
+
     /// The next unit, if it is without content that travels.
     pub(crate) fn next_empty(&mut self) -> Option<Unit> {
         self.book.table.peek().filter(|unit| unit.content != Content::Data)?;
