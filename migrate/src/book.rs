@@ -4,7 +4,7 @@
 //! ones. Both ends do so at the same records, so their tables stay the same.
 
 use crate::fingerprint::{Point, add, sub};
-use crate::table::{Full, Index, MISSING, REQUESTED, Storage, Table};
+use crate::table::{AGAIN, Full, Index, MISSING, REQUESTED, Storage, Table};
 use crate::unit::{Content, Extent, Place, Round, SMALL_PER_LARGE, Unit};
 
 /// What one end has of a lane, to compare with the other's.
@@ -107,7 +107,7 @@ impl<S: Storage> Book<S> {
         }
         let whole = self.table.unit(index);
         let queued = self.table.is_queued(index);
-        let flags = [MISSING, REQUESTED].map(|flag| (flag, self.table.has(index, flag)));
+        let flags = [MISSING, REQUESTED, AGAIN].map(|flag| (flag, self.table.has(index, flag)));
         self.remove(index);
         self.small += SMALL_PER_LARGE as usize;
         for place in whole.place.parts() {

@@ -150,3 +150,7 @@ impl Window {
         self.in_flight_bytes = 0;
     }
 }
+
+#[cfg(test)]
+#[path = "flow_tests.rs"]
+mod tests;

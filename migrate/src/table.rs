@@ -40,6 +40,8 @@ const USED: u64 = 1 << 49;
 pub(crate) const MISSING: u64 = 1 << 45;
 /// Asked for.
 pub(crate) const REQUESTED: u64 = 1 << 46;
+/// In this generation it was sent before, and may have arrived.
+pub(crate) const AGAIN: u64 = 1 << 50;
 
 /// A unit's place in the table, until the next change of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

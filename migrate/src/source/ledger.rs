@@ -1,7 +1,7 @@
 //! What the source knows of the units of one lane: what has to be sent, what was sent, and what the destination has for certain.
 
 use crate::book::{Book, Summary};
-use crate::table::{Full, MISSING, Storage};
+use crate::table::{AGAIN, Full, MISSING, Storage};
 use crate::unit::{Content, Extent, Place, Round, Unit};
 use crate::wire::LaneId;
 
@@ -100,8 +100,11 @@ impl<S: Storage> Ledger<S> {
         if place.lane(self.lanes) != self.lane {
             return Err(MarkError::OtherLane);
         }
-        let sent_now =
-            |(index, unit): (_, Unit)| unit.generation == self.round && !self.book.table.is_queued(index);
+        // What may have arrived with this round's number must not change without another one.
+        let sent_now = |(index, unit): (_, Unit)| {
+            let table = &self.book.table;
+            unit.generation == self.round && (!table.is_queued(index) || table.has(index, AGAIN))
+        };
         let before = self.book.get(place).or_else(|| self.book.around(place));
         let known = before.is_some() || self.book.parts(place).next().is_some();
         if self.round == Round(0) || before.is_some_and(sent_now) || self.book.parts(place).any(sent_now) {
@@ -113,7 +116,7 @@ impl<S: Storage> Ledger<S> {
         if content == Content::Absent && !known {
             return Ok(());
         }
-        if !self.book.table.has_room(1) {
+        if !known && !self.book.table.has_room(1) {
             return Err(Full.into());
         }
         self.book.absorb(place);
@@ -162,13 +165,16 @@ impl<S: Storage> Ledger<S> {
     }
 
     /// The caller read a unit that it took and found nothing but zeros: it is queued again as zeros. `false` if that is too
-    /// late, because the list is final: then it is sent as it is.
+    /// late, because the list is final or the destination may have it as data: then it is sent as it is.
     pub(crate) fn found_zero(&mut self, unit: Unit) -> bool {
         if self.frozen {
             return false;
         }
-        if let Some((index, known)) = self.book.get(unit.place)
-            && known == unit
+        let known = self.book.get(unit.place).filter(|(_, known)| *known == unit);
+        if known.is_some_and(|(index, _)| self.book.table.has(index, AGAIN)) {
+            return false;
+        }
+        if let Some((index, _)) = known
             && !self.book.table.is_queued(index)
             && self.book.put(Unit { content: Content::Zero, ..unit }).is_ok()
         {
@@ -198,7 +204,10 @@ impl<S: Storage> Ledger<S> {
             if table.unit(index).generation > confirmed {
                 outstanding -= u64::from(table.has(index, MISSING));
                 table.set(index, MISSING, false);
-                table.push(index);
+                if !table.is_queued(index) {
+                    table.set(index, AGAIN, true);
+                    table.push(index);
+                }
             }
         });
         self.outstanding = outstanding;

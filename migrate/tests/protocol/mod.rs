@@ -6,9 +6,7 @@
 
 pub mod symbols;
 
-use crate::support::{
-    DestinationNode, Frames, Judge, Setup, SourceNode, foreign_key, page,
-};
+use crate::support::{DestinationNode, Frames, Judge, Setup, SourceNode, foreign_key, page};
 use nacre_migrate::destination::Destination;
 use nacre_migrate::message::Reason;
 use nacre_migrate::wire::{Connection, Header, Kind, LaneId};
@@ -16,6 +14,7 @@ use nacre_migrate::{Place, Source};
 use stateright::{Model, Property};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// What is wrong on purpose.
@@ -35,6 +34,8 @@ pub enum Mutation {
     AcceptOlder,
     /// Evidence is judged without looking at the key.
     IgnoreKey,
+    /// A node says that it stored the Commit, and did not.
+    CommitNotStored,
 }
 
 /// What is explored.
@@ -130,8 +131,8 @@ pub struct World {
     stored: bool,
     /// What the tenant's memory was when it was extinguished.
     last: Option<Arc<BTreeMap<Place, u8>>>,
-    /// Tasks run at the source although they should not.
-    runs_on: bool,
+    /// Tasks run somewhere although they should not.
+    runs_wrongly: bool,
     /// A crash came inside the documented window.
     crashed_in_window: bool,
     /// A key and a number were used for two texts.
@@ -145,7 +146,12 @@ pub struct World {
 impl std::fmt::Debug for World {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<_> = self.destinations.iter().map(|one| (one.name(), one.running)).collect();
-        write!(formatter, "source {} (gone: {}), destinations {names:?}", self.source.name(), self.source.gone)
+        write!(
+            formatter,
+            "source {} (gone: {}), destinations {names:?}",
+            self.source.name(),
+            self.source.gone
+        )
     }
 }
 
@@ -182,15 +188,16 @@ impl World {
 
     /// The destination that the source has accepted: the one whose key the proof was made for is the one that got to keys.
     fn target(&self) -> Option<&DestinationNode> {
-        let joined = |name| {
-            matches!(name, "Receiving" | "Verifying" | "Staged" | "Running" | "Done" | "Attested")
-        };
+        let joined =
+            |name| matches!(name, "Receiving" | "Verifying" | "Staged" | "Running" | "Done" | "Attested");
         self.destinations.iter().map(|one| &**one).find(|one| joined(one.name()))
     }
 
     fn running(&self) -> usize {
-        let source = self.source.machine.is_some() && (!self.source.gone || self.runs_on);
-        usize::from(source) + self.destinations.iter().filter(|one| one.machine.is_some() && one.running).count()
+        let source = self.source.machine.is_some() && !self.source.gone;
+        usize::from(source)
+            + usize::from(self.runs_wrongly)
+            + self.destinations.iter().filter(|one| one.machine.is_some() && one.running).count()
     }
 
     /// Nobody runs the tenant, and nobody can any more: neither by itself nor by a Commit that still can be delivered.
@@ -202,9 +209,15 @@ impl World {
         !self.destinations.iter().any(|one| match one.name() {
             "Done" => true,
             "Running" => one.missing() == 0 || serves,
-            "Staged" => (self.stored || serves) && (!self.source.setup.outstanding || serves),
+            "Staged" => (self.has_commit() || serves) && (!self.source.setup.outstanding || serves),
             _ => false,
         })
+    }
+
+    fn has_commit(&self) -> bool {
+        self.sent
+            .iter()
+            .any(|number| self.source.commit.is_some_and(|commit| commit[..] == frame(*number)[..]))
     }
 
     /// How it can end well.
@@ -246,14 +259,16 @@ impl Protocol {
         let accepted = match to {
             None => {
                 let source = Arc::make_mut(&mut world.source);
-                let accepted = source.machine.is_some() && source.deliver(bytes, &mut self.judge(), &mut out).is_ok();
+                let accepted =
+                    source.machine.is_some() && source.deliver(bytes, &mut self.judge(), &mut out).is_ok();
                 let key = bytes.get(72..104).filter(|_| source.name() == "Confirming");
                 world.foreign |= accepted && key.is_some_and(|key| key == foreign_key());
                 accepted
             }
             Some(which) => {
                 let node = Arc::make_mut(&mut world.destinations[which]);
-                let accepted = node.machine.is_some() && node.deliver(bytes, &mut self.judge(), &mut out).is_ok();
+                let accepted =
+                    node.machine.is_some() && node.deliver(bytes, &mut self.judge(), &mut out).is_ok();
                 if !accepted && self.mutation == Mutation::AcceptOlder {
                     return self.use_anyway(world, bytes, which);
                 }
@@ -267,9 +282,8 @@ impl Protocol {
     /// A destination that uses whatever content ever came for a page.
     fn use_anyway(&self, world: &mut World, bytes: &[u8], which: usize) -> bool {
         use nacre_migrate::destination::{Change, Memory};
-        let is_page = Header::split(bytes).is_ok_and(|(header, _)| {
-            header.kind == Kind::Data && header.body_bytes > 4096
-        });
+        let is_page = Header::split(bytes)
+            .is_ok_and(|(header, _)| header.kind == Kind::Data && header.body_bytes > 4096);
         let node = Arc::make_mut(&mut world.destinations[which]);
         if !is_page || node.name() != "Receiving" && node.name() != "Verifying" {
             return false;
@@ -312,6 +326,7 @@ impl Model for Protocol {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
+        symbols::REUSE_KEYS.store(self.mutation == Mutation::ReuseKeys, Ordering::Relaxed);
         let mut out = Frames::new();
         if self.replay {
             out.append(&mut recorded(self.setup, self.pages));
@@ -328,7 +343,7 @@ impl Model for Protocol {
             crashes: 0,
             stored: false,
             last: None,
-            runs_on: false,
+            runs_wrongly: false,
             crashed_in_window: false,
             reused: false,
             foreign: false,
@@ -369,7 +384,8 @@ impl Model for Protocol {
         }
         if world.resumes < self.resumes && source.machine.is_some() {
             let lane = LaneId::new(0).expect("the first");
-            let all = [Connection::Control, Connection::Demand, Connection::Pages(lane), Connection::Fetch(lane)];
+            let all =
+                [Connection::Control, Connection::Demand, Connection::Pages(lane), Connection::Fetch(lane)];
             actions.extend(all.map(Action::Resume));
         }
         for (which, node) in world.destinations.iter().enumerate() {
@@ -416,10 +432,13 @@ impl Model for Protocol {
                     return None;
                 }
                 world.last = Some(Arc::new(memory));
-                world.runs_on = self.mutation == Mutation::CommitBeforeGone;
+                world.runs_wrongly |= self.mutation == Mutation::CommitBeforeGone;
             }
             Action::Store => {
                 world.stored = true;
+                if self.mutation == Mutation::CommitNotStored {
+                    return Some(world);
+                }
                 out.extend(world.source.commit.map(|commit| commit.to_vec()));
             }
             Action::Cancel => {
@@ -430,11 +449,13 @@ impl Model for Protocol {
                 if !node.stage(&mut out) {
                     return None;
                 }
-                node.running |= self.mutation == Mutation::RunAtStaged;
+                world.runs_wrongly |= self.mutation == Mutation::RunAtStaged;
             }
             Action::CancelDestination(which) => {
                 let node = Arc::make_mut(&mut world.destinations[which]);
-                let Ok((machine, reply)) = node.machine.take()?.cancel(Reason::Cancelled) else { return None };
+                let Ok((machine, reply)) = node.machine.take()?.cancel(Reason::Cancelled) else {
+                    return None;
+                };
                 node.machine = Some(machine);
                 out.extend(reply.map(|reply| reply.frame().to_vec()));
             }
@@ -468,9 +489,10 @@ impl Model for Protocol {
             Property::always("2: before Gone the source has its tenant, whole", |_, world: &World| {
                 world.source.gone || world.source.machine.is_none() || world.source.has_tenant()
             }),
-            Property::always("3: a Commit is good for one destination, whenever it comes", |_, world: &World| {
-                world.commit_is_for_one()
-            }),
+            Property::always(
+                "3: a Commit is good for one destination, whenever it comes",
+                |_, world: &World| world.commit_is_for_one(),
+            ),
             Property::always("4: nothing older than the newest is used", |_, world: &World| !world.stale),
             Property::always("5: lost only by a crash inside the window", |_, world: &World| {
                 !world.is_lost() || world.crashed_in_window
@@ -480,13 +502,16 @@ impl Model for Protocol {
             }),
             Property::always("no number of a key is used for two texts", |_, world: &World| !world.reused),
             Property::always("only a genuine destination is accepted", |_, world: &World| !world.foreign),
-            Property::eventually("without crashes it ends in exactly one running copy", |_, world: &World| {
-                world.crashes > 0 || world.has_ended()
-            }),
+            Property::eventually(
+                "without crashes it ends in exactly one running copy",
+                |_, world: &World| world.crashes > 0 || world.has_ended(),
+            ),
             Property::sometimes("the destination runs", |_, world: &World| {
                 world.target().is_some_and(|target| target.running && target.name() == "Done")
             }),
-            Property::sometimes("the source keeps its tenant", |_, world: &World| world.source.name() == "Aborted"),
+            Property::sometimes("the source keeps its tenant", |_, world: &World| {
+                world.source.name() == "Aborted"
+            }),
         ]
     }
 }

@@ -3,11 +3,13 @@
 //!
 //! Nothing here decides what the protocol decides: it does what a guest's agent does at each event.
 
+#![allow(dead_code, reason = "each test that includes this uses a part of it")]
+
+pub mod world;
+
 use crate::Suite;
 use nacre_migrate::crypto::Pair;
-use nacre_migrate::destination::{
-    Change, Demand, Host, Memory, MemoryCommitted, NoMemory, Received, Stage,
-};
+use nacre_migrate::destination::{Change, Demand, Host, Memory, MemoryCommitted, NoMemory, Received, Stage};
 use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
 use nacre_migrate::source::{Aborted, Tenant};
 use nacre_migrate::vault::{DestinationVault, SourceVault};
@@ -103,8 +105,7 @@ impl SourceNode {
     /// With a tenant of so many pages, and an offer.
     pub fn offer(setup: Setup, pages: u64, seed: u64, out: &mut Frames) -> SourceNode {
         let memory: BTreeMap<_, _> = (0..pages).map(|number| (page(number), 1)).collect();
-        let terms =
-            Terms { manifest: MANIFEST, memory_bytes: 1 << 20, cpu_features: 3, lanes: setup.lanes };
+        let terms = Terms { manifest: MANIFEST, memory_bytes: 1 << 20, cpu_features: 3, lanes: setup.lanes };
         let mut frame = vec![0; MAX_HANDSHAKE_BYTES];
         let offered = Source::offer(HeldSource::default(), terms, &mut random(seed), &mut frame);
         let (machine, length) = offered.expect("the terms are good");
@@ -120,10 +121,8 @@ impl SourceNode {
 
     /// Whether tasks can run here.
     pub fn is_parked(&self) -> bool {
-        matches!(
-            self.machine,
-            None | Some(Source::Parked(_) | Source::AwaitStaged(_) | Source::Staged(_))
-        ) || self.gone
+        matches!(self.machine, None | Some(Source::Parked(_) | Source::AwaitStaged(_) | Source::Staged(_)))
+            || self.gone
     }
 
     /// The tenant writes.
@@ -316,7 +315,8 @@ impl SourceNode {
                 for unit in units.collect::<Vec<_>>() {
                     let mut frame = vec![0; DATA_OFFSET + 4096 + TAG_BYTES];
                     content(&self.memory, None, unit, &mut frame[DATA_OFFSET..]);
-                    let length = $state.answer(connection, unit, &mut frame).map_err(|error| error.to_string())?;
+                    let length =
+                        $state.answer(connection, unit, &mut frame).map_err(|error| error.to_string())?;
                     frame.truncate(length);
                     out.push(frame);
                 }
@@ -449,7 +449,9 @@ impl DestinationNode {
     }
 
     fn prove(&mut self, binding: &Binding, out: &mut Frames) {
-        let Some(Destination::Answering(state)) = self.machine.take() else { panic!("it wants to prove itself") };
+        let Some(Destination::Answering(state)) = self.machine.take() else {
+            panic!("it wants to prove itself")
+        };
         self.key = Some(binding.key);
         let mut frame = vec![0; MAX_HANDSHAKE_BYTES];
         let (machine, length) = state.prove(&evidence(binding), &mut frame);
@@ -542,7 +544,12 @@ impl DestinationNode {
         }
     }
 
-    fn fetched(&mut self, connection: Connection, frame: &mut [u8], out: &mut Frames) -> Result<Event, String> {
+    fn fetched(
+        &mut self,
+        connection: Connection,
+        frame: &mut [u8],
+        out: &mut Frames,
+    ) -> Result<Event, String> {
         let Some(Destination::Running(state)) = &mut self.machine else {
             return Err(format!("nothing is fetched in the state {}", self.name()));
         };
@@ -588,4 +595,3 @@ impl DestinationNode {
 pub fn foreign_key() -> [u8; 32] {
     Suite::generate(&mut random(0xbad)).public()
 }
-
