@@ -17,16 +17,16 @@ pub struct Activation<R>(R);
 const ROOTS_LABEL: &[u8] = b"nacre migration 1 roots";
 
 impl<R> Activation<R> {
-    pub(crate) fn from_root(root: R) -> Activation<R> {
-        Activation(root)
-    }
-
     pub(crate) fn into_root(self) -> R {
         self.0
     }
 }
 
 impl<R: Root> Activation<R> {
+    pub(crate) fn copy(root: &R) -> Activation<R> {
+        Activation(R::from_bytes(root.expose()))
+    }
+
     /// Opens the roots in place.
     ///
     /// # Errors
@@ -53,8 +53,8 @@ fn header(id: MigrationId) -> [u8; HEADER_BYTES] {
     Header { kind: Kind::Commit, connection, from, body_bytes, epoch: 0, counter: 0, id }.encode()
 }
 
-/// Makes the Commit. `secret` is used for nothing else and is used up.
-pub(crate) fn seal_commit<R: Root>(secret: R, id: MigrationId, hash: &FinalHash, activation: &R) -> Commit {
+/// Makes the Commit. `secret` is used for nothing else, and once.
+pub(crate) fn seal_commit<R: Root>(secret: &R, id: MigrationId, hash: &FinalHash, activation: &R) -> Commit {
     let mut frame = [0; COMMIT_FRAME_BYTES];
     let header = header(id);
     let (head, body) = frame.split_at_mut(HEADER_BYTES);

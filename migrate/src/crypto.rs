@@ -1,8 +1,8 @@
 //! What the protocol needs of cryptography, as traits, and the real thing. The model (`tests/model`) puts symbols in its place, so
 //! that it explores this crate's own transitions.
 //!
-//! Secrets are wiped when they are dropped. A secret that is *moved* leaves a copy where it was, so all long-lived ones stay inside a
-//! [`Vault`](crate::vault::Vault) that its owner puts in one place; what passes over a stack on the way there is best effort.
+//! Secrets are wiped when they are dropped. A secret that is *moved* (`Option::take` moves) leaves its bytes where it was, so all long-lived ones stay inside a
+//! [`Vault`](crate::vault::Vault) that its owner puts in one place, and are dropped there; what passes over a stack on the way is best effort.
 
 use crate::wire::{TAG_BYTES, WORD_BYTES};
 use core::fmt;
@@ -11,7 +11,7 @@ use hkdf::Hkdf;
 use rand_core::CryptoRng;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use sha2::Sha256;
-use x25519_dalek::{EphemeralSecret, PublicKey};
+use x25519_dalek::{PublicKey, ReusableSecret};
 use zeroize::{Zeroize, Zeroizing};
 
 /// An ephemeral key pair, for one migration.
@@ -27,7 +27,7 @@ pub trait Pair: Sized {
 
     /// The secret shared with whoever has the other private half, bound to `transcript`. `None` if `peer` is a public key with
     /// which no secret can be agreed (of low order).
-    fn agree(self, peer: &[u8; WORD_BYTES], transcript: &[u8; WORD_BYTES]) -> Option<Self::Root>;
+    fn agree(&self, peer: &[u8; WORD_BYTES], transcript: &[u8; WORD_BYTES]) -> Option<Self::Root>;
 }
 
 /// A secret of 32 bytes from which others are derived.
@@ -61,9 +61,10 @@ pub trait Key {
     fn open(&self, counter: u64, aad: &[u8], text: &mut [u8], tag: &[u8; TAG_BYTES]) -> bool;
 }
 
-/// X25519.
+/// X25519. Used for one agreement: the state that has it gives it up. It is borrowed for that and dropped where it lies,
+/// because what is moved out leaves its bytes behind.
 pub struct X25519Pair {
-    secret: EphemeralSecret,
+    secret: ReusableSecret,
     public: [u8; WORD_BYTES],
 }
 
@@ -71,7 +72,7 @@ impl Pair for X25519Pair {
     type Root = HkdfRoot;
 
     fn generate(random: &mut impl CryptoRng) -> X25519Pair {
-        let secret = EphemeralSecret::random_from_rng(random);
+        let secret = ReusableSecret::random_from_rng(random);
         let public = PublicKey::from(&secret).to_bytes();
         X25519Pair { secret, public }
     }
@@ -80,7 +81,7 @@ impl Pair for X25519Pair {
         self.public
     }
 
-    fn agree(self, peer: &[u8; WORD_BYTES], transcript: &[u8; WORD_BYTES]) -> Option<HkdfRoot> {
+    fn agree(&self, peer: &[u8; WORD_BYTES], transcript: &[u8; WORD_BYTES]) -> Option<HkdfRoot> {
         let shared = self.secret.diffie_hellman(&PublicKey::from(*peer));
         if !shared.was_contributory() {
             return None;

@@ -97,7 +97,7 @@ pub(crate) struct Secrets<R> {
 
 impl<R: Root> Secrets<R> {
     pub(crate) fn agree<P: Pair<Root = R>>(
-        pair: P,
+        pair: &P,
         peer: &[u8; WORD_BYTES],
         transcript: &[u8; WORD_BYTES],
     ) -> Option<Secrets<R>> {

@@ -8,8 +8,8 @@ use crate::unit::{Content, Extent, LARGE_BYTES, Place, Round, SMALL_BYTES, Unit}
 use crate::wire::LaneId;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::vec;
 use std::vec::Vec;
-use std::{format, vec};
 
 const REGIONS: u64 = 3;
 const BASE: u64 = 0x100_0000_0000;
@@ -267,6 +267,6 @@ fn what_is_gone_is_forgotten_once_it_is_confirmed() {
         ends.mark(small(number % REGIONS, number % 512), Content::Absent);
         ends.send(0);
         ends.barrier(false);
-        assert_eq!((ends.source.units(), ends.destination.units()), (0, 0), "{}", format!("at {number}"));
+        assert_eq!((ends.source.units(), ends.destination.units()), (0, 0), "at {number}");
     }
 }

@@ -266,5 +266,5 @@ fn word(unit: &Unit) -> u64 {
 /// Where the search for a key begins: Fibonacci hashing, scaled to any length.
 fn home(key: u64, length: usize) -> usize {
     let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (u128::from(hash) * length as u128 >> 64) as usize
+    ((u128::from(hash) * length as u128) >> 64) as usize
 }

@@ -6,6 +6,9 @@ mod support;
 use nacre_migrate::crypto::X25519Pair as Suite;
 use nacre_migrate::wire::Kind;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use std::collections::BTreeMap;
 use support::Frames;
 use support::world::{PAGES, Step, World, to_whom, undisturbed};
 
@@ -35,6 +38,45 @@ fn step() -> impl Strategy<Value = Step> {
 fn undisturbed_it_moves() {
     undisturbed(false, 1000);
     undisturbed(true, 2000);
+}
+
+#[test]
+fn a_vcpu_that_has_not_acknowledged_holds_it_up_and_nothing_is_lost() {
+    let mut world = World::new(true, 1, Frames::new());
+    world.step(&Step::Honest(9));
+    let mut out = Frames::new();
+    world.source.park(false, 5, &mut out);
+    world.due.extend(out);
+    for step in [Step::Honest(99), Step::Stage, Step::Honest(99)] {
+        world.step(&step);
+    }
+    assert_eq!(world.source.name(), "Staged");
+    assert!(!world.source.go(), "a vCPU still holds a task");
+    assert_eq!(world.source.name(), "Staged");
+    assert!(world.source.cancel(&mut Frames::new()));
+    assert!(world.source.has_tenant() && world.source.commit.is_none());
+    world.check();
+}
+
+/// What is generated is worth something: it gets to every end, with and without a race between destinations.
+#[test]
+fn the_adversary_gets_everywhere() {
+    let mut runner = TestRunner::deterministic();
+    let mut ends = BTreeMap::<&'static str, usize>::new();
+    let other = undisturbed(true, 3000).sent;
+    for _ in 0..300 {
+        let steps =
+            prop::collection::vec(step(), 40..80).new_tree(&mut runner).expect("it is generated").current();
+        let mut world = World::new(true, 1, other.clone());
+        steps.iter().for_each(|step| world.step(step));
+        *ends.entry(world.source.name()).or_default() += 1;
+        let second = &world.destinations[1];
+        *ends.entry(if second.running { "the second runs" } else { "it does not" }).or_default() += 1;
+    }
+    println!("{ends:?}");
+    for end in ["Offered", "Copying", "AwaitStaged", "Gone", "Serving", "Done", "Aborted"] {
+        assert!(ends.get(end).is_some_and(|count| *count > 2), "{end} is among {ends:?}");
+    }
 }
 
 proptest! {

@@ -121,6 +121,9 @@ fn judged(make: impl Fn(&SignedManifest, &Binding) -> Vec<u8>) -> Ended {
     }
 }
 
+/// Evidence of one kind or another.
+type Make = fn(&SignedManifest, &Binding) -> Vec<u8>;
+
 #[test]
 fn both_ends_accept_genuine_evidence() {
     let (manifest, signed) = manifest(Some(&policy()));
@@ -151,7 +154,7 @@ fn both_ends_accept_genuine_evidence() {
 
 #[test]
 fn a_destination_with_the_wrong_image_code_key_or_nonce_is_refused() {
-    let cases: [(PeerRefused, fn(&SignedManifest, &Binding) -> Vec<u8>); 8] = [
+    let cases: [(PeerRefused, Make); 8] = [
         (PeerRefused::Rule(rule::MEASUREMENT), |signed, binding| evidence(signed, binding, [4; 48], &[])),
         (PeerRefused::NotFresh, |signed, binding| evidence(signed, binding, MEASUREMENT, &[CODE])),
         (PeerRefused::Claims("role"), |signed, binding| {

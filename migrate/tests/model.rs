@@ -35,6 +35,11 @@ fn two_destinations_are_raced_with_crashes() {
 }
 
 #[test]
+fn two_destinations_are_raced_over_a_broken_connection() {
+    check("two destinations, resume", Protocol { destinations: 2, resumes: 1, ..BASE });
+}
+
+#[test]
 fn an_earlier_migration_is_replayed() {
     check("replay, crash", Protocol { replay: true, crashes: 1, ..BASE });
 }

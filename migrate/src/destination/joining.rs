@@ -146,11 +146,12 @@ impl<V: DestinationHold> Answered<V> {
         let judged = policy.judge(evidence, &expected);
         self.greeting.add(frame);
         let vault = self.held.vault_mut();
-        let pair = vault.pair.take();
         let agreed = judged.and_then(|()| {
+            let pair = vault.pair.as_ref();
             let agreed = pair.and_then(|pair| Secrets::agree(pair, peer, self.greeting.transcript()));
             agreed.ok_or(PeerRefused::PublicKey)
         });
+        vault.pair = None;
         match agreed {
             Err(refused) => {
                 vault.wipe();

@@ -207,6 +207,7 @@ impl<V: DestinationHold> Destination<V> {
     ///
     /// # Errors
     /// The state, unchanged.
+    #[expect(clippy::result_large_err, reason = "the state goes on either way")]
     pub fn cancel(mut self, reason: Reason) -> Result<(Self, Option<Outgoing>), Self> {
         if !self.may_be_aborted() || matches!(self, Destination::Staged(_)) {
             return Err(self);

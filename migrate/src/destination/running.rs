@@ -47,7 +47,10 @@ impl<V: DestinationHold> Running<V> {
 
     /// The activation key: once.
     pub fn activation(&mut self) -> Option<Activation<RootOf<V::Pair>>> {
-        self.core.held.vault_mut().activation.take().map(Activation::from_root)
+        let vault = self.core.held.vault_mut();
+        let activation = vault.activation.as_ref().map(Activation::copy);
+        vault.activation = None;
+        activation
     }
 
     /// Units that are missing, in all lanes, and their bytes.
@@ -135,7 +138,6 @@ impl<V: DestinationHold> Running<V> {
     ///
     /// # Errors
     /// The state, if something is missing or the activation key was not taken.
-    #[expect(clippy::result_large_err, reason = "the state goes on either way")]
     pub fn complete(mut self) -> Result<(Finished<V>, Option<Outgoing>), Self> {
         let vault = self.core.held.vault_mut();
         if vault.activation.is_some() || vault.lanes().any(|lane| lane.ledger().missing().0 > 0) {

@@ -63,7 +63,7 @@ impl<K: Key, S: Storage> SourceLane<K, S> {
 
     /// Takes the next unit. One with [`Content::Data`] is read and sealed, or turns out to be [zero](Self::found_zero). The
     /// others are sent by [`seal_empty`](Self::seal_empty), which is called before this.
-    pub fn next(&mut self) -> Option<Unit> {
+    pub fn take(&mut self) -> Option<Unit> {
         self.ledger.next()
     }
 

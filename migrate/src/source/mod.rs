@@ -255,6 +255,7 @@ impl<V: SourceHold, T: Tenant> Source<V, T> {
     ///
     /// # Errors
     /// The state, unchanged, if it is too late, or it has ended already.
+    #[expect(clippy::result_large_err, reason = "the state goes on either way")]
     pub fn cancel(self, reason: Reason) -> Result<(Aborted<T>, Option<Outgoing>), Self> {
         if self.may_abort() { Ok(self.abort(Ended::Here(reason), Some(reason))) } else { Err(self) }
     }

@@ -162,10 +162,10 @@ impl<V: SourceHold> Proving<V> {
         };
         self.greeting.add(&out[..length]);
         let vault = self.held.vault_mut();
-        let pair = vault.pair.take();
-        let Some(secrets) =
-            pair.and_then(|pair| Secrets::agree(pair, &self.peer, self.greeting.transcript()))
-        else {
+        let pair = vault.pair.as_ref();
+        let agreed = pair.and_then(|pair| Secrets::agree(pair, &self.peer, self.greeting.transcript()));
+        vault.pair = None;
+        let Some(secrets) = agreed else {
             vault.wipe();
             let ended = Ended::Refused(PeerRefused::PublicKey);
             return (Source::Aborted(Aborted { ended, tenant: None }), Err(StepError::Format("Accept")));

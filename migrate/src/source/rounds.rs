@@ -116,7 +116,6 @@ impl<V: SourceHold, T: Tenant> Parked<V, T> {
     ///
     /// # Errors
     /// The state, if a lane has not.
-    #[expect(clippy::result_large_err, reason = "the state goes on either way")]
     pub fn finish(mut self) -> Result<(AwaitStaged<V, T>, Outgoing), (Self, LaneError)> {
         let unfinished = self.core.held.vault().lanes().find(|lane| !lane.is_finished());
         if let Some(lane) = unfinished {
@@ -183,7 +182,6 @@ impl<V: SourceHold, T: Tenant> Staged<V, T> {
     ///
     /// # Errors
     /// The state, if the tenant could not be extinguished yet: it still is here, whole.
-    #[expect(clippy::result_large_err, reason = "the state goes on either way")]
     pub fn go(self) -> Result<(Gone<V>, Commit), Self> {
         let Staged { mut core, tenant, hash } = self;
         if core.commit_secret().is_none() || core.held.vault().activation.is_none() {
@@ -194,14 +192,17 @@ impl<V: SourceHold, T: Tenant> Staged<V, T> {
         }
         let id = core.id;
         let vault = core.held.vault_mut();
-        let secret = vault.secrets.as_mut().and_then(|secrets| secrets.commit.take());
-        let (secret, activation) =
-            secret.zip(vault.activation.take()).expect("both were there before the tenant was extinguished");
-        let commit = seal_commit(secret, id, &hash, &activation);
+        let secret = vault.secrets.as_ref().and_then(|secrets| secrets.commit.as_ref());
+        let both = secret.zip(vault.activation.as_ref());
+        let commit = both.map(|(secret, activation)| seal_commit(secret, id, &hash, activation));
+        let commit = commit.expect("both were there before the tenant was extinguished");
+        vault.activation = None;
         let nothing_left = vault.lanes().all(|lane| lane.ledger.outstanding() == 0);
         if let Some(secrets) = vault.secrets.as_mut() {
-            (secrets.pages, secrets.table) = (None, None);
-            secrets.fetch = secrets.fetch.take().filter(|_| !nothing_left);
+            (secrets.commit, secrets.pages, secrets.table) = (None, None, None);
+            if nothing_left {
+                secrets.fetch = None;
+            }
         }
         vault.lanes_mut().for_each(|lane| lane.pages = None);
         if nothing_left {

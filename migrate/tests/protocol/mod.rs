@@ -209,7 +209,7 @@ impl World {
         !self.destinations.iter().any(|one| match one.name() {
             "Done" => true,
             "Running" => one.missing() == 0 || serves,
-            "Staged" => (self.has_commit() || serves) && (!self.source.setup.outstanding || serves),
+            "Staged" => serves || self.has_commit() && !self.source.setup.outstanding,
             _ => false,
         })
     }

@@ -39,7 +39,7 @@ impl Pair for SymbolicPair {
         spread(mix(&[b"public", &self.0]))
     }
 
-    fn agree(self, peer: &[u8; 32], transcript: &[u8; 32]) -> Option<SymbolicRoot> {
+    fn agree(&self, peer: &[u8; 32], transcript: &[u8; 32]) -> Option<SymbolicRoot> {
         let mut publics = [self.public(), *peer];
         publics.sort_unstable();
         Some(SymbolicRoot(spread(mix(&[b"shared", &publics[0], &publics[1], transcript]))))

@@ -213,7 +213,7 @@ impl SourceNode {
                     if outstanding && let Some(length) = lane.seal_outstanding(&mut frame)? {
                         sent.push(frame[..length].to_vec());
                     }
-                    let Some(unit) = lane.next() else { break };
+                    let Some(unit) = lane.take() else { break };
                     let bytes = content(&memory, roots.as_deref(), unit, &mut frame[DATA_OFFSET..]);
                     let zero = frame[DATA_OFFSET..DATA_OFFSET + bytes].iter().all(|byte| *byte == 0);
                     if zero && unit.place != ROOTS && lane.found_zero(unit) {
