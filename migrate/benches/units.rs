@@ -5,7 +5,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use nacre_migrate::crypto::X25519Pair as Suite;
 use nacre_migrate::destination::{Change, Destination, Host, Memory, NoMemory};
 use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
-use nacre_migrate::source::{Copying, Source, Tenant};
+use nacre_migrate::source::{Copying, Due, Source, Tenant};
 use nacre_migrate::vault::{DestinationVault, SourceVault};
 use nacre_migrate::wire::{MAX_FRAME_BYTES, MAX_HANDSHAKE_BYTES};
 use nacre_migrate::{Content, LARGE_BYTES, Place, SMALL_BYTES, Slot, Terms};
@@ -108,7 +108,7 @@ fn units(c: &mut Criterion) {
                     Place::large(next * SMALL_BYTES as u64).filter(|_| step > 1).unwrap_or(small(next));
                 let lane = source.lanes().next().expect("one");
                 lane.mark(place, Content::Data).expect("there is room");
-                let unit = lane.take().expect("it is queued");
+                let Due::Data(unit) = lane.due() else { panic!() };
                 let length = lane.seal_data(unit, &mut frame, bytes).expect("open");
                 let lane = destination.lanes().next().expect("one");
                 lane.receive(&mut frame[..length], &mut Nowhere).expect("it is due");
@@ -123,7 +123,7 @@ fn splitting(c: &mut Criterion) {
         source.begin_round().expect("there are rounds");
         let lane = source.lanes().next().expect("one");
         lane.mark(Place::large(0).expect("aligned"), Content::Data).expect("there is room");
-        lane.take().expect("it is queued");
+        let Due::Data(_) = lane.due() else { panic!() };
         source.begin_round().expect("there are rounds");
         source
     };

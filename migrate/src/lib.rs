@@ -2,7 +2,7 @@
 //!
 //! Two guests do the work, because only they may see memory; everything between them is hostile and carries ciphertext. It may stop, drop, delay,
 //! repeat, reorder, change and replay, and learns the names of migrations, kinds, lengths and times of frames, and no more. Nothing here
-//! does I/O, allocates (but for judging evidence), or takes a lock: frames come and go as bytes, secrets and tables lie where the caller puts them
+//! does I/O, allocates (but for evidence), or takes a lock: frames come and go as bytes, secrets and tables lie where the caller puts them
 //! ([`vault`]), and each state is a value that a transition consumes.
 //!
 //! Who integrates it reads [`source`] and [`destination`]; a relay needs [`wire`] only. `docs/migration.md` is for operators, decision 0015 says
@@ -139,7 +139,7 @@
 //! | fetch | Gone if nothing is outstanding, else Done | Done |
 //! | control | Done | when its caller closes it |
 //!
-//! So a memory of the source after Gone opens nothing that was sent before it, and no Commit.
+//! So a memory of the source after Gone opens no unit that was sent before it, and no Commit.
 //!
 //! # Counters, epochs, resending
 //!

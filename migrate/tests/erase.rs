@@ -6,7 +6,7 @@ use nacre_migrate::destination::{
     Change, Demand, Destination, Host, Memory, MemoryCommitted, NoMemory, Received, Stage,
 };
 use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
-use nacre_migrate::source::{Source, Tenant};
+use nacre_migrate::source::{Due, Source, Tenant};
 use nacre_migrate::vault::{DestinationVault, SourceVault};
 use nacre_migrate::wire::Connection;
 use nacre_migrate::{Commit, Content, DATA_OFFSET, Event, Place, Slot, Terms};
@@ -152,7 +152,7 @@ fn round(mut source: Copies, destination: &mut Takes, memory: &mut Seen, frame: 
     for number in 0..4 {
         here.mark(page(number), Content::Data).expect("there is room");
     }
-    while let Some(unit) = here.take() {
+    while let Due::Data(unit) = here.due() {
         let length = here.seal_data(unit, frame, 4096).expect("it is open");
         assert_eq!(there.receive(&mut frame[..length], memory), Ok(Received::Units(1)));
     }
@@ -183,7 +183,7 @@ fn hand_over(
     here.mark(Place::state(0), Content::Data).expect("there is room");
     let length = here.seal_outstanding(frame).expect("it is open").expect("a page is dirty");
     there.receive(&mut frame[..length], memory).expect("it is due");
-    let unit = here.take().expect("the roots");
+    let Due::Data(unit) = here.due() else { panic!() };
     frame[DATA_OFFSET..DATA_OFFSET + 24].copy_from_slice(&roots);
     let length = here.seal_data(unit, frame, 24).expect("it is open");
     there.receive(&mut frame[..length], memory).expect("it is due");

@@ -35,6 +35,18 @@ pub enum LaneError {
     NoContent(Place),
 }
 
+/// What a lane has to send next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Due {
+    /// Units without content: call [`SourceLane::seal_empty`].
+    Empty,
+    /// This unit, with its content: call [`SourceLane::seal_data`] or [`SourceLane::found_zero`].
+    Data(Unit),
+    /// The end of the round: call [`SourceLane::seal_barrier`].
+    Barrier,
+}
+
 /// A lane of the source.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SourceLane<K, S> {
@@ -61,10 +73,13 @@ impl<K: Key, S: Storage> SourceLane<K, S> {
         self.ledger.mark(place, content)
     }
 
-    /// Takes the next unit. One with [`Content::Data`] is read and sealed, or turns out to be [zero](Self::found_zero). The
-    /// others are sent by [`seal_empty`](Self::seal_empty), which is called before this.
-    pub fn take(&mut self) -> Option<Unit> {
-        self.ledger.next()
+    /// What comes next. A unit with content is taken: it is read and sealed, or turns out to be [zero](Self::found_zero).
+    pub fn due(&mut self) -> Due {
+        match self.ledger.peek() {
+            None => Due::Barrier,
+            Some(unit) if unit.content != Content::Data => Due::Empty,
+            Some(_) => self.ledger.next().map_or(Due::Barrier, Due::Data),
+        }
     }
 
     /// A unit that was taken holds nothing but zeros: they will be sent as such. `false` if the list is final; then seal it.

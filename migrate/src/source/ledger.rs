@@ -126,6 +126,11 @@ impl<S: Storage> Ledger<S> {
         Ok(())
     }
 
+    /// The next unit that is to be sent.
+    pub(crate) fn peek(&mut self) -> Option<Unit> {
+        self.book.table.peek()
+    }
+
     /// Takes the next unit that is to be sent.
     pub(crate) fn next(&mut self) -> Option<Unit> {
         self.book.table.pop().map(|index| self.book.table.unit(index))

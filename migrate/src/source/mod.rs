@@ -13,7 +13,7 @@ mod rounds;
 
 pub use gone::{Gone, RequestError, Requests, Serving};
 pub(crate) use lane::content_fits;
-pub use lane::{LaneError, SourceLane};
+pub use lane::{Due, LaneError, SourceLane};
 pub use ledger::{Ledger, MarkError};
 pub use opening::{Attested, Confirming, OfferError, Offered, Proving};
 pub use rounds::{AwaitStaged, Copying, Parked, Staged};

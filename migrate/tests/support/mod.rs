@@ -11,7 +11,7 @@ use crate::Suite;
 use nacre_migrate::crypto::Pair;
 use nacre_migrate::destination::{Change, Demand, Host, Memory, MemoryCommitted, NoMemory, Received, Stage};
 use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
-use nacre_migrate::source::{Aborted, Tenant};
+use nacre_migrate::source::{Aborted, Due, Tenant};
 use nacre_migrate::vault::{DestinationVault, SourceVault};
 use nacre_migrate::wire::{Connection, HEADER_BYTES, Header, Kind, LaneId, MAX_HANDSHAKE_BYTES, TAG_BYTES};
 use nacre_migrate::{
@@ -207,22 +207,23 @@ impl SourceNode {
             let mut sent = Frames::new();
             let result = (|| {
                 loop {
-                    if let Some(length) = lane.seal_empty(&mut frame)? {
-                        sent.push(frame[..length].to_vec());
-                    }
                     if outstanding && let Some(length) = lane.seal_outstanding(&mut frame)? {
                         sent.push(frame[..length].to_vec());
-                    }
-                    let Some(unit) = lane.take() else { break };
-                    let bytes = content(&memory, roots.as_deref(), unit, &mut frame[DATA_OFFSET..]);
-                    let zero = frame[DATA_OFFSET..DATA_OFFSET + bytes].iter().all(|byte| *byte == 0);
-                    if zero && unit.place != ROOTS && lane.found_zero(unit) {
                         continue;
                     }
-                    if unit.content == Content::Data {
-                        let length = lane.seal_data(unit, &mut frame, bytes)?;
-                        sent.push(frame[..length].to_vec());
-                    }
+                    let length = match lane.due() {
+                        Due::Barrier => break,
+                        Due::Empty => lane.seal_empty(&mut frame)?.expect("some are due"),
+                        Due::Data(unit) => {
+                            let bytes = content(&memory, roots.as_deref(), unit, &mut frame[DATA_OFFSET..]);
+                            let zero = frame[DATA_OFFSET..DATA_OFFSET + bytes].iter().all(|byte| *byte == 0);
+                            if zero && unit.place != ROOTS && lane.found_zero(unit) {
+                                continue;
+                            }
+                            lane.seal_data(unit, &mut frame, bytes)?
+                        }
+                    };
+                    sent.push(frame[..length].to_vec());
                 }
                 let length = lane.seal_barrier(&mut frame)?;
                 sent.push(frame[..length].to_vec());
