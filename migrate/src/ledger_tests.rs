@@ -210,6 +210,18 @@ fn older_generations_and_closed_rounds_are_refused() {
 }
 
 #[test]
+fn what_was_announced_may_come_before_the_hand_over_all_the_same() {
+    let mut ends = Ends::new();
+    let unit = Unit { place: small(0, 0), generation: Round(1), content: Content::Data };
+    assert_eq!(ends.destination.announce(unit), Ok(Verdict::Use));
+    assert_eq!(ends.destination.announce(unit), Ok(Verdict::Have));
+    assert_eq!(ends.destination.missing(), (1, SMALL_BYTES as u64));
+    assert_eq!(ends.destination.receive(unit), Ok(Verdict::Use));
+    assert_eq!(ends.destination.receive(unit), Ok(Verdict::Have));
+    assert_eq!(ends.destination.missing(), (0, 0));
+}
+
+#[test]
 fn lanes_keep_to_themselves() {
     let other = Place::large(BASE + LARGE_BYTES as u64).expect("aligned");
     let mut source = Send::new(vec![Slot::default(); 16], &SECRET, lane(), 2);

@@ -126,11 +126,7 @@ impl<S: Storage> Ledger<S> {
             return Ok(Verdict::Have);
         }
         let index = self.listed(unit)?;
-        if !self.book.table.has(index, MISSING) {
-            return Ok(Verdict::Have);
-        }
-        self.found(index);
-        Ok(Verdict::Use)
+        Ok(self.arrive(index))
     }
 
     fn found(&mut self, index: Index) {
@@ -153,7 +149,10 @@ impl<S: Storage> Ledger<S> {
         let newest = known.into_iter().chain(self.book.parts(place).map(|(_, part)| part.generation)).max();
         match newest {
             Some(newest) if newest > unit.generation => return Err(stale),
-            Some(newest) if newest == unit.generation => return self.same_again(unit, around, stale),
+            Some(newest) if newest == unit.generation => {
+                let index = self.same_again(unit, around, stale)?;
+                return Ok(if missing { Verdict::Have } else { self.arrive(index) });
+            }
             None if unit.content == Content::Absent => return Ok(Verdict::Have),
             _ if unit.generation < self.open => return Err(stale),
             _ => {}
@@ -187,15 +186,21 @@ impl<S: Storage> Ledger<S> {
         unit: Unit,
         around: Option<(Index, Unit)>,
         stale: UnitRefused,
-    ) -> Result<Verdict, UnitRefused> {
-        match around {
-            _ if self.book.get(unit.place).is_some() => Ok(Verdict::Have),
-            Some((index, _)) => {
-                self.split(index)?;
-                Ok(Verdict::Have)
-            }
-            None => Err(stale),
+    ) -> Result<Index, UnitRefused> {
+        if let Some((index, _)) = around {
+            self.split(index)?;
         }
+        let same = self.book.get(unit.place).filter(|(_, known)| known.content == unit.content);
+        same.map(|(index, _)| index).ok_or(stale)
+    }
+
+    /// The content of a unit that is listed came: it is used if it was missing.
+    fn arrive(&mut self, index: Index) -> Verdict {
+        if !self.book.table.has(index, MISSING) {
+            return Verdict::Have;
+        }
+        self.found(index);
+        Verdict::Use
     }
 
     fn split(&mut self, index: Index) -> Result<(), UnitRefused> {

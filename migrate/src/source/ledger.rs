@@ -1,7 +1,7 @@
 //! What the source knows of the units of one lane: what has to be sent, what was sent, and what the destination has for certain.
 
 use crate::book::{Book, Summary};
-use crate::table::{AGAIN, Full, MISSING, Storage};
+use crate::table::{AGAIN, Full, Storage};
 use crate::unit::{Content, Extent, Place, Round, Unit};
 use crate::wire::LaneId;
 
@@ -32,8 +32,8 @@ pub struct Ledger<S> {
     confirmed: Round,
     /// Units that are gone and that the destination may still have.
     absent: usize,
-    /// Units that are listed as outstanding.
-    outstanding: u64,
+    /// Whether anything was ever listed as outstanding.
+    listed: bool,
     /// The final manifest was made: nothing may change any more.
     frozen: bool,
 }
@@ -48,7 +48,7 @@ impl<S: Storage> Ledger<S> {
             round: Round(0),
             confirmed: Round(0),
             absent: 0,
-            outstanding: 0,
+            listed: false,
             frozen: false,
         }
     }
@@ -68,9 +68,10 @@ impl<S: Storage> Ledger<S> {
         self.book.table.queued()
     }
 
-    /// Units that the destination will fetch after the hand-over.
-    pub fn outstanding(&self) -> u64 {
-        self.outstanding
+    /// Whether the destination may fetch after the hand-over. This stays so once anything was listed: what the destination
+    /// still misses is for it to know.
+    pub fn leaves_outstanding(&self) -> bool {
+        self.listed
     }
 
     /// Units that are there, zeros included.
@@ -155,10 +156,8 @@ impl<S: Storage> Ledger<S> {
     pub(crate) fn next_outstanding(&mut self) -> Option<Unit> {
         let page = |unit: &Unit| unit.content == Content::Data && unit.place.extent() != Extent::State;
         self.book.table.peek().filter(page)?;
-        let index = self.book.table.pop()?;
-        self.book.table.set(index, MISSING, true);
-        self.outstanding += 1;
-        Some(self.book.table.unit(index))
+        self.listed = true;
+        self.next()
     }
 
     /// The first of the queue, if it continues `first` after `count` places with the same generation and content.
@@ -204,24 +203,20 @@ impl<S: Storage> Ledger<S> {
 
     /// The connection broke: whatever the destination does not have for certain is to be sent again.
     pub(crate) fn rewind(&mut self) {
-        let (confirmed, mut outstanding) = (self.confirmed, self.outstanding);
+        let confirmed = self.confirmed;
         self.book.table.sweep(|table, index| {
             if table.unit(index).generation > confirmed {
-                outstanding -= u64::from(table.has(index, MISSING));
-                table.set(index, MISSING, false);
                 if !table.is_queued(index) {
                     table.set(index, AGAIN, true);
                     table.push(index);
                 }
             }
         });
-        self.outstanding = outstanding;
     }
 
     /// Whether this very unit is one that the destination may ask for.
     pub(crate) fn may_be_fetched(&self, unit: &Unit) -> bool {
-        self.book
-            .get(unit.place)
-            .is_some_and(|(index, known)| known == *unit && self.book.table.has(index, MISSING))
+        let page = unit.content == Content::Data && unit.place.extent() != Extent::State;
+        self.listed && page && self.book.get(unit.place).is_some_and(|(_, known)| known == *unit)
     }
 }

@@ -197,7 +197,7 @@ impl<V: SourceHold, T: Tenant> Staged<V, T> {
         let commit = both.map(|(secret, activation)| seal_commit(secret, id, &hash, activation));
         let commit = commit.expect("both were there before the tenant was extinguished");
         vault.activation = None;
-        let nothing_left = vault.lanes().all(|lane| lane.ledger.outstanding() == 0);
+        let nothing_left = !vault.lanes().any(|lane| lane.ledger.leaves_outstanding());
         if let Some(secrets) = vault.secrets.as_mut() {
             (secrets.commit, secrets.pages, secrets.table) = (None, None, None);
             if nothing_left {
