@@ -136,7 +136,7 @@
 //! | X25519 private key | when the proof is made | when the proof is judged |
 //! | pages, table | Gone | Running |
 //! | commit, activation key | Gone, before the Commit is returned | Running; the key when its caller drops it |
-//! | fetch | Gone if nothing is outstanding, else Done | Done |
+//! | fetch | Gone if nothing was ever listed as outstanding, else Done | Done |
 //! | control | Done | when its caller closes it |
 //!
 //! So a memory of the source after Gone opens no unit that was sent before it, and no Commit.
