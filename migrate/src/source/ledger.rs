@@ -205,11 +205,9 @@ impl<S: Storage> Ledger<S> {
     pub(crate) fn rewind(&mut self) {
         let confirmed = self.confirmed;
         self.book.table.sweep(|table, index| {
-            if table.unit(index).generation > confirmed {
-                if !table.is_queued(index) {
-                    table.set(index, AGAIN, true);
-                    table.push(index);
-                }
+            if table.unit(index).generation > confirmed && !table.is_queued(index) {
+                table.set(index, AGAIN, true);
+                table.push(index);
             }
         });
     }
