@@ -13,8 +13,8 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::hint::black_box;
 
-/// 8 GiB in small pages, and a third more.
-const SLOTS: usize = 2_800_000;
+/// 8 GiB in small pages, a third more, and some for what comes beside.
+const SLOTS: usize = 3_200_000;
 
 type Held = Box<SourceVault<Suite, Vec<Slot>>>;
 type Taken = nacre_migrate::destination::Receiving<Box<DestinationVault<Suite, Vec<Slot>>>>;
