@@ -288,6 +288,15 @@ fn what_a_service_writes_is_for_its_owner() {
     }
     assert_eq!(read("writer", 0), Ok((0, all.clone())));
     assert_eq!(read("writer", u64::MAX), Ok((all.len() as u64, String::new())));
+    // A host that keeps a service running after it was replaced can't hide its code.
+    let codes = |world: &World| world.evidence(&cvm, &[9; 32], &world.policy()).0.code.len();
+    assert_eq!(codes(&world), 2, "the service and the action");
+    let kept = cvm.load_service(id, RunOptions::default()).unwrap();
+    kept.run_to_end().unwrap();
+    let other =
+        world.package("writer", 2, ModuleKind::Service, &compiled(&WRITER.replace("secret", "newer")));
+    let _other = world.install(&cvm, &mut session, &other);
+    assert_eq!(codes(&world), 3, "the old one's too, as long as its program is there");
     // Callers without authority get nothing.
     let unsigned = session.seal_request(&Command::Logs(Logs { name: "writer", from: 0 })).unwrap();
     let response = answer(&cvm, &mut session, &unsigned.bytes);

@@ -15,8 +15,8 @@ const KEPT_BYTES: usize = 64 << 10;
 
 /// Logs by the name of the service: one that is started again goes on in its log.
 static LOGS: NormalCell<BTreeMap<String, Log>> = NormalCell::new(BTreeMap::new());
-/// Which service a program is, by the host's number.
-static SERVICES: NormalCell<BTreeMap<u32, String>> = NormalCell::new(BTreeMap::new());
+/// Which service a program is, and SHA-256 of the code it was started with, by the host's number.
+static SERVICES: NormalCell<BTreeMap<u32, (String, [u8; 32])>> = NormalCell::new(BTreeMap::new());
 
 /// The end of what was written.
 #[derive(Default)]
@@ -44,12 +44,17 @@ impl Log {
     }
 }
 
-/// Program `id` is the service `name` from now on.
-pub fn begin(id: u32, name: &str) {
-    SERVICES.with(|services| services.insert(id, name.to_string()));
+/// Program `id` is the service `name` from now on, with this code.
+pub fn begin(id: u32, name: &str, code: [u8; 32]) {
+    SERVICES.with(|services| services.insert(id, (name.to_string(), code)));
     LOGS.with(|logs| {
         logs.entry(name.to_string()).or_default();
     });
+}
+
+/// SHA-256 of the code of all services that the host has started and not dropped: also of one that was replaced or removed since.
+pub fn running() -> Vec<[u8; 32]> {
+    SERVICES.with(|services| services.values().map(|(_, code)| *code).collect())
 }
 
 /// There is no program `id` any more. What it has written stays.
@@ -80,7 +85,7 @@ pub fn ended(program: &Program, kind: ExitKind, code: u64, text: &str) {
 
 fn put(id: u32, bytes: &[u8]) {
     SERVICES.with(|services| {
-        let Some(name) = services.get(&id) else { return };
+        let Some((name, _)) = services.get(&id) else { return };
         LOGS.with(|logs| {
             if let Some(log) = logs.get_mut(name) {
                 log.put(bytes);

@@ -9,7 +9,7 @@ use crate::program::{Code, Loading, Owner, Program};
 use crate::task::{self, Begin, Spec};
 use crate::{calls, sockets, wasm};
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -87,9 +87,12 @@ pub fn forget(module: u32) {
     drop(old);
 }
 
-/// SHA-256 of all code that is installed, for evidence.
+/// SHA-256 of all code that is installed or still runs, for evidence: a host may keep a service running that was replaced.
 pub fn code() -> Vec<[u8; 32]> {
-    with_installed(|installed| installed.values().map(|one| one.code_sha256).collect())
+    let installed =
+        with_installed(|installed| -> Vec<_> { installed.values().map(|one| one.code_sha256).collect() });
+    let all: BTreeSet<_> = installed.into_iter().chain(logs::running()).collect();
+    all.into_iter().collect()
 }
 
 /// A number for what [`code`] says: another one once that has changed.
@@ -124,14 +127,14 @@ pub fn start_service(id: u32, package: &[u8]) -> Result<(), (ExitKind, &'static 
     let found = with_installed(|installed| {
         let (name, one) = installed.iter().find(|(_, one)| one.package == package)?;
         let Form::Service(code) = &one.form else { return None };
-        Some((name.clone(), one.env.clone(), code.clone(), one.kind))
+        Some((name.clone(), one.env.clone(), code.clone(), one.kind, one.code_sha256))
     });
-    let (name, env, code, kind) =
+    let (name, env, code, kind, code_sha256) =
         found.ok_or((ExitKind::Error, "not-installed: no service was installed from this package yet"))?;
     let no_memory = (ExitKind::OutOfMemory, "no memory for the service");
     let code = Code::copy_of(code.bytes()).ok_or(no_memory)?;
     let loading = Loading::new(code).ok_or(no_memory)?;
-    logs::begin(id, &name);
+    logs::begin(id, &name, code_sha256);
     let loading = Loading { args: alloc::vec![name], env: env.to_vec(), ..loading };
     Program::create(id, loading, Owner::Tenant).map_err(|_| no_memory)?;
     if let Some(program) = Program::find(id) {
