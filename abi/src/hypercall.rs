@@ -26,6 +26,8 @@ pub const DEMAND: u16 = 0x15;
 pub const EXIT_PORTS_END: u16 = 0x1f;
 /// "There is something on my rings": rung by any vCPU.
 pub const DOORBELL: u16 = 0x20;
+/// First of the ports that tell of a migration's pipes, two for each channel: see [`pipe`].
+pub const PIPE_BASE: u16 = 0x22;
 /// First of the ports that wake a vCPU.
 pub const WAKE_BASE: u16 = 0x40;
 /// Ports up to and including this one may be written from ring 3; the I/O bitmap of each TSS ends there.
@@ -39,6 +41,25 @@ const _: () = assert!(
 /// The port that wakes `vcpu`.
 pub const fn wake(vcpu: VcpuId) -> u16 {
     WAKE_BASE + vcpu.index() as u16
+}
+
+const _: () = assert!(
+    PIPE_BASE as u32 + 2 * crate::migrate::MAX_CHANNELS <= WAKE_BASE as u32,
+    "the ports of pipes reach the wake ports"
+);
+
+/// What a guest tells the host about a channel's pipes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PipeNews {
+    /// There is something in the pipe to the host.
+    Written = 0,
+    /// There is room in the pipe to the guest.
+    Room = 1,
+}
+
+/// The port that tells of a channel's pipes; bound to event descriptors, as [`DOORBELL`].
+pub const fn pipe(channel: u32, news: PipeNews) -> u16 {
+    PIPE_BASE + 2 * channel as u16 + news as u16
 }
 
 /// Park without a deadline.

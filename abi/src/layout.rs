@@ -135,6 +135,12 @@ pub struct Layout {
     pub scratch_offset: u64,
     /// Length of that memory in bytes.
     pub scratch_bytes: u64,
+    /// Offset in the agent arena of the memory for migrations: ledgers, and buffers for frames.
+    pub migrate_offset: u64,
+    /// Length of that memory in bytes.
+    pub migrate_bytes: u64,
+    /// Lanes that a migration of this CVM can have.
+    pub lanes: u32,
     /// Start of the frames: private memory that the guest's allocator hands out.
     pub frames_gpa: u64,
     /// Length of the frames in bytes.
@@ -186,7 +192,11 @@ impl Layout {
         // What a small guest touches of all three lies on one large page of the host.
         let scratch_offset = vcpu_blocks_end;
         let table_pool_offset = scratch_offset + scratch_bytes;
-        let agent_bytes = round_up(table_pool_offset + table_pool_bytes, LARGE_PAGE_BYTES);
+        // Last, because it is touched by nobody before a migration.
+        let migrate_offset = round_up(table_pool_offset + table_pool_bytes, PAGE_BYTES);
+        let migrate_bytes = round_up(crate::migrate::agent_bytes(memory_bytes, vcpus), PAGE_BYTES);
+        let lanes = crate::migrate::lanes(memory_bytes, vcpus);
+        let agent_bytes = round_up(migrate_offset + migrate_bytes, LARGE_PAGE_BYTES);
         let frames_offset = image_bytes + agent_bytes;
         if frames_offset > memory_bytes / 2 {
             return Err(LayoutError::TooSmall);
@@ -199,10 +209,13 @@ impl Layout {
             table_pool_bytes,
             scratch_offset,
             scratch_bytes,
+            migrate_offset,
+            migrate_bytes,
+            lanes,
             frames_gpa: RAM_GPA + frames_offset,
             frames_bytes: memory_bytes - frames_offset,
             max_tasks: max_tasks as u32,
-            shared_bytes: round_up(crate::window::bytes(vcpus), LARGE_PAGE_BYTES),
+            shared_bytes: round_up(crate::window::bytes(vcpus, lanes), LARGE_PAGE_BYTES),
         })
     }
 
@@ -258,7 +271,8 @@ mod tests {
             assert_eq!(layout.frames_gpa + layout.frames_bytes, RAM_GPA + (mib << 20));
             assert!(layout.scratch_offset >= AGENT_VCPU_BLOCKS + vcpus as u64 * VCPU_BLOCK_BYTES);
             assert!(layout.scratch_offset + layout.scratch_bytes <= layout.table_pool_offset);
-            assert!(layout.table_pool_offset + layout.table_pool_bytes <= layout.agent_bytes);
+            assert!(layout.table_pool_offset + layout.table_pool_bytes <= layout.migrate_offset);
+            assert!(layout.migrate_offset + layout.migrate_bytes <= layout.agent_bytes);
             for value in [layout.agent_gpa, layout.frames_gpa, layout.frames_bytes, layout.agent_bytes] {
                 assert_eq!(value % LARGE_PAGE_BYTES, 0);
             }

@@ -8,6 +8,7 @@
 //! * [`elastic`]: the shared page in it, by which guest and host agree on who runs.
 //! * [`attest`]: how reports, manifests, packages and session records travel.
 //! * [`ring`]: a byte ring between two parties that do not trust each other.
+//! * [`pipe`]: a stream of bytes, for the frames of a migration. [`migrate`]: how one is begun, followed and ended.
 //! * [`message`]: the messages on those rings. [`call`]: what the request and the answer of a call hold. [`socket`]: TCP
 //!   connections, and their flow control.
 //!
@@ -23,6 +24,8 @@ pub mod elastic;
 pub mod hypercall;
 pub mod layout;
 pub mod message;
+pub mod migrate;
+pub mod pipe;
 pub mod ring;
 pub mod socket;
 pub mod spawn;
@@ -33,7 +36,7 @@ pub mod sync;
 pub mod window;
 
 /// Version of everything in this crate; host and guest of one Nacre binary always have the same.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Bytes in a small page and in the smallest unit of memory accounting.
 pub const PAGE_BYTES: u64 = 4096;

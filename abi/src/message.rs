@@ -163,6 +163,23 @@ kinds! {
     Report = 59,
     /// G: the answer to the evidence request with this number; `stream` is an [`EvidenceKind`](crate::attest::EvidenceKind).
     Evidence = 60,
+    /// H: move the tenant away; the body is a [`SendOrder`](crate::migrate::SendOrder).
+    MigrateSend = 64,
+    /// H, before anything but a manifest: this CVM is to receive a tenant; `arg` is the bandwidth to expect, in bytes per second.
+    MigrateReceive = 65,
+    /// H: end the migration, if that is still possible.
+    MigrateCancel = 66,
+    /// G at the source: the tenant is gone, and the body makes the destination run it. H at the destination: that body.
+    MigrateCommit = 67,
+    /// G: `stream` is a [`MoveEvent`](crate::migrate::MoveEvent).
+    MigrateEvent = 68,
+    /// H: all memory of this CVM is committed.
+    MigrateMemory = 69,
+    /// H: the connection of channel `arg` broke and there is another one; the host does nothing with its pipes until
+    /// [`MigrateRejoined`](Kind::MigrateRejoined).
+    MigrateRejoin = 70,
+    /// G: both pipes of channel `arg` are empty and begin again.
+    MigrateRejoined = 71,
 }
 
 /// What a debug image can measure of itself.

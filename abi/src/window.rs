@@ -6,12 +6,15 @@
 //! 0x2000   mailboxes, MAILBOX_BYTES per vCPU: hypercall arguments
 //! 0x40000  ring to the guest, consumed by vCPU 0
 //!          rings to the host, one per vCPU, produced by that vCPU alone
+//!          pipes of migrations, to the guest and to the host, for each channel
 //! ```
 //!
 //! The window is a slice of atomic words, so that all code that touches it is safe code: the other side may change any
 //! word at any time, and each access yields *some* value, once. Whoever reads copies first, then validates, then uses.
 
 use crate::elastic::{self, ElasticPage};
+use crate::migrate::{CONTROL_PIPE_BYTES, FIRST_LANE, MoveWord, PIPE_BYTES};
+use crate::pipe::{PIPE_HEADER_BYTES, Pipe};
 use crate::ring::Ring;
 use crate::sync::{AtomicU64, Ordering};
 use crate::{MAX_VCPUS, VcpuId};
@@ -56,9 +59,28 @@ pub enum ControlWord {
     HostWantsRoom = 32,
 }
 
-/// Bytes of the window of a CVM with this many vCPUs.
-pub const fn bytes(vcpus: u32) -> u64 {
-    RINGS + RING_HEADER_BYTES + TO_GUEST_BYTES + vcpus as u64 * (RING_HEADER_BYTES + TO_HOST_BYTES)
+/// Bytes of the window of a CVM with this many vCPUs and lanes of a migration.
+pub const fn bytes(vcpus: u32, lanes: u32) -> u64 {
+    pipe_offset(vcpus, FIRST_LANE + lanes, false)
+}
+
+/// Where the pipes of a channel begin: the one to the guest, or the one to the host.
+const fn pipe_offset(vcpus: u32, channel: u32, to_host: bool) -> u64 {
+    let rings =
+        RINGS + RING_HEADER_BYTES + TO_GUEST_BYTES + vcpus as u64 * (RING_HEADER_BYTES + TO_HOST_BYTES);
+    let start = crate::layout::round_up(rings, crate::PAGE_BYTES);
+    let before = match channel {
+        0 => 0,
+        channel => {
+            2 * (PIPE_HEADER_BYTES + CONTROL_PIPE_BYTES)
+                + (channel as u64 - 1) * 2 * (PIPE_HEADER_BYTES + PIPE_BYTES)
+        }
+    };
+    start + before + to_host as u64 * (PIPE_HEADER_BYTES + pipe_bytes(channel))
+}
+
+const fn pipe_bytes(channel: u32) -> u64 {
+    if channel == 0 { CONTROL_PIPE_BYTES } else { PIPE_BYTES }
 }
 
 /// A view of the whole window.
@@ -66,12 +88,39 @@ pub const fn bytes(vcpus: u32) -> u64 {
 pub struct Window<'a> {
     words: &'a [AtomicU64],
     vcpus: u32,
+    lanes: u32,
 }
 
 impl<'a> Window<'a> {
-    /// A window over `words`, which must hold at least [`bytes`]`(vcpus)`; `None` if it does not.
-    pub fn new(words: &'a [AtomicU64], vcpus: u32) -> Option<Window<'a>> {
-        (vcpus <= MAX_VCPUS && words.len() as u64 >= bytes(vcpus) / 8).then_some(Window { words, vcpus })
+    /// A window over `words`, which must hold at least [`bytes`]`(vcpus, lanes)`; `None` if it does not.
+    pub fn new(words: &'a [AtomicU64], vcpus: u32, lanes: u32) -> Option<Window<'a>> {
+        let fits = vcpus <= MAX_VCPUS && words.len() as u64 >= bytes(vcpus, lanes) / 8;
+        fits.then_some(Window { words, vcpus, lanes })
+    }
+
+    /// Lanes whose pipes are in this window.
+    pub fn lanes(&self) -> u32 {
+        self.lanes
+    }
+
+    /// Reads a word about migrations.
+    pub fn move_word(&self, word: MoveWord) -> u64 {
+        self.words[word as usize].load(Ordering::SeqCst)
+    }
+
+    /// Writes a word about migrations.
+    pub fn set_move_word(&self, word: MoveWord, value: u64) {
+        self.words[word as usize].store(value, Ordering::SeqCst);
+    }
+
+    /// The pipes of a channel: to the guest, and to the host; `None` for a channel that there is not.
+    pub fn pipes(&self, channel: u32) -> Option<[Pipe<'a>; 2]> {
+        let pipe = |to_host| {
+            let offset = pipe_offset(self.vcpus, channel, to_host);
+            let words = self.part(offset, PIPE_HEADER_BYTES);
+            Pipe::new(words, self.part(offset + PIPE_HEADER_BYTES, pipe_bytes(channel)))
+        };
+        (channel < FIRST_LANE + self.lanes).then(|| [pipe(false), pipe(true)])
     }
 
     /// vCPUs whose rings are in this window.

@@ -10,42 +10,7 @@ use nacre_vmm::{Cvm, CvmConfig};
 
 /// Touches 64 MiB of memory, says "started", mixes that memory for a while, then grows its memory, uses what it got, prints a
 /// checksum and ends with a trap three calls deep.
-const PROGRAM: &str = r#"(module $mover
-  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 1025)
-  (data (i32.const 64) "started\n")
-  (func $print (param $at i32) (param $len i32)
-    (i32.store (i32.const 0) (local.get $at)) (i32.store (i32.const 4) (local.get $len))
-    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
-  (func $mix (param $x i64) (param $n i32) (result i64) (local $p i32) (local $f f64)
-    (loop $again
-      (local.set $x (i64.add (i64.mul (local.get $x) (i64.const 6364136223846793005)) (i64.const 1442695040888963407)))
-      (local.set $p (i32.add (i32.const 65536) (i32.wrap_i64 (i64.and (i64.shr_u (local.get $x) (i64.const 38)) (i64.const 0x3fffff8)))))
-      (i64.store (local.get $p) (i64.xor (i64.load (local.get $p)) (local.get $x)))
-      (local.set $x (i64.xor (local.get $x) (i64.rotl (i64.load (local.get $p)) (i64.const 5))))
-      (local.set $f (f64.add (f64.mul (local.get $f) (f64.const 0.5)) (f64.convert_i32_u (local.get $p))))
-      (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
-    (i64.xor (local.get $x) (i64.reinterpret_f64 (local.get $f))))
-  (func $hex (param $x i64) (local $i i32) (local $d i32)
-    (loop $digit
-      (local.set $d (i32.wrap_i64 (i64.and (local.get $x) (i64.const 15))))
-      (i32.store8 (i32.sub (i32.const 143) (local.get $i))
-        (i32.add (local.get $d) (select (i32.const 48) (i32.const 87) (i32.lt_u (local.get $d) (i32.const 10)))))
-      (local.set $x (i64.shr_u (local.get $x) (i64.const 4)))
-      (br_if $digit (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 16))))
-    (i32.store8 (i32.const 144) (i32.const 10))
-    (call $print (i32.const 128) (i32.const 17)))
-  (func $boom (unreachable))
-  (func $middle (call $boom))
-  (func $outer (call $middle))
-  (func (export "_start") (local $x i64)
-    (local.set $x (call $mix (i64.const 42) (i32.const 2000000)))
-    (call $print (i32.const 64) (i32.const 8))
-    (local.set $x (call $mix (local.get $x) (i32.const 15000000)))
-    (if (i32.ne (memory.grow (i32.const 200)) (i32.const 1025)) (then (unreachable)))
-    (i64.store (i32.const 80000000) (local.get $x))
-    (call $hex (i64.load (i32.const 80000000)))
-    (call $outer)))"#;
+const PROGRAM: &str = include_str!("mover.wat");
 
 fn launch() -> Option<Cvm> {
     match nacre_vmm::kvm::available() {

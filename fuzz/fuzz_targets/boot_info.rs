@@ -68,7 +68,7 @@ fn check(layout: &Layout) {
     assert!(layout.max_tasks.is_power_of_two());
     assert!(maps + tables + queues <= layout.scratch_bytes);
     // The window ends below private memory.
-    assert!(layout.shared_bytes >= window::bytes(params.vcpus));
+    assert!(layout.shared_bytes >= window::bytes(params.vcpus, layout.lanes));
     assert!(SHARED_GPA + layout.shared_bytes <= RAM_GPA);
 }
 

@@ -13,6 +13,7 @@ use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
 use crate::link::{self, LinkStats, SendError, Sender, Traffic};
 use crate::memory::{LaunchMemory, SharedMemory};
+use crate::migration::Migrations;
 use crate::socket::{Connections, Connector, Intake, Relay};
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
@@ -89,6 +90,9 @@ pub enum CvmError {
     /// The guest does not take a module's code.
     #[error("the module can't be loaded: {0:?}")]
     Module(Exit),
+    /// A migration can't begin.
+    #[error("{0}")]
+    Migration(String),
     /// It ended before it answered.
     #[error("the CVM ended: {0}")]
     Ended(String),
@@ -111,13 +115,14 @@ pub struct LaunchTimes {
 
 /// A running CVM. Dropping it ends it.
 pub struct Cvm {
-    shared: Arc<Shared>,
-    sender: Arc<Sender>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) sender: Arc<Sender>,
     mailboxes: Arc<Mailboxes>,
     connections: Arc<Connections>,
     intake: Arc<Intake>,
     calls: Arc<Calls>,
     attestation: Arc<Attestation>,
+    pub(crate) migrations: Arc<Migrations>,
     doorbell: Arc<EventFd>,
     threads: Mutex<Threads>,
     ended: Arc<Mutex<Option<VcpuEnd>>>,
@@ -182,6 +187,7 @@ impl Cvm {
         let shared = Arc::new(Shared {
             machine,
             vcpus,
+            lanes: launch.layout.lanes,
             stop: AtomicBool::new(false),
             on_print: config.on_print,
             membership: OnceLock::new(),
@@ -199,6 +205,7 @@ impl Cvm {
             attestation: Arc::new(Attestation::new(config.identity, shape, sender.clone())),
             sender,
             mailboxes: Arc::new(Mailboxes::default()),
+            migrations: Arc::default(),
             connections: Arc::default(),
             intake: Arc::new(Intake::new(doorbell.clone())),
             calls: Arc::new(Calls::new(launch.layout.max_tasks)),
@@ -261,7 +268,7 @@ impl Cvm {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
         let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
         let (calls, connections) = (self.calls.clone(), self.connections.clone());
-        let attestation = self.attestation.clone();
+        let (attestation, migrations) = (self.attestation.clone(), self.migrations.clone());
         let mut relay = system("an event queue", Relay::new(self.intake.clone()))?;
         let body = move || {
             let expects = || calls.any_in_flight();
@@ -272,7 +279,10 @@ impl Cvm {
                 if header.kind == Kind::ProgramExited {
                     connections.program_over(header.program);
                 }
-                if !calls.deliver(header, body) && !attestation.deliver(header, body) {
+                let taken = calls.deliver(header, body)
+                    || attestation.deliver(header, body)
+                    || migrations.deliver(&shared, &sender, header, body);
+                if !taken {
                     mailboxes.deliver(header, body);
                 }
                 Traffic::Other
@@ -443,6 +453,7 @@ impl Cvm {
             let _ = thread.take().map(JoinHandle::join);
         }
         let _ = self.doorbell.write(1);
+        self.migrations.close();
         // The result of a call may be what ends the CVM: then this is the reader, which ends by itself.
         let reader = threads.reader.take();
         let other = reader.filter(|reader| reader.thread().id() != std::thread::current().id());

@@ -9,6 +9,7 @@ use crate::launch::{Launch, USER_CODE, USER_DATA, VcpuState};
 use crate::memory::{PrivateMemory, SharedMemory};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use nacre_abi::hypercall::PipeNews;
 use nacre_abi::layout::{AGENT_IDT, RAM_GPA, SHARED_GPA, TSS_LIMIT};
 use nacre_abi::{VcpuId, hypercall};
 use std::io;
@@ -129,6 +130,14 @@ impl Machine {
     /// [`KvmError`].
     pub fn bind_wake(&self, vcpu: VcpuId, event: &EventFd) -> Result<(), KvmError> {
         self.bind(hypercall::wake(vcpu), event)
+    }
+
+    /// Lets the guest's words about the pipes of a channel signal `event` without leaving the kernel.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn bind_pipe(&self, channel: u32, news: PipeNews, event: &EventFd) -> Result<(), KvmError> {
+        self.bind(hypercall::pipe(channel, news), event)
     }
 
     fn bind(&self, port: u16, event: &EventFd) -> Result<(), KvmError> {

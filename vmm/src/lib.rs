@@ -27,6 +27,7 @@ pub mod launch;
 pub mod link;
 mod measure;
 pub mod memory;
+pub mod migration;
 pub mod program;
 pub mod socket;
 pub mod vcpu;

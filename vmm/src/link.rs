@@ -9,6 +9,7 @@ use crate::socket::Relay;
 use crate::vcpu::Shared;
 use nacre_abi::elastic::{EPOCH_NOW, EPOCHS, ElasticWord, PAGE_VERSION};
 use nacre_abi::message::{Header, Kind};
+use nacre_abi::migrate::MoveEvent;
 use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
 use nacre_abi::{VcpuId, window};
@@ -21,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// A window into the shared memory of `shared`; the memory lives as long as that.
 pub fn window_of(shared: &Shared) -> Window<'_> {
-    Window::new(shared.machine.shared().words(), shared.vcpus.len() as u32)
+    Window::new(shared.machine.shared().words(), shared.vcpus.len() as u32, shared.lanes)
         .expect("the layout gives the window its size")
 }
 
@@ -327,6 +328,11 @@ impl Sender {
         }
     }
 
+    /// Wakes the guest's vCPU 0 if it sleeps.
+    pub(crate) fn wake_guest(&self) {
+        self.wake_if_parked(&window_of(&self.shared));
+    }
+
     /// The guest rang: whoever waits for room looks again. Also called when the CVM ends.
     pub fn notify(&self) {
         let window = window_of(&self.shared);
@@ -402,6 +408,15 @@ pub enum Traffic {
     Other,
 }
 
+/// Whether a message is to be seen after everything that was sent before it, also over other rings.
+fn is_after_all_else(header: Header) -> bool {
+    match header.kind {
+        Kind::ProgramExited | Kind::MigrateCommit => true,
+        Kind::MigrateEvent => header.stream == MoveEvent::Parked as u32,
+        _ => false,
+    }
+}
+
 /// Reads the guest's rings until the CVM stops; calls `handle` for each message with its copied body. Between two looks it
 /// moves what the sockets of `relay` have. While `expects` says that answers are on their way, it looks for them for a short
 /// time before it sleeps.
@@ -439,7 +454,7 @@ pub fn read_rings(
                 incoming.finish();
                 any = true;
                 sender.counters.received.fetch_add(1, Ordering::Relaxed);
-                let is_last = header.kind == Kind::ProgramExited;
+                let is_last = is_after_all_else(header);
                 if !(is_last && last_words.keep(header, &body[..len], number, count)) {
                     traffic |= handle(header, &body[..len]) == Traffic::Connection;
                 }

@@ -10,6 +10,8 @@ use memmap2::{Advice, MmapMut, MmapOptions};
 use nacre_abi::LARGE_PAGE_BYTES;
 use nacre_abi::layout::RAM_GPA;
 use std::io;
+use std::ops::Range;
+use std::os::fd::RawFd;
 use std::sync::atomic::AtomicU64;
 
 /// An anonymous mapping that starts at a multiple of a large page.
@@ -99,6 +101,14 @@ impl PrivateMemory {
         }
     }
 
+    /// Makes the kernel commit all of it now, without changing a byte.
+    ///
+    /// # Errors
+    /// The kernel's, if it has not so much; some of it may be committed then.
+    pub fn commit(&self) -> io::Result<()> {
+        self.0.map.advise_range(Advice::PopulateWrite, self.0.lead, self.0.bytes)
+    }
+
     /// Bytes that the kernel has committed for it, from `/proc/self/smaps`; `None` if that can't be read.
     pub fn resident_bytes(&self) -> Option<u64> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
@@ -150,6 +160,49 @@ impl SharedMemory {
         // atomics, here and in the guest.
         unsafe { std::slice::from_raw_parts(self.0.address() as *const AtomicU64, self.0.bytes / 8) }
     }
+}
+
+/// The parts of `data` in two ranges of bytes, for the kernel.
+fn parts(data: &[AtomicU64], ranges: &[Range<usize>; 2]) -> [libc::iovec; 2] {
+    ranges.each_ref().map(|range| {
+        assert!(range.start <= range.end && range.end <= data.len() * 8, "a range outside of the window");
+        libc::iovec {
+            iov_base: (data.as_ptr() as usize + range.start) as *mut libc::c_void,
+            iov_len: range.len(),
+        }
+    })
+}
+
+fn retried(call: impl Fn() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(bytes) => return Ok(bytes),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+}
+
+/// Writes bytes of the window to a descriptor; returns how many.
+///
+/// # Errors
+/// The kernel's.
+pub fn write_from(fd: RawFd, data: &[AtomicU64], ranges: &[Range<usize>; 2]) -> io::Result<usize> {
+    let parts = parts(data, ranges);
+    // SAFETY: the kernel reads memory of the window, which is there as long as `data`, whatever the guest does to it meanwhile.
+    retried(|| unsafe { libc::writev(fd, parts.as_ptr(), 2) })
+}
+
+/// Reads bytes from a descriptor into the window; returns how many, 0 at its end.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_into(fd: RawFd, data: &[AtomicU64], ranges: &[Range<usize>; 2]) -> io::Result<usize> {
+    let parts = parts(data, ranges);
+    // SAFETY: the kernel writes to memory of the window, which is atomics: anybody may change it at any time.
+    retried(|| unsafe { libc::readv(fd, parts.as_ptr(), 2) })
 }
 
 #[cfg(test)]

@@ -122,6 +122,8 @@ pub struct Shared {
     pub vcpus: Vec<VcpuHandle>,
     /// Set when all threads should end.
     pub stop: AtomicBool,
+    /// Lanes of a migration whose pipes are in the window.
+    pub lanes: u32,
     /// What the guest printed, and where it goes.
     pub on_print: Box<dyn Fn(&str) + Send + Sync>,
     /// Its place under the CPU manager, from before the first vCPU runs.

@@ -44,6 +44,14 @@ impl<T> AgentCell<T> {
         self.get()
     }
 
+    /// Overwrites the value with zeros; it counts as not set any more. Nobody uses it, and nobody ever will.
+    pub fn wipe(&self) {
+        self.set.store(false, Ordering::SeqCst);
+        // SAFETY: the storage of the value, to which nobody holds a reference, by the caller's promise.
+        unsafe { core::ptr::write_bytes(self.value.get().cast::<u8>(), 0, size_of::<T>()) }
+        core::hint::black_box(self.value.get());
+    }
+
     /// The value.
     ///
     /// # Panics

@@ -66,6 +66,12 @@ pub fn is_memory32(bytes: u64) -> bool {
     (CLASSES[SIZES - 3].slot_bytes..=longest).contains(&bytes)
 }
 
+/// Whether an address lies in the slots of linear memories, where nothing else ever lies.
+pub fn is_linear_memory(address: u64) -> bool {
+    let first = AREAS_VA + MEMORY32.start;
+    address >= first && address - AREAS_VA < end_of(&CLASSES)
+}
+
 /// Slots of 32-bit memories.
 pub const MEMORY32_SLOTS: usize = MEMORY32.count as usize;
 

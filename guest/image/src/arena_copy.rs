@@ -82,7 +82,7 @@ fn send_mapping(mapping: Mapping, of_image: bool) {
     let bytes = mapping.size.bytes();
     match mapping.leaf {
         // What is hidden is empty memory that somebody may map again.
-        Leaf::Absent | Leaf::Hidden { .. } => {}
+        Leaf::Absent | Leaf::Hidden { .. } | Leaf::Missing { .. } => {}
         Leaf::Lazy(perms) => {
             let header =
                 Header::new(Kind::ArenaLazy, NO_PROGRAM).stream(perms_number(perms)).arg(mapping.start.0);

@@ -12,7 +12,6 @@ use alloc::vec;
 use nacre_abi::message::{Header, Kind};
 use nacre_abi::{PAGE_BYTES, VcpuId};
 use nacre_mm::address_space::{AddressSpace, Mapping, PageRange};
-use nacre_mm::entry::Leaf;
 use nacre_mm::{GuestPhys, GuestVirt};
 
 /// Tasks that have told their end may not be gone yet: so often it looks before it believes what it sees.
@@ -57,7 +56,7 @@ fn look_at_mappings() -> Option<String> {
     let (mut present, mut promised, mut wrong) = (0u64, 0u64, None);
     let mut visit = |mapping: Mapping| {
         let pages = mapping.size.bytes() / PAGE_BYTES;
-        let (Leaf::Present { frame, .. } | Leaf::Hidden { frame: Some(frame), .. }) = mapping.leaf else {
+        let Some(frame) = mapping.leaf.own_frame() else {
             promised += pages;
             return;
         };

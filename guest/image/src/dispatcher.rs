@@ -10,7 +10,7 @@ use crate::program::{Code, Loading, Options, Owner, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
 use crate::{
-    calls, children, console, elastic, handover, link, modules, phases, sealed, sockets, task, wasm,
+    calls, children, console, elastic, handover, link, migrate, modules, phases, sealed, sockets, task, wasm,
 };
 use alloc::boxed::Box;
 use alloc::format;
@@ -68,7 +68,12 @@ impl Dispatcher {
             // First of all: the host may have woken this vCPU because it wants a worker back.
             let reminder = self.reclaimer.run();
             memory::catch_up();
-            let mut busy = self.receive();
+            let moving = migrate::run();
+            if migrate::holds_tenant() {
+                self.run_beside_tenant(moving);
+                continue;
+            }
+            let mut busy = moving | self.receive();
             busy |= self.timers.run();
             busy |= sched::run_handed_over();
             busy |= sched::run_one() == Ran::Task;
@@ -82,17 +87,38 @@ impl Dispatcher {
                 release_memory();
                 continue;
             }
+            if migrate::work() {
+                continue;
+            }
             self.park(reminder);
         }
+    }
+
+    /// A turn of the loop while the tenant's arena is not to be touched: it is on its way to another CVM, or here, or has gone.
+    fn run_beside_tenant(&mut self, mut busy: bool) {
+        if !migrate::leaves_ring() {
+            busy |= self.receive();
+        }
+        if busy || migrate::work() {
+            return;
+        }
+        let window = link::window();
+        window.set_control(ControlWord::NormalParked, 1);
+        let (ring, leaves_ring) = (&self.ring, migrate::leaves_ring());
+        let deadline = migrate::deadline_ns();
+        sched::park_unless(|| migrate::before_park() || !leaves_ring && ring.has_message(), deadline);
+        window.set_control(ControlWord::NormalParked, 0);
     }
 
     /// Sleeps until the host or a timer has something, or a worker may have to be reminded.
     fn park(&mut self, reminder: Option<u64>) {
         let window = link::window();
         window.set_control(ControlWord::NormalParked, 1);
-        let deadline = [self.timers.before_park(), self.tick(), reminder].into_iter().flatten().min();
+        let deadlines = [self.timers.before_park(), self.tick(), reminder, migrate::deadline_ns()];
+        let deadline = deadlines.into_iter().flatten().min();
         let ring = &self.ring;
-        sched::park_unless(|| ring.has_message() || handover::any() || sched::has_work(), deadline);
+        let busy = || migrate::before_park() || ring.has_message() || handover::any() || sched::has_work();
+        sched::park_unless(busy, deadline);
         self.timers.after_park();
         window.set_control(ControlWord::NormalParked, 0);
     }
@@ -170,7 +196,9 @@ impl Dispatcher {
                 ),
             }
         }
-        sockets::wake_all();
+        if !migrate::holds_tenant() {
+            sockets::wake_all();
+        }
         // A host that found no room says so before it looks once more; we gave room before we look.
         fence(Ordering::SeqCst);
         if any && link::window().control(ControlWord::HostWantsRoom) != 0 {
@@ -192,6 +220,9 @@ fn release_memory() {
 /// Handles one message and takes it off the ring.
 fn handle(incoming: Incoming<'_, '_>, buffer: &mut [u8]) {
     let header = incoming.header();
+    if migrate::holds_tenant() && !migrate::may_handle(header.kind) {
+        return incoming.finish();
+    }
     match header.kind {
         // Code is copied once, straight to where it will run.
         Kind::ProgramCode => with_loading(header.program, |loading| {
@@ -263,6 +294,12 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::ModuleDrop => modules::forget(id),
         Kind::CallCancel => calls::cancel(id),
         Kind::StatsRequest => link::send(Header::new(Kind::Stats, NO_PROGRAM), &stats().encode()),
+        Kind::MigrateSend
+        | Kind::MigrateReceive
+        | Kind::MigrateCancel
+        | Kind::MigrateCommit
+        | Kind::MigrateMemory
+        | Kind::MigrateRejoin => migrate::handle(header, body),
         #[cfg(feature = "debug-image")]
         Kind::SelfTest => crate::selftest::start(header, body),
         // What only a guest sends, or this image does not know.

@@ -48,7 +48,8 @@ pub fn poll() {
 /// Tasks that no worker may take now.
 fn unmet() -> usize {
     let load = sched::scheduler().load();
-    load.queued.saturating_sub(load.allowed.count().saturating_sub(load.running))
+    let wanted = load.queued + crate::migrate::helpers_wanted();
+    wanted.saturating_sub(load.allowed.count().saturating_sub(load.running))
 }
 
 /// A task was queued and nobody could be woken for it: tells the host if it could help and does not know. With all workers

@@ -34,10 +34,10 @@ pub fn counters() -> [u64; 3] {
 /// Finds the window; `None` if the host did not put it there. Once, by vCPU 0.
 pub fn init(layout: &Layout) -> Option<&'static Window<'static>> {
     let vcpus = layout.params.vcpus;
-    let words = (window::bytes(vcpus) / 8) as usize;
+    let words = (window::bytes(vcpus, layout.lanes) / 8) as usize;
     // SAFETY: the launcher mapped the window there; it is accessed through atomics only.
     let words = unsafe { core::slice::from_raw_parts(SHARED_VA as *const AtomicU64, words) };
-    let window = Window::new(words, vcpus)?;
+    let window = Window::new(words, vcpus, layout.lanes)?;
     let valid = window.control(ControlWord::Magic) == window::MAGIC
         && window.control(ControlWord::AbiVersion) == u64::from(nacre_abi::ABI_VERSION)
         && window.elastic().get(ElasticWord::Version) == PAGE_VERSION;

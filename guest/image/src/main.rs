@@ -7,6 +7,7 @@
 //! sched task  tasks on vCPUs                      link      rings and doorbell
 //! elastic     which workers may run
 //! dispatcher  vCPU 0: messages, timers            program   what the host loads and runs
+//! migrate     the tenant goes to another CVM, or comes from one
 //! modules     code that is loaded once            calls     calls of it       system, call_io  what WASI stands on
 //! children    tasks that programs spawn           once      values that are set once
 //! wasm        the engine, WASI                    console   last words
@@ -34,6 +35,7 @@ mod handover;
 mod heap;
 mod link;
 mod memory;
+mod migrate;
 mod modules;
 mod normal;
 mod once;

@@ -4,12 +4,12 @@ use crate::agent::{AgentCell, agent_static};
 use crate::{arch, vcpu};
 use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::boot::BootInfo;
-use nacre_abi::layout::{AGENT_VA, Layout, RAM_GPA};
+use nacre_abi::layout::{AGENT_VA, HEAP_VA, Layout, RAM_GPA, TENANT_VA_END};
 use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
-use nacre_mm::address_space::{AddressSpace, Fault, Flush, MapError, PageRange};
+use nacre_mm::address_space::{AddressSpace, Fault, Flush, MapError, Mapping, PageRange};
 use nacre_mm::entry::{Access, Leaf, Perms, Size};
 use nacre_mm::frames::{Frames, PagePool, words_needed};
-use nacre_mm::page_tables::{FAULT_AROUND_BYTES, PageTables, TableMemory};
+use nacre_mm::page_tables::{Claim, FAULT_AROUND_BYTES, PageTables, Run, SettleError, TableMemory};
 use nacre_mm::{GuestPhys, GuestVirt};
 
 /// Window onto all of private memory, mapped piece by piece: frames are zeroed here before anybody sees them, and code is
@@ -240,6 +240,8 @@ pub unsafe fn fill(start: u64, bytes: u64, fill: &mut dyn FnMut(usize, &mut [u8]
         fill((from - start) as usize, piece);
         filled += to - from;
     });
+    // The processor has noted it in the window's entries, not in those of the range.
+    SPACE.get().mark_written(range);
     if filled == bytes { Ok(()) } else { Err(MapError::OutOfMemory) }
 }
 
@@ -254,10 +256,134 @@ pub fn expect_writes(start: u64, bytes: u64) {
     }
 }
 
+/// Copies a page, small or large, as `buffer` is long, to it: zeros where nothing is mapped. Whoever writes to it meanwhile makes it
+/// count as written again, so a torn copy is not the last one.
+pub fn read_page(address: u64, buffer: &mut [u8]) {
+    let (space, mut at) = (SPACE.get(), address);
+    let end = address + buffer.len() as u64;
+    while at < end {
+        let mapping = space.lookup(GuestVirt(at));
+        let (frame, stop) = match mapping {
+            Some(Mapping {
+                start,
+                size,
+                leaf: Leaf::Present { frame, .. } | Leaf::Missing { frame, .. },
+            }) => (Some(GuestPhys(frame.0 + (at - start.0))), (start.0 + size.bytes()).min(end)),
+            Some(Mapping { start, size, .. }) => (None, (start.0 + size.bytes()).min(end)),
+            None => (None, (at + PAGE_BYTES).min(end)),
+        };
+        let piece = &mut buffer[(at - address) as usize..(stop - address) as usize];
+        match frame {
+            // SAFETY: the window shows the frame, which is memory of the tenant's as long as this CVM runs; `piece` is the agent's. Tasks
+            // may write there meanwhile, as a device would see it: whatever bytes that gives are as good as any.
+            Some(frame) => unsafe {
+                core::ptr::copy_nonoverlapping(frame_window(frame), piece.as_mut_ptr(), piece.len());
+            },
+            None => piece.fill(0),
+        }
+        at = stop;
+    }
+}
+
+/// Puts content in the place of a page that arrives. While tasks run it goes only where one still waits for it.
+///
+/// # Errors
+/// [`MapError`] if memory runs out.
+pub fn place_content(at: GuestVirt, size: Size, content: &[u8], tasks_run: bool) -> Result<(), MapError> {
+    let space = SPACE.get();
+    if tasks_run {
+        match space.claim(at, size) {
+            Claim::Yours(claimed) => {
+                write_frame(claimed.frame(), content);
+                // If its owner took the page away meanwhile, nobody needs it.
+                let _ = space.arrived(claimed);
+            }
+            Claim::OtherSize => place_pieces(at, content, tasks_run)?,
+            Claim::NotMissing => {}
+        }
+        return Ok(());
+    }
+    match space.place(at, size) {
+        Ok(frame) => write_frame(frame, content),
+        // Memory may be there, but not in one piece.
+        Err(MapError::OutOfMemory) if size == Size::Large => place_pieces(at, content, tasks_run)?,
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+fn place_pieces(at: GuestVirt, content: &[u8], tasks_run: bool) -> Result<(), MapError> {
+    let pages = content.chunks_exact(PAGE_BYTES as usize).zip((at.0..).step_by(PAGE_BYTES as usize));
+    for (piece, at) in pages {
+        place_content(GuestVirt(at), Size::Small, piece, tasks_run)?;
+    }
+    Ok(())
+}
+
+fn write_frame(frame: GuestPhys, content: &[u8]) {
+    // SAFETY: a frame that nobody uses before its page is present, or before tasks run, of that many bytes at least.
+    unsafe { core::ptr::copy_nonoverlapping(content.as_ptr(), frame_window(frame), content.len()) }
+}
+
+/// Makes a page that arrives zero, while no task runs.
+///
+/// # Errors
+/// [`MapError`].
+pub fn zero_page(at: GuestVirt, size: Size) -> Result<(), MapError> {
+    let frame = SPACE.get().place(at, size)?;
+    // SAFETY: as in `write_frame`.
+    unsafe { core::ptr::write_bytes(frame_window(frame), 0, size.bytes() as usize) }
+    Ok(())
+}
+
+/// Makes the range what the runs say. While no task runs, and before every vCPU flushes.
+///
+/// # Errors
+/// [`SettleError`].
+pub fn settle_runs(range: PageRange, runs: impl Iterator<Item = Run> + Clone) -> Result<(), SettleError> {
+    SPACE.get().settle_runs(range, runs).map(|_| ())
+}
+
+/// Makes a page that arrives zero without giving it a frame.
+///
+/// # Errors
+/// [`MapError`].
+pub fn place_zero(at: GuestVirt, size: Size) -> Result<(), MapError> {
+    SPACE.get().place_zero(at, size)
+}
+
+/// Makes a page known whose content comes later.
+///
+/// # Errors
+/// [`MapError`].
+pub fn place_missing(at: GuestVirt, size: Size) -> Result<(), MapError> {
+    match SPACE.get().place_missing(at, size) {
+        // Memory may be there, but not in one piece.
+        Err(MapError::OutOfMemory) if size == Size::Large => (at.0..at.0 + LARGE_PAGE_BYTES)
+            .step_by(PAGE_BYTES as usize)
+            .try_for_each(|at| SPACE.get().place_missing(GuestVirt(at), Size::Small)),
+        other => other,
+    }
+}
+
+/// Takes a page away while no task runs.
+pub fn remove_page(at: GuestVirt, size: Size) {
+    // Whatever is left of it the map takes away, or does not.
+    let _ = SPACE.get().remove(at, size);
+}
+
+/// Whether the page of an address is still on its way here.
+pub fn is_missing(address: u64) -> bool {
+    matches!(SPACE.get().lookup(GuestVirt(address)), Some(Mapping { leaf: Leaf::Missing { .. }, .. }))
+}
+
 /// Zeroes what is mapped in `range` without changing a mapping. The caller owns the range.
 pub fn zero_present(range: PageRange) {
     SPACE.get().scan(range, &mut |mapping| {
-        if let Leaf::Present { perms: Perms::ReadWrite, .. } = mapping.leaf {
+        // Writing to what is still on its way waits for it.
+        if let Leaf::Present { perms: Perms::ReadWrite, .. } | Leaf::Missing { perms: Perms::ReadWrite, .. } =
+            mapping.leaf
+        {
             // SAFETY: mapped and writable, and by the caller's promise nobody else uses it.
             unsafe { core::ptr::write_bytes(mapping.start.0 as *mut u8, 0, mapping.size.bytes() as usize) }
         }
@@ -268,7 +394,9 @@ pub fn zero_present(range: PageRange) {
 /// length of each page. The caller owns the range.
 pub fn for_each_written(range: PageRange, restore: &mut dyn FnMut(u64, u64)) {
     SPACE.get().scan(range, &mut |mapping| {
-        if let Leaf::Present { perms: Perms::ReadWrite, dirty: true, .. } = mapping.leaf {
+        if let Leaf::Present { perms: Perms::ReadWrite, dirty: true, .. }
+        | Leaf::Missing { perms: Perms::ReadWrite, .. } = mapping.leaf
+        {
             restore(mapping.start.0, mapping.size.bytes());
         }
     });
@@ -283,6 +411,52 @@ pub fn hide(range: PageRange) -> Option<Flush> {
     hidden.complete.then_some(hidden.flush)
 }
 
+/// Zeroes the tenant's arena, which lives elsewhere: all of it, or all but linear memories.
+pub fn wipe_tenant(all: bool) {
+    let (space, mut at) = (SPACE.get(), HEAP_VA);
+    while let Some(region) = space.next_region(at, TENANT_VA_END) {
+        at = region + LARGE_PAGE_BYTES;
+        if !all && crate::areas::is_linear_memory(region) {
+            continue;
+        }
+        let Some(range) = PageRange::new(GuestVirt(region), LARGE_PAGE_BYTES) else { continue };
+        space.scan(range, &mut |mapping| {
+            if let Leaf::Present { frame, .. } = mapping.leaf {
+                // SAFETY: no task runs here any more, ever.
+                unsafe { core::ptr::write_bytes(frame_window(frame), 0, mapping.size.bytes() as usize) }
+            }
+        });
+    }
+}
+
+/// Regions that are looked at before all vCPUs have to flush.
+const JOINS_AT_ONCE: usize = 64;
+
+/// Makes small pages large ones again that a migration has split: does a bounded number of regions from `at` on and returns where to
+/// go on, or `None` at the end. Their tables are free again once all vCPUs have flushed ([`recycle_joined`]).
+pub fn rejoin_some(mut at: u64) -> Option<u64> {
+    let (space, mut joined) = (SPACE.get(), false);
+    for _ in 0..JOINS_AT_ONCE {
+        let region = space.next_region(at.max(HEAP_VA), TENANT_VA_END)?;
+        at = region + LARGE_PAGE_BYTES;
+        joined |= space.rejoin_region(region) == Flush::Needed;
+    }
+    if joined {
+        space.seal_tables();
+        next_generation();
+    }
+    Some(at)
+}
+
+/// Frees the tables of regions that were joined, once `generation` is settled; false until then.
+pub fn recycle_joined(generation: u64) -> bool {
+    let is_settled = settled() >= generation;
+    if is_settled {
+        SPACE.get().recycle_tables();
+    }
+    is_settled
+}
+
 /// Begins another generation: every vCPU flushes before it next runs a task.
 pub fn next_generation() {
     flush(Flush::Needed);
@@ -294,7 +468,6 @@ pub fn track(range: PageRange) {
 }
 
 /// The address space, for looking through it.
-#[cfg(feature = "debug-image")]
 pub fn space() -> &'static Space {
     SPACE.get()
 }

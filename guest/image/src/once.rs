@@ -41,6 +41,21 @@ impl<T: Send + Sync> Once<T> {
     }
 }
 
+impl<T> Once<T> {
+    /// Takes away what is there, as a word: until [`attach`](Self::attach) there is nothing.
+    pub fn detach(&self) -> u64 {
+        self.value.swap(null_mut(), Ordering::AcqRel) as u64
+    }
+
+    /// Puts back what [`detach`](Self::detach) took, here or where the tenant's arena came to.
+    ///
+    /// # Safety
+    /// `word` is what `detach` returned, and what it refers to is there as it was.
+    pub unsafe fn attach(&self, word: u64) {
+        self.value.store(word as *mut T, Ordering::Release);
+    }
+}
+
 impl<T> Drop for Once<T> {
     fn drop(&mut self) {
         let value = *self.value.get_mut();

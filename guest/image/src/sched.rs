@@ -8,7 +8,7 @@ use crate::arch::{self, clock};
 use crate::handover::{self, Errand};
 use crate::memory::{self, Scratch};
 use crate::task::{self, Begin, Task};
-use crate::{elastic, link, vcpu, wasm};
+use crate::{elastic, link, migrate, vcpu, wasm};
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -169,6 +169,21 @@ pub fn ring(ticket: Option<WakeTicket>) {
         WAKES.fetch_add(1, Ordering::Relaxed);
         arch::wake(ticket.vcpu());
         scheduler().wake_sent(ticket);
+    }
+}
+
+/// Wakes vCPU 0 if it sleeps: something is there for it that is no task.
+pub fn call_normal() {
+    if vcpu::id() != VcpuId::NORMAL {
+        ring(scheduler().idle().claim_one(nacre_wval::VcpuMask::EMPTY.with(VcpuId::NORMAL)));
+    }
+}
+
+/// Wakes up to `count` workers that sleep and may run, to help with what is no task.
+pub fn wake_helpers(count: usize) {
+    for _ in 0..count {
+        let Some(ticket) = scheduler().idle().claim_one(scheduler().allowed()) else { return };
+        ring(Some(ticket));
     }
 }
 
@@ -442,7 +457,10 @@ fn cpu_limit_at(task: &Task, now: u64) -> u64 {
 /// dispatcher has other things to do.
 pub fn must_yield(class: Priority) -> bool {
     elastic::poll();
-    let must = vcpu::id() == VcpuId::NORMAL || own().vcpu.should_yield(class, slice_is_over());
+    memory::catch_up();
+    let over = slice_is_over();
+    let must =
+        vcpu::id() == VcpuId::NORMAL || own().vcpu.should_yield(class, over) || over && migrate::has_work();
     PREEMPTIONS.fetch_add(u64::from(must), Ordering::Relaxed);
     must
 }
@@ -491,11 +509,14 @@ pub fn worker_loop() -> ! {
     loop {
         match run_one() {
             Ran::Task => {
+                // A turn for each task, so that neither keeps the other from its end.
+                migrate::work();
                 if let Some(cycles) = waited.take() {
                     own().spin.borrow_mut().work_came(clock::cycles_to_ns(cycles));
                 }
                 dry_since = arch::rdtsc();
             }
+            Ran::Nothing if migrate::work() => dry_since = arch::rdtsc(),
             Ran::Nothing if spin_for_work() => waited = Some(since(dry_since)),
             ran @ (Ran::Nothing | Ran::MustPark) => {
                 if ran == Ran::MustPark {
@@ -506,7 +527,7 @@ pub fn worker_loop() -> ! {
                 park_unless(
                     || {
                         elastic::poll();
-                        own().vcpu.has_work()
+                        own().vcpu.has_work() || ran != Ran::MustPark && migrate::has_work()
                     },
                     None,
                 );
@@ -527,10 +548,11 @@ fn spin_for_work() -> bool {
     let budget_ns = own.spin.borrow().budget_ns(elastic::spin_limit_ns());
     let begin = arch::rdtsc();
     loop {
-        if own.vcpu.has_work() {
+        if own.vcpu.has_work() || migrate::has_work() {
             return true;
         }
         elastic::poll();
+        memory::catch_up();
         // Wrapping: a counter that the host sets back ends the spinning.
         let late = clock::cycles_to_ns(arch::rdtsc().wrapping_sub(begin)) >= budget_ns;
         if late || !scheduler().allowed().contains(own.vcpu.id()) {

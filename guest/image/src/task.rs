@@ -8,9 +8,7 @@
 
 use crate::arch::clock;
 use crate::areas::Stack;
-#[cfg(feature = "debug-image")]
-use crate::handover;
-use crate::handover::Errand;
+use crate::handover::{self, Errand};
 use crate::once::Once;
 use crate::wasm::slots::Making;
 use crate::{arch, sched, vcpu, wasm};
@@ -111,6 +109,8 @@ pub struct Task {
     pub making: Cell<Making>,
     /// Its wall-clock limit has its timer already (see [`arm_limit`]).
     limit_armed: Cell<bool>,
+    /// The address of the page it waits for, which is on its way here; 0 if there is none.
+    pub waits_for: AtomicU64,
     /// Time it has had on any vCPU.
     pub cpu_cycles: AtomicU64,
     /// The vCPU it last ran on; a counter's input, never an address.
@@ -223,6 +223,7 @@ pub fn create(mut spec: Spec, entry: Entry) -> Result<Arc<Task>, MapError> {
         counted: Cell::new(false),
         making: Cell::default(),
         limit_armed: Cell::new(false),
+        waits_for: AtomicU64::new(0),
         cpu_cycles: AtomicU64::new(0),
         last_vcpu: Cell::new(u32::MAX),
     });
@@ -576,8 +577,33 @@ pub fn current_cpu_cycles() -> u64 {
     current().cpu_cycles.load(Ordering::Relaxed) + sched::cycles_since_resume()
 }
 
+/// Bytes of the roots of all tasks.
+pub const ROOT_BYTES: usize = 24;
+
+/// Takes the roots of all tasks away: without them nothing finds a task, here or where the arena goes. All tasks are parked.
+pub fn uproot() -> [u8; ROOT_BYTES] {
+    let mut roots = [0; ROOT_BYTES];
+    let words = [TASKS.detach(), TIMER_SEQ.swap(0, Ordering::SeqCst), STOPPING.swap(0, Ordering::SeqCst)];
+    for (chunk, word) in roots.chunks_exact_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    roots
+}
+
+/// Puts the roots back that [`uproot`] took, here or in the CVM that the arena went to.
+pub fn plant(roots: &[u8; ROOT_BYTES]) {
+    let word = |number: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&roots[8 * number..8 * number + 8]);
+        u64::from_le_bytes(word)
+    };
+    // SAFETY: what `uproot` took, sealed by the guest that had it, and the heap it refers to is here as it was.
+    unsafe { TASKS.attach(word(0)) }
+    TIMER_SEQ.store(word(1), Ordering::SeqCst);
+    STOPPING.store(word(2), Ordering::SeqCst);
+}
+
 /// Queues every task that does not sleep: after the arena came from another CVM, where they were queued.
-#[cfg(feature = "debug-image")]
 pub fn submit_all_runnable() {
     for task in table().iter().filter_map(Entered::get) {
         // Its timer stayed where it came from: it looks at the clock and asks for a new one.

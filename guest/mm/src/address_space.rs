@@ -69,7 +69,7 @@ pub struct Unmapped {
     /// Whether to flush.
     pub flush: Flush,
     /// False if a part of a large page could not be taken away for want of a page table: that page is still mapped
-    /// whole. A range of whole large pages never needs one.
+    /// whole. A range of whole large pages never needs one. (What is missing can be taken away, but not hidden.)
     pub complete: bool,
 }
 
@@ -82,6 +82,8 @@ pub enum Fault {
     Spurious,
     /// The access is not allowed here.
     Violation,
+    /// It is allowed, but the content is elsewhere: who accesses it waits until it has arrived.
+    Missing,
     /// It is allowed, but there is no frame (the promise was broken by fragmentation or the reserve is gone).
     OutOfMemory,
 }

@@ -4,7 +4,7 @@
 //! * [`frames`]: which frames are free, in units of 2 MiB and 4 KiB, and how many are promised.
 //! * [`entry`]: the format of a page-table entry, present or not.
 //! * [`address_space`]: the one interface through which the guest changes its mappings.
-//! * [`page_tables`]: its implementation for x86-64 page tables edited from ring 3.
+//! * [`page_tables`]: its implementation for x86-64 page tables edited from ring 3; what live migration needs of them.
 //! * [`heap`]: the tenant heap's allocator. [`place`]: places of a table. [`slots`]: ranges of addresses by size, and bags of what is kept.
 //!
 //! Nothing here takes a lock: a vCPU may be stopped by the host between any two instructions for any time, and the

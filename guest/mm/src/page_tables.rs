@@ -5,14 +5,31 @@
 //!
 //! Every change of an entry is one atomic operation, a new table is published by compare-and-swap after it was filled,
 //! and a frame is zeroed through another mapping before it becomes visible: no lock, no half-made state.
-//! Tables are freed only when the range they serve is unmapped whole, by its owner.
+//! Tables are freed only when the range they serve is unmapped whole, by its owner, or when a large page takes their place
+//! (`joins`, which also says who may look at a range that is not his). Tables above the leaf level stay for good.
+//!
+//! `tracking` is what the source of a migration needs, `arrival` what its destination needs, `runs` what both tell
+//! each other about permissions.
 
 use crate::address_space::{AddressSpace, Fault, Flush, MapError, Mapping, PageRange, Unmapped};
-use crate::entry::{self, Access, Leaf, Perms, Size, with_perms};
+use crate::entry::{self, Access, Leaf, Perms, Size, View, with_perms};
 use crate::frames::{Frames, PagePool, SMALL_PER_LARGE};
+use crate::sync::{AtomicU64, Ordering};
 use crate::{GuestPhys, GuestVirt};
-use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
+
+mod arrival;
+mod joins;
+mod retired;
+mod runs;
+mod tracking;
+
+pub use arrival::{Claim, Claimed};
+pub use runs::{Run, SettleError};
+pub use tracking::Collect;
+
+use joins::Installed;
+use retired::Retired;
 
 const ENTRIES: usize = 512;
 /// Bytes that one fault in a small-paged range maps at once (aligned group of pages).
@@ -34,6 +51,9 @@ pub struct PageTables<'a, M> {
     memory: M,
     pool: PagePool<'a>,
     frames: Frames<'a>,
+    /// Those who look at tables of ranges that are not theirs, now.
+    visitors: AtomicU64,
+    retired: Retired,
 }
 
 /// A step of a walk over a range: one page-directory entry and the part of the range under it.
@@ -52,7 +72,7 @@ impl Chunk<'_> {
 impl<'a, M: TableMemory> PageTables<'a, M> {
     /// The address space whose root table is at `root`.
     pub fn new(root: GuestPhys, memory: M, pool: PagePool<'a>, frames: Frames<'a>) -> PageTables<'a, M> {
-        PageTables { root, memory, pool, frames }
+        PageTables { root, memory, pool, frames, visitors: AtomicU64::new(0), retired: Retired::new() }
     }
 
     /// The frame allocator.
@@ -95,7 +115,7 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         if slot.load(Ordering::Acquire) != 0 {
             return Ok(());
         }
-        let leaf = Leaf::Present { frame, perms, dirty: true };
+        let leaf = Leaf::written(frame, perms);
         let _ = slot.compare_exchange(0, entry::encode(leaf, size), Ordering::SeqCst, Ordering::Relaxed);
         Ok(())
     }
@@ -132,77 +152,47 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
 
     /// The table that `slot` points to, which is made if `slot` is empty.
     fn table_at(&self, slot: &AtomicU64) -> Result<GuestPhys, MapError> {
-        if let Some(table) = entry::table(slot.load(Ordering::Acquire)) {
-            return Ok(table);
-        }
-        self.install_table(slot, 0, |_| 0)
-    }
-
-    /// Puts a new table with the given content into `slot`, which holds `expected`. If another vCPU was faster, its
-    /// table is the result.
-    fn install_table(
-        &self,
-        slot: &AtomicU64,
-        expected: u64,
-        content: impl Fn(u64) -> u64,
-    ) -> Result<GuestPhys, MapError> {
-        let table = self.pool.alloc().ok_or(MapError::OutOfTables)?;
-        for (number, entry) in self.memory.entries(table).iter().enumerate() {
-            entry.store(content(number as u64), Ordering::Relaxed);
-        }
-        match slot.compare_exchange(expected, entry::encode_table(table), Ordering::AcqRel, Ordering::Acquire)
-        {
-            Ok(_) => Ok(table),
-            Err(now) => {
-                self.pool.free(table);
-                entry::table(now).ok_or(MapError::OutOfTables)
-            }
-        }
-    }
-
-    /// Replaces a large leaf by a table of small ones that say the same.
-    fn split(&self, slot: &AtomicU64) -> Result<GuestPhys, MapError> {
         loop {
             let bits = slot.load(Ordering::Acquire);
             if let Some(table) = entry::table(bits) {
                 return Ok(table);
             }
-            let leaf = entry::decode(bits);
-            let made = self.install_table(slot, bits, |number| {
-                let small = match leaf {
-                    Leaf::Present { frame, perms, dirty } => {
-                        Leaf::Present { frame: GuestPhys(frame.0 + number * PAGE_BYTES), perms, dirty }
-                    }
-                    other => other,
-                };
-                entry::encode(small, Size::Small)
-            });
-            match made {
-                // Another vCPU turned the promise into a frame meanwhile: look again.
-                Err(MapError::OutOfTables) if slot.load(Ordering::Acquire) != bits => continue,
-                other => return other,
+            if bits != 0 {
+                return Err(MapError::OutOfTables);
+            }
+            match self.install_table(slot, 0, |_| 0) {
+                Ok(Installed::Ours(table)) => return Ok(table),
+                Err(error) if slot.load(Ordering::Acquire) == 0 => return Err(error),
+                _ => continue,
             }
         }
     }
 
-    /// Begins to track what is written in the range: what is mapped there becomes small pages (large ones for which there is no
-    /// table stay as they are) and counts as clean. The caller owns the range and flushes; what is given a frame
-    /// later counts as written.
+    /// Begins to track for warm slots what is written in the range: what is mapped there becomes small pages (large ones for
+    /// which there is no table stay as they are) and counts as clean. The caller owns the range and flushes; what is given a
+    /// frame later counts as written.
     pub fn track(&self, range: PageRange) -> Flush {
         let mut flush = Flush::NotNeeded;
         for (start, end) in chunks(range) {
             let Some(slot) = self.find_directory_entry(start) else { continue };
             let bits = slot.load(Ordering::Acquire);
-            if entry::table(bits).is_none() && !matches!(entry::decode(bits), Leaf::Present { .. }) {
+            if entry::table(bits).is_none() && !entry::is_leaf(bits, Size::Large) {
                 continue;
             }
             let chunk = Chunk { directory_entry: slot, start, end };
-            match self.split(slot) {
-                Ok(table) => {
-                    self.small_entries(table, &chunk).iter().for_each(entry::clean);
+            loop {
+                let Ok(table) = self.split(slot) else {
+                    if chunk.is_whole() {
+                        entry::clean(slot, Size::Large, View::Slots);
+                    }
+                    break;
+                };
+                for entry in self.small_entries(table, &chunk) {
+                    entry::clean(entry, Size::Small, View::Slots);
                 }
-                Err(_) if chunk.is_whole() => entry::clean(slot),
-                Err(_) => continue,
+                if self.keeps(slot, table) {
+                    break;
+                }
             }
             flush = Flush::Needed;
         }
@@ -210,31 +200,42 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
     }
 
     /// Makes the range inaccessible but keeps its frames, with their content, and its promises: mapping it again brings them
-    /// back at once. The caller owns the range, which is readable and writable.
+    /// back at once. The caller owns the range, which is readable and writable. What is missing can't be hidden: it stays as it
+    /// is, and the result is not complete.
     pub fn hide(&self, range: PageRange) -> Unmapped {
-        let (mut flush, mut complete) = (Flush::NotNeeded, true);
+        let mut hidden = Unmapped { flush: Flush::NotNeeded, complete: true };
         for (start, end) in chunks(range) {
             let Some(slot) = self.find_directory_entry(start) else { continue };
             if slot.load(Ordering::Acquire) == 0 {
                 continue;
             }
-            let Ok(table) = self.split(slot) else {
-                complete = false;
-                continue;
-            };
-            for entry in self.small_entries(table, &Chunk { directory_entry: slot, start, end }) {
-                flush = flush.or(update(entry, |leaf| match leaf {
-                    Leaf::Present { frame, perms: Perms::ReadWrite, dirty } => {
-                        (Leaf::Hidden { frame: Some(frame), dirty }, Flush::Needed)
-                    }
-                    Leaf::Lazy(Perms::ReadWrite) => {
-                        (Leaf::Hidden { frame: None, dirty: false }, Flush::NotNeeded)
-                    }
-                    other => (other, Flush::NotNeeded),
-                }));
+            let chunk = Chunk { directory_entry: slot, start, end };
+            loop {
+                let Ok(table) = self.split(slot) else {
+                    hidden.complete = false;
+                    break;
+                };
+                for entry in self.small_entries(table, &chunk) {
+                    let flush = update(entry, |leaf| match leaf {
+                        // What migration was shown but has not copied yet, it can't any more: it must see it again.
+                        Leaf::Present { frame, perms: Perms::ReadWrite, dirty, .. } => {
+                            (Leaf::Hidden { frame: Some(frame), dirty, unsent: true }, Flush::Needed)
+                        }
+                        Leaf::Lazy(Perms::ReadWrite) => {
+                            (Leaf::Hidden { frame: None, dirty: false, unsent: false }, Flush::NotNeeded)
+                        }
+                        other => (other, Flush::NotNeeded),
+                    });
+                    hidden.flush = hidden.flush.or(flush);
+                    let now = entry::decode(entry.load(Ordering::Acquire));
+                    hidden.complete &= !matches!(now, Leaf::Missing { .. });
+                }
+                if self.keeps(slot, table) {
+                    break;
+                }
             }
         }
-        Unmapped { flush, complete }
+        hidden
     }
 
     /// Calls `step` for each page-directory entry under `range`.
@@ -258,32 +259,27 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
 
     fn map_chunk(&self, chunk: &Chunk<'_>, perms: Perms) -> Result<Flush, MapError> {
         let slot = chunk.directory_entry;
+        let mut flush = Flush::NotNeeded;
         loop {
             let bits = slot.load(Ordering::Acquire);
-            if entry::table(bits).is_some() {
-                break;
+            if chunk.is_whole() && entry::table(bits).is_none() {
+                let (leaf, changed) = with_perms(entry::decode(bits), perms);
+                if exchange(slot, bits, leaf, Size::Large) {
+                    return Ok(flush.or(changed));
+                }
+                continue;
             }
-            if !chunk.is_whole() {
-                self.split(slot)?;
-                break;
+            let table = self.split(slot)?;
+            for entry in self.small_entries(table, chunk) {
+                flush = flush.or(update(entry, |leaf| with_perms(leaf, perms)));
             }
-            let (leaf, flush) = with_perms(entry::decode(bits), perms);
-            if slot
-                .compare_exchange(bits, entry::encode(leaf, Size::Large), Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-            {
+            if perms == Perms::ReadWrite && self.merge(slot, table) {
+                return Ok(Flush::Needed);
+            }
+            if self.keeps(slot, table) {
                 return Ok(flush);
             }
         }
-        let table = self.split(slot)?;
-        let mut flush = Flush::NotNeeded;
-        for entry in self.small_entries(table, chunk) {
-            flush = flush.or(update(entry, |leaf| with_perms(leaf, perms)));
-        }
-        if perms == Perms::ReadWrite {
-            flush = flush.or(self.merge(slot, table));
-        }
-        Ok(flush)
     }
 
     fn small_entries(&self, table: GuestPhys, chunk: &Chunk<'_>) -> &[AtomicU64] {
@@ -292,89 +288,54 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         &self.memory.entries(table)[first..first + count]
     }
 
-    /// If all 512 small pages under `slot` are readable and writable, makes them one large page. The caller owns the
-    /// range, so nobody writes to the pages meanwhile.
-    fn merge(&self, slot: &AtomicU64, table: GuestPhys) -> Flush {
-        let entries = self.memory.entries(table);
-        let leaves = || entries.iter().map(|entry| entry::decode(entry.load(Ordering::Acquire)));
-        let mergeable = |leaf| {
-            matches!(leaf, Leaf::Lazy(Perms::ReadWrite) | Leaf::Present { perms: Perms::ReadWrite, .. })
-        };
-        if !leaves().all(mergeable) {
-            return Flush::NotNeeded;
-        }
-        let expected = entry::encode_table(table);
-        let untouched = leaves().all(|leaf| matches!(leaf, Leaf::Lazy(_)));
-        let merged = if untouched {
-            Leaf::Lazy(Perms::ReadWrite)
-        } else {
-            let _moving = self.frames.moving();
-            let Some(frame) = self.alloc_zeroed_large() else { return Flush::NotNeeded };
-            for (number, leaf) in leaves().enumerate() {
-                if let Leaf::Present { frame: from, .. } = leaf {
-                    self.memory.copy_page(from, GuestPhys(frame.0 + number as u64 * PAGE_BYTES));
+    fn unmap_chunk(&self, chunk: &Chunk<'_>, pages: &mut u64) -> Result<Flush, MapError> {
+        let slot = chunk.directory_entry;
+        loop {
+            let bits = slot.load(Ordering::Acquire);
+            if bits == 0 {
+                return Ok(Flush::NotNeeded);
+            }
+            if chunk.is_whole() && entry::table(bits).is_none() {
+                if exchange(slot, bits, Leaf::Absent, Size::Large) {
+                    *pages += SMALL_PER_LARGE;
+                    return Ok(self.free_frame_of(entry::decode(bits), Size::Large));
                 }
+                continue;
             }
-            Leaf::Present { frame, perms: Perms::ReadWrite, dirty: true }
-        };
-        // The accessed bit may have been set by the processor since; it is preset, so the comparison holds.
-        if slot
-            .compare_exchange(
-                expected,
-                entry::encode(merged, Size::Large),
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            )
-            .is_err()
-        {
-            if let Leaf::Present { frame, .. } = merged {
-                self.frames.free_large(frame);
+            let table = self.split(slot)?;
+            let Some((first, others)) = self.small_entries(table, chunk).split_first() else {
+                return Ok(Flush::NotNeeded);
+            };
+            // An absent page keeps the rest from becoming a large page. Nothing is freed before that is certain.
+            let first = entry::decode(first.swap(0, Ordering::SeqCst));
+            if !self.keeps(slot, table) {
+                continue;
             }
-            return Flush::NotNeeded;
+            let mut flush = Flush::NotNeeded;
+            let others = others.iter().map(|entry| entry::decode(entry.swap(0, Ordering::AcqRel)));
+            for leaf in core::iter::once(first).chain(others) {
+                *pages += u64::from(leaf != Leaf::Absent);
+                flush = flush.or(self.free_frame_of(leaf, Size::Small));
+            }
+            if chunk.is_whole() && self.drop_table(slot, table) {
+                flush = Flush::Needed;
+            }
+            return Ok(flush);
         }
-        for entry in entries {
-            if let Leaf::Present { frame, .. } = entry::decode(entry.swap(0, Ordering::AcqRel)) {
-                self.frames.free_small(frame);
-            }
-        }
-        self.pool.free(table);
+    }
+
+    /// Frees the frame of an entry that was taken away. Where none is left to free, translations need no flush.
+    fn free_frame_of(&self, leaf: Leaf, size: Size) -> Flush {
+        let Some(frame) = leaf.own_frame() else { return Flush::NotNeeded };
+        self.free_frame(frame, size);
         Flush::Needed
     }
 
-    fn unmap_chunk(&self, chunk: &Chunk<'_>, pages: &mut u64) -> Result<Flush, MapError> {
-        let slot = chunk.directory_entry;
-        let bits = slot.load(Ordering::Acquire);
-        if bits == 0 {
-            return Ok(Flush::NotNeeded);
+    fn free_frame(&self, frame: GuestPhys, size: Size) {
+        match size {
+            Size::Small => self.frames.free_small(frame),
+            Size::Large => self.frames.free_large(frame),
         }
-        if chunk.is_whole() && entry::table(bits).is_none() {
-            let old = entry::decode(slot.swap(0, Ordering::AcqRel));
-            *pages += SMALL_PER_LARGE;
-            if let Leaf::Present { frame, .. } = old {
-                self.frames.free_large(frame);
-                return Ok(Flush::Needed);
-            }
-            return Ok(Flush::NotNeeded);
-        }
-        let table = self.split(slot)?;
-        let mut flush = Flush::NotNeeded;
-        for entry in self.small_entries(table, chunk) {
-            match entry::decode(entry.swap(0, Ordering::AcqRel)) {
-                Leaf::Absent => continue,
-                Leaf::Lazy(_) | Leaf::Hidden { frame: None, .. } => {}
-                Leaf::Present { frame, .. } | Leaf::Hidden { frame: Some(frame), .. } => {
-                    self.frames.free_small(frame);
-                    flush = Flush::Needed;
-                }
-            }
-            *pages += 1;
-        }
-        if chunk.is_whole() {
-            slot.store(0, Ordering::Release);
-            self.pool.free(table);
-            flush = Flush::Needed;
-        }
-        Ok(flush)
     }
 
     /// Gives frames to what is promised under one page-directory entry in `start..end`.
@@ -430,15 +391,8 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
 
     /// Turns the promise `bits` in `slot` into a mapping of `frame`, which is all zero, unless another vCPU was faster.
     fn back(&self, slot: &AtomicU64, bits: u64, frame: GuestPhys, perms: Perms, size: Size) {
-        let leaf = Leaf::Present { frame, perms, dirty: true };
-        if slot
-            .compare_exchange(bits, entry::encode(leaf, size), Ordering::AcqRel, Ordering::Relaxed)
-            .is_err()
-        {
-            match size {
-                Size::Small => self.frames.free_small(frame),
-                Size::Large => self.frames.free_large(frame),
-            }
+        if !exchange(slot, bits, Leaf::written(frame, perms), size) {
+            self.free_frame(frame, size);
         }
     }
 
@@ -509,48 +463,64 @@ impl<M: TableMemory> AddressSpace for PageTables<'_, M> {
                     Err(_) => Fault::OutOfMemory,
                 }
             }
-            Leaf::Present { .. } | Leaf::Lazy(_) | Leaf::Hidden { .. } => Fault::Violation,
+            Leaf::Missing { perms, .. } if perms.allow(access) => Fault::Missing,
+            Leaf::Present { .. } | Leaf::Lazy(_) | Leaf::Hidden { .. } | Leaf::Missing { .. } => {
+                Fault::Violation
+            }
         }
     }
 
     fn scan(&self, range: PageRange, visit: &mut dyn FnMut(Mapping)) {
         for (start, end) in chunks(range) {
             let Some(slot) = self.find_directory_entry(start) else { continue };
-            let bits = slot.load(Ordering::Acquire);
-            let Some(table) = entry::table(bits) else {
+            let mut at = start;
+            while at < end {
+                let bits = slot.load(Ordering::Acquire);
+                if let Some(table) = entry::table(bits) {
+                    at = self.scan_small(slot, table, (at, end), visit);
+                    continue;
+                }
                 match entry::decode(bits) {
                     Leaf::Absent => {}
-                    leaf if end - start == LARGE_PAGE_BYTES => {
-                        visit(Mapping { start: GuestVirt(start), size: Size::Large, leaf })
+                    leaf if end - at == LARGE_PAGE_BYTES => {
+                        visit(Mapping { start: GuestVirt(at), size: Size::Large, leaf })
                     }
-                    leaf => scan_part_of_large(start, end, leaf, visit),
+                    leaf => scan_part_of_large(at, end, leaf, visit),
                 }
-                continue;
-            };
-            let chunk = Chunk { directory_entry: slot, start, end };
-            for (page, entry) in self.small_entries(table, &chunk).iter().enumerate() {
-                let leaf = entry::decode(entry.load(Ordering::Acquire));
-                if leaf != Leaf::Absent {
-                    visit(Mapping {
-                        start: GuestVirt(start + page as u64 * PAGE_BYTES),
-                        size: Size::Small,
-                        leaf,
-                    });
-                }
+                break;
             }
         }
+    }
+}
+
+impl<M: TableMemory> PageTables<'_, M> {
+    /// Shows the pages of a part of a table. Ends early, with the address to go on at, if another table (or none) has taken its
+    /// place while a page was shown: who is shown one may give the processor away.
+    fn scan_small(
+        &self,
+        slot: &AtomicU64,
+        table: GuestPhys,
+        (start, end): (u64, u64),
+        visit: &mut dyn FnMut(Mapping),
+    ) -> u64 {
+        for page in (start..end).step_by(PAGE_BYTES as usize) {
+            let leaf = entry::decode(self.memory.entries(table)[index(page, 0)].load(Ordering::Acquire));
+            if leaf == Leaf::Absent {
+                continue;
+            }
+            visit(Mapping { start: GuestVirt(page), size: Size::Small, leaf });
+            if entry::table(slot.load(Ordering::Acquire)) != Some(table) {
+                return page + PAGE_BYTES;
+            }
+        }
+        end
     }
 }
 
 /// Shows the pages `start..end` of a large leaf one by one.
 fn scan_part_of_large(start: u64, end: u64, leaf: Leaf, visit: &mut dyn FnMut(Mapping)) {
     for page in (start..end).step_by(PAGE_BYTES as usize) {
-        let leaf = match leaf {
-            Leaf::Present { frame, perms, dirty } => {
-                Leaf::Present { frame: GuestPhys(frame.0 + page % LARGE_PAGE_BYTES), perms, dirty }
-            }
-            other => other,
-        };
+        let leaf = leaf.piece(page % LARGE_PAGE_BYTES / PAGE_BYTES);
         visit(Mapping { start: GuestVirt(page), size: Size::Small, leaf });
     }
 }
@@ -560,11 +530,17 @@ fn update(entry: &AtomicU64, change: impl Fn(Leaf) -> (Leaf, Flush)) -> Flush {
     loop {
         let bits = entry.load(Ordering::Acquire);
         let (leaf, flush) = change(entry::decode(bits));
-        let new = entry::encode(leaf, Size::Small);
-        if bits == new || entry.compare_exchange(bits, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        if exchange(entry, bits, leaf, Size::Small) {
             return flush;
         }
     }
+}
+
+/// Puts `leaf` in the place of `bits`; false if somebody else has changed them. What is the same already is not written: where
+/// tables are shadowed, a write is an exit.
+fn exchange(entry: &AtomicU64, bits: u64, leaf: Leaf, size: Size) -> bool {
+    let new = entry::encode(leaf, size);
+    bits == new || entry.compare_exchange(bits, new, Ordering::SeqCst, Ordering::Relaxed).is_ok()
 }
 
 /// Index of `address` in a table of `level` (0: leaf table).
@@ -582,5 +558,11 @@ fn chunks(range: PageRange) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
+#[cfg(test)]
+mod arrival_tests;
+#[cfg(test)]
+mod migration_tests;
+#[cfg(test)]
+mod race_tests;
 #[cfg(test)]
 mod tests;

@@ -36,6 +36,7 @@ use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{SubjectPublicKeyInfoOwned, SubjectPublicKeyInfoRef};
 use x509_cert::time::{Time, Validity};
+use zeroize::Zeroizing;
 
 /// The extension that holds the evidence. The arc is below "experimental", its tail spells "nacre".
 pub const EVIDENCE_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.3.110.97.99.114.101.1");
@@ -85,6 +86,16 @@ impl TlsSecret {
     /// [`IdentityError::NoRandomness`].
     pub fn generate(crypto: &Crypto) -> Result<TlsSecret, IdentityError> {
         Ok(TlsSecret(EcdsaKey::from(p256_secret(crypto.random())?)))
+    }
+
+    /// Its 32 bytes, for whoever moves it to another CVM, sealed.
+    pub fn expose(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.0.to_bytes().into())
+    }
+
+    /// The secret with these bytes; `None` if there is none.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Option<TlsSecret> {
+        p256::SecretKey::from_slice(bytes).ok().map(|secret| TlsSecret(EcdsaKey::from(secret)))
     }
 }
 

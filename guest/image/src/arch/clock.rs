@@ -20,6 +20,11 @@ pub struct Clock {
 
 agent_static! {
     static CLOCK: AgentCell<Clock> = AgentCell::new();
+    /// What is added to this CVM's own time since a tenant came from another one, in nanoseconds: it may be negative.
+    static SHIFT_NS: AtomicU64 = AtomicU64::new(0);
+    static WALL_SHIFT_NS: AtomicU64 = AtomicU64::new(0);
+    /// When it came.
+    static RESUMED_NS: AtomicU64 = AtomicU64::new(0);
     /// The latest monotonic time that was told: a counter that differs between vCPUs must not show.
     static LATEST_NS: AtomicU64 = AtomicU64::new(0);
 }
@@ -61,6 +66,8 @@ pub fn monotonic_ns() -> u64 {
     let offset = &crate::vcpu::local().clock_offset_ns;
     let cycles = rdtsc().wrapping_sub(clock.start_tsc) as i64;
     let since = (i128::from(cycles) * i128::from(clock.scale)) >> 32;
+    let shift = i128::from(SHIFT_NS.load(Ordering::Relaxed) as i64);
+    let since = since + shift;
     let own = u64::try_from(since + i128::from(offset.get())).unwrap_or(0).min(i64::MAX as u64);
     let latest = LATEST_NS.fetch_max(own, Ordering::Relaxed).max(own);
     if latest - own > STEP_NS {
@@ -71,5 +78,29 @@ pub fn monotonic_ns() -> u64 {
 
 /// Nanoseconds since 1970, by the host's word.
 pub fn wall_ns() -> u64 {
-    CLOCK.get().wall_at_start_ns.saturating_add(monotonic_ns())
+    let shift = WALL_SHIFT_NS.load(Ordering::Relaxed) as i64;
+    CLOCK.get().wall_at_start_ns.saturating_add(monotonic_ns()).saturating_add_signed(shift)
+}
+
+/// A pause between two hosts is believed up to this.
+const LONGEST_PAUSE_NS: u64 = 3600 * 1_000_000_000;
+
+/// A tenant came whose clocks were at these times when it was parked: they go on from there, by as much as the hosts' wall clocks say
+/// that has passed. Neither goes back. Before any task runs, on vCPU 0.
+pub fn go_on_from(monotonic_ns: u64, wall_ns: u64) {
+    let (own_wall, own) = (self::wall_ns(), self::monotonic_ns());
+    let passed = own_wall.saturating_sub(wall_ns).min(LONGEST_PAUSE_NS);
+    let resumed = monotonic_ns.saturating_add(passed);
+    let shift = resumed.wrapping_sub(own) as i64;
+    // Wall time is start and monotonic time: what is added to that is taken away here, unless time would go back.
+    let wall = own_wall.max(wall_ns);
+    WALL_SHIFT_NS.store((wall.wrapping_sub(own_wall) as i64).wrapping_sub(shift) as u64, Ordering::Relaxed);
+    SHIFT_NS.fetch_add(shift as u64, Ordering::Relaxed);
+    LATEST_NS.store(resumed, Ordering::SeqCst);
+    RESUMED_NS.store(resumed, Ordering::Relaxed);
+}
+
+/// When a tenant came, by the monotonic clock.
+pub fn resumed_at_ns() -> u64 {
+    RESUMED_NS.load(Ordering::Relaxed)
 }

@@ -59,6 +59,7 @@ pub struct Registers {
 unsafe extern "C" {
     static exception_stubs: [[u8; 16]; 256];
     fn flush_gate();
+    fn page_wait_entry();
 }
 
 /// The entry of the interrupt descriptor table for `vector`.
@@ -122,6 +123,7 @@ fn page_fault(frame: &mut Frame, registers: &mut Registers) {
     };
     match memory::fault(GuestVirt(frame.cr2), access) {
         Fault::Resolved => {}
+        Fault::Missing => wait_for_page(frame),
         // A stale translation of ours, or an injected fault: either way a flush lets the instruction decide.
         Fault::Spurious => crate::arch::flush_tlb(),
         fault @ (Fault::OutOfMemory | Fault::Violation) => {
@@ -137,6 +139,26 @@ fn page_fault(frame: &mut Frame, registers: &mut Registers) {
             wasm_trap(frame, registers, Some(address));
         }
     }
+}
+
+/// Bytes below the interrupted stack pointer at which what a waiting task needs to go on begins: below its red zone, and below
+/// what `page_wait_entry` writes there at the end.
+const WAIT_RECORD_BYTES: u64 = 256;
+
+/// Lets the task go on in `page_wait_entry`, on its own stack, where it can be switched.
+fn wait_for_page(frame: &mut Frame) {
+    let record = (frame.rsp - WAIT_RECORD_BYTES) & !63;
+    if !crate::migrate::begin_wait(frame.rsp) || !crate::migrate::begin_wait(record - WAIT_RECORD_BYTES) {
+        // Nothing that the scheduler or the dispatcher uses stays outstanding, so no honest host's exception comes here.
+        if vcpu::count_spurious(frame.rip) < SPURIOUS_LIMIT {
+            return crate::arch::flush_tlb();
+        }
+        unhandled(frame);
+    }
+    // SAFETY: below what the interrupted function uses of the task's stack, which has room for host functions there.
+    unsafe { (record as *mut [u64; 3]).write([frame.cr2, frame.rip, frame.rsp]) }
+    frame.rsp = record;
+    frame.rip = page_wait_entry as *const () as u64;
 }
 
 /// What the interrupted instruction says about an exception.

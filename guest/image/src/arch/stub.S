@@ -209,6 +209,78 @@ upcall_copied:
     popfq
     ret $128
 
+// ---------------------------------------------------------------- ring 3: waiting for a page
+
+// A task goes on here, all registers as they were when it touched a page that is not here yet. rsp = record, on its own stack
+// below its red zone: [rsp] the address, [rsp+8] rip, [rsp+16] rsp. Puts everything away, waits, and runs the instruction again.
+.balign 16
+.globl page_wait_entry
+page_wait_entry:
+    pushfq
+    push %rax
+    push %rcx
+    push %rdx
+    push %rsi
+    push %rdi
+    push %r8
+    push %r9
+    push %r10
+    push %r11
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    push %rbp
+    push %rbx                   // 16 words, 128 bytes
+    cld
+    mov %rsp, %rbx
+    mov 128(%rbx), %rdi
+    sub $4096, %rsp
+    and $-64, %rsp
+    xor %eax, %eax
+    mov %rax, 512(%rsp)
+    mov %rax, 520(%rsp)
+    mov %rax, 528(%rsp)
+    mov %rax, 536(%rsp)
+    mov %rax, 544(%rsp)
+    mov %rax, 552(%rsp)
+    mov %rax, 560(%rsp)
+    mov %rax, 568(%rsp)
+    mov $0xe7, %eax
+    xor %edx, %edx
+    xsave64 (%rsp)
+    call nacre_wait_for_page
+    mov $0xe7, %eax
+    xor %edx, %edx
+    xrstor64 (%rsp)
+    mov %rbx, %rsp
+    mov 144(%rbx), %rcx         // interrupted stack pointer; the record lies below what is written here
+    mov 136(%rbx), %rdx
+    mov %rdx, -136(%rcx)        // rip
+    mov 120(%rbx), %rdx
+    mov %rdx, -144(%rcx)        // rflags
+    mov 112(%rbx), %rdx
+    mov %rdx, -152(%rcx)        // rax
+    lea -152(%rcx), %rax
+    pop %rbx
+    pop %rbp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %r11
+    pop %r10
+    pop %r9
+    pop %r8
+    pop %rdi
+    pop %rsi
+    pop %rdx
+    pop %rcx
+    mov %rax, %rsp
+    pop %rax
+    popfq
+    ret $128
+
 // ---------------------------------------------------------------- ring 3: context switch
 
 // fiber_switch(rdi: where to save the stack pointer, rsi: stack pointer to go to)

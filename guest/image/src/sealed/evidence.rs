@@ -3,7 +3,7 @@
 
 use super::{Random, packages, tls, with_manifest};
 use crate::normal::NormalCell;
-use crate::{link, sockets};
+use crate::{link, migrate, sockets};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use nacre_abi::attest::{EvidenceKind, MAX_REPORTS_WAITING, NONCE_BYTES, REPORT_DATA_BYTES};
@@ -11,6 +11,7 @@ use nacre_abi::message::{Header, Kind};
 use nacre_attest::claims::{Claims, Label, Role, code_list_hash};
 use nacre_attest::evidence::{Evidence, MAX_EVIDENCE_BYTES, decode_report};
 use nacre_attest::report::Report;
+use nacre_migrate::policy::Binding;
 use nacre_session::{ClaimsHash, Draft};
 use nacre_tls::Nonce;
 
@@ -39,6 +40,8 @@ enum Asker {
     Offer(u32, Draft),
     /// A TLS service, for a certificate with this nonce.
     Service(u32, Nonce),
+    /// This end of a migration.
+    Migration,
 }
 
 fn refuse(request: u32, text: &str) {
@@ -95,6 +98,31 @@ pub fn enter_service(program: u32, nonce: Nonce) -> ReportQuestion {
     ReportQuestion(enter(by, Label::Tls, key, *nonce.bytes(), [0; 16].to_vec()))
 }
 
+/// A migration wants evidence of this end that binds what the protocol says.
+pub fn for_migration(binding: &Binding) {
+    let (code, generation) = (packages::code(), packages::generation());
+    let claims = binding.claims(code_list_hash(&code));
+    let report_data = claims.report_data();
+    let number = WAITING.with(|waiting| {
+        waiting.next = waiting.next.wrapping_add(1);
+        waiting.asked.insert(waiting.next, Asked { by: Asker::Migration, claims, code, generation });
+        waiting.next
+    });
+    link::send(Header::new(Kind::ReportRequest, number), &report_data);
+}
+
+/// Asks the platform again for what it was asked where the tenant came from; what clients of that host wait for, they ask for again
+/// themselves.
+pub fn ask_again() {
+    WAITING.with(|waiting| {
+        waiting.asked.retain(|_, asked| matches!(asked.by, Asker::Service(..)));
+        waiting.offers = 0;
+        for (number, asked) in &waiting.asked {
+            link::send(Header::new(Kind::ReportRequest, *number), &asked.claims.report_data());
+        }
+    });
+}
+
 /// A question to the platform that was entered and not asked yet.
 #[must_use]
 pub struct ReportQuestion((u32, [u8; REPORT_DATA_BYTES]));
@@ -124,6 +152,7 @@ pub fn report(number: u32, body: &[u8]) {
         }
         (Asker::Offer(request, _), Err(text)) => refuse(request, text),
         (Asker::Service(program, nonce), made) => sockets::evidence(program, nonce, made.ok()),
+        (Asker::Migration, made) => migrate::evidence(made.as_deref().map_err(|text| *text)),
     }
 }
 

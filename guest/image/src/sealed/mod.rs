@@ -23,6 +23,7 @@ use alloc::vec::Vec;
 use core::convert::Infallible;
 use nacre_abi::hypercall::ExitReason;
 use nacre_attest::manifest::{Manifest, ManifestError, Mode, SignedManifest};
+use nacre_migrate::policy::ManifestPolicy;
 use rand_core::{TryCryptoRng, TryRng};
 
 /// Whose this CVM is.
@@ -61,6 +62,33 @@ pub fn takes_plain_code() -> bool {
         identity.decided = true;
         identity.manifest.as_ref().is_none_or(|(_, manifest)| manifest.mode == Mode::Open)
     })
+}
+
+/// Whether this CVM has taken code, or could have.
+pub fn has_taken_code() -> bool {
+    IDENTITY.with(|identity| identity.decided && identity.manifest.is_none()) || packages::any()
+}
+
+/// SHA-256 of the manifest; zeros without one.
+pub fn manifest_hash() -> [u8; 32] {
+    with_manifest(|manifest| manifest.map_or([0; 32], |(signed, _)| signed.hash()))
+}
+
+/// Whether the manifest says where the tenant may go.
+pub fn has_migration_policy() -> bool {
+    with_manifest(|manifest| manifest.is_some_and(|(_, manifest)| manifest.migration.is_some()))
+}
+
+/// What judges the other end of a migration; `None` if nothing may move.
+pub fn peer_policy() -> Option<ManifestPolicy> {
+    with_manifest(|manifest| ManifestPolicy::new(&manifest?.1).ok())
+}
+
+/// Wipes every key of the tenant's here, after its tasks were parked for good: those of sessions and connections are in small
+/// blocks of the heap, that of TLS services is the agent's.
+pub fn extinguish() {
+    tls::extinguish();
+    crate::heap::wipe_small();
 }
 
 /// What a CVM says to whoever brings plain code into a sealed one.

@@ -95,6 +95,11 @@ pub fn code() -> Vec<[u8; 32]> {
     all.into_iter().collect()
 }
 
+/// Whether anything was brought in or installed.
+pub fn any() -> bool {
+    !PACKAGES.with(|packages| packages.is_empty()) || with_installed(|installed| !installed.is_empty())
+}
+
 /// A number for what [`code`] says: another one once that has changed.
 pub fn generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)

@@ -29,6 +29,23 @@ impl nacre_tls::Random for Random {
     }
 }
 
+/// The secret's bytes, if a service made it: the tenant's connections go on elsewhere, under seal.
+pub fn export() -> Option<[u8; 32]> {
+    SECRET.try_get().map(|secret| *secret.expose())
+}
+
+/// Takes the secret of the tenant that came.
+pub fn import(bytes: &[u8; 32]) {
+    if let Some(secret) = TlsSecret::from_bytes(bytes) {
+        SECRET.set(secret);
+    }
+}
+
+/// Wipes the secret: the tenant lives elsewhere.
+pub fn extinguish() {
+    SECRET.wipe();
+}
+
 /// The key; made if there is none. By vCPU 0.
 pub fn identity() -> &'static TlsIdentity {
     if let Some(identity) = IDENTITY.get() {

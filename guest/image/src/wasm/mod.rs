@@ -27,11 +27,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 use epoch::SharedEpoch;
 use nacre_abi::elastic::ElasticWord;
 use nacre_abi::message::ExitKind;
 use nacre_abi::spawn::Status;
 use nacre_engine::Header;
+use nacre_engine::cpu::CpuFeatures;
 use nacre_mm::entry::Perms;
 use nacre_wasi::{Builder, Fs, Stop, Stream, WasiCtx};
 use nacre_wval::StopReason;
@@ -183,8 +185,20 @@ fn made(
     Ok(place.get_or_set(Box::new(Runtime { engine, epoch: SharedEpoch::new(word), linker })))
 }
 
+/// CPU features that code uses which was loaded here.
+static FEATURES: AtomicU64 = AtomicU64::new(0);
+
+/// CPU features that the code of this CVM uses.
+pub fn features_in_use() -> CpuFeatures {
+    CpuFeatures::from_bits(FEATURES.load(Ordering::Relaxed)).unwrap_or_default()
+}
+
 /// Makes all running Wasm reach a safe point soon.
 pub fn bump_epoch() {
+    // The engines are the tenant's.
+    if crate::migrate::holds_tenant() {
+        return;
+    }
     for runtime in [&RUNTIME, &CALLS].into_iter().filter_map(Once::get) {
         runtime.epoch.bump(&runtime.engine);
     }
@@ -326,6 +340,7 @@ fn load(runtime: &Runtime, code: &Code) -> Result<Module, Outcome> {
     let bytes = code.bytes();
     let header = Header::parse(bytes).map_err(Outcome::error)?;
     header.check_compatible(cpu::features()).map_err(Outcome::error)?;
+    FEATURES.fetch_or(header.target.features().bits(), Ordering::Relaxed);
     let mut available = crate::memory::available_bytes();
     if header.min_memory_bytes > available && areas::give_up_idle() {
         available = crate::memory::available_bytes();

@@ -272,6 +272,22 @@ impl Heap {
         self.large.for_each_used(visit);
     }
 
+    /// Shows the offset of every slab (64 KiB) whose blocks are of a class of at most `most` bytes, or were. Nobody uses the heap
+    /// meanwhile.
+    pub fn for_each_slab(&self, memory: &impl HeapMemory, most: u32, visit: &mut dyn FnMut(u64, u64)) {
+        for chunk in 0..self.chunks_end.load(Ordering::SeqCst) as usize {
+            let header = memory.header(chunk);
+            for (number, class) in header.class.iter().enumerate().skip(1) {
+                let class = class.load(Ordering::SeqCst);
+                let size = class.checked_sub(1).and_then(|class| SIZES.get(class as usize));
+                // A free slab may have had blocks of any class.
+                if size.is_none_or(|size| *size <= most) {
+                    visit(Slab { chunk, number }.offset(), SLAB_BYTES);
+                }
+            }
+        }
+    }
+
     /// Says that no vCPU has translations of what was unmapped. Nobody may use the heap meanwhile.
     pub fn settle(&self) {
         self.large.settle();

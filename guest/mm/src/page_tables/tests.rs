@@ -38,7 +38,9 @@ struct World {
 }
 
 fn world() -> World {
-    let zeros = |n: usize| -> &'static [AtomicU64] { Box::leak((0..n).map(|_| AtomicU64::new(0)).collect()) };
+    let zeros = |n: usize| -> &'static [core::sync::atomic::AtomicU64] {
+        Box::leak((0..n).map(|_| Default::default()).collect())
+    };
     let table = || core::array::from_fn(|_| AtomicU64::new(0));
     let fake: &'static Fake = Box::leak(Box::new(Fake {
         tables: (0..TABLES).map(|_| table()).collect(),

@@ -1,0 +1,400 @@
+//! A tenant moves from one CVM to another, both of this process: tasks in the middle of their work, in every mode.
+#![forbid(unsafe_code)]
+
+#[allow(dead_code)]
+mod sealed_support;
+
+use nacre_abi::migrate::{MoveFailure, MoveMode};
+use nacre_attest::manifest::Mode;
+use nacre_cli::compile::compile;
+use nacre_cli::module::{Entry, Module};
+use nacre_vmm::Cvm;
+use nacre_vmm::migration::{MoveNews, MoveOptions, Moving, Streams};
+use nacre_vmm::program::ProgramId;
+use nacre_vmm::program::{Events, Exit, ProgramEvent, ProgramSpec};
+use sealed_support::World;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// Longest wait for anything: then something hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (one, listener.accept().unwrap().0)
+}
+
+fn streams(lanes: usize) -> (Streams, Streams) {
+    let (control, demand) = (pair(), pair());
+    let (here, there) = (0..lanes).map(|_| pair()).unzip();
+    (
+        Streams { control: control.0, demand: demand.0, lanes: here },
+        Streams { control: control.1, demand: demand.1, lanes: there },
+    )
+}
+
+/// One migration: both ends, and what they tell.
+struct Migration {
+    source: Moving,
+    destination: Moving,
+    told_by_source: Receiver<MoveNews>,
+    told_by_destination: Receiver<MoveNews>,
+}
+
+fn is_over(news: &MoveNews) -> bool {
+    matches!(news, MoveNews::Complete(_) | MoveNews::Aborted(..))
+}
+
+impl Migration {
+    fn begin(source: &Cvm, destination: &Cvm, mode: MoveMode) -> Migration {
+        Migration::over(streams(source.lanes().min(destination.lanes())), source, destination, mode)
+    }
+
+    fn over((here, there): (Streams, Streams), source: &Cvm, destination: &Cvm, mode: MoveMode) -> Migration {
+        let (to_one, told_by_source) = channel();
+        let (to_other, told_by_destination) = channel();
+        let tell = move |news| drop(to_other.send(news));
+        let destination = destination.receive_tenant(there, 1 << 30, tell).unwrap();
+        let options = MoveOptions { mode, ..MoveOptions::default() };
+        let source = source.send_tenant(here, options, move |news| drop(to_one.send(news))).unwrap();
+        Migration { source, destination, told_by_source, told_by_destination }
+    }
+
+    /// Follows it to its end, and hands the Commit over when the source is gone; `react` sees everything that the source tells. Returns
+    /// what was told at both ends.
+    fn follow(&self, mut react: impl FnMut(&Migration, &MoveNews)) -> (Vec<MoveNews>, Vec<MoveNews>) {
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        while !here.last().is_some_and(is_over) {
+            let news = self.told_by_source.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+                there.extend(self.told_by_destination.try_iter());
+                panic!("nothing more after {here:?} and {there:?}")
+            });
+            if let MoveNews::Commit(commit, _) = &news {
+                self.destination.commit(commit).unwrap();
+            }
+            react(self, &news);
+            here.push(news);
+        }
+        while !there.last().is_some_and(is_over) {
+            match self.told_by_destination.recv_timeout(PATIENCE) {
+                Ok(news) => there.push(news),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("the destination says nothing after {there:?}"),
+            }
+        }
+        (here, there)
+    }
+}
+
+/// Touches 64 MiB, says "started", mixes that memory for a while, grows its memory, and ends with a trap three calls deep.
+const MOVER: &str = include_str!("mover.wat");
+
+fn output(events: &Events, wanted: usize) -> Vec<u8> {
+    let mut text = Vec::new();
+    while text.len() < wanted {
+        match events.recv().unwrap() {
+            ProgramEvent::Output { bytes, .. } => text.extend(bytes),
+            other => panic!("{other:?} instead of output"),
+        }
+    }
+    text
+}
+
+fn end(events: &Events) -> (Vec<u8>, Exit) {
+    let mut text = Vec::new();
+    loop {
+        match events.recv().unwrap() {
+            ProgramEvent::Output { bytes, .. } => text.extend(bytes),
+            ProgramEvent::Exited(exit) => return (text, exit),
+            _ => {}
+        }
+    }
+}
+
+/// Sleeps for a second by `poll_oneoff`, and says by how many milliseconds its monotonic clock has gone on.
+const SLEEPER: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $time (param i32 i64 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "sleeping")
+  (data (i32.const 80) "woken in time")
+  (func $say (param $at i32) (param $len i32)
+    (i32.store (i32.const 0) (local.get $at)) (i32.store (i32.const 4) (local.get $len))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
+  (func (export "_start") (local $begin i64)
+    (drop (call $time (i32.const 1) (i64.const 1) (i32.const 16)))
+    (local.set $begin (i64.load (i32.const 16)))
+    (call $say (i32.const 64) (i32.const 8))
+    (i32.store (i32.const 128) (i32.const 7))
+    (i32.store (i32.const 144) (i32.const 1))
+    (i64.store (i32.const 152) (i64.const 1000000000))
+    (if (call $poll (i32.const 128) (i32.const 256) (i32.const 1) (i32.const 320)) (then (unreachable)))
+    (drop (call $time (i32.const 1) (i64.const 1) (i32.const 16)))
+    (if (i64.lt_u (i64.sub (i64.load (i32.const 16)) (local.get $begin)) (i64.const 1000000000)) (then (unreachable)))
+    (call $say (i32.const 80) (i32.const 13))))"#;
+
+struct Code(nacre_cli::program::Program);
+
+impl Code {
+    fn of(text: &str) -> Code {
+        let wasm = wat::parse_str(text).unwrap();
+        Code(compile(&Module::parse(&wasm, Entry::Command).unwrap(), Default::default()).unwrap())
+    }
+
+    fn spec(&self) -> ProgramSpec<'_> {
+        ProgramSpec { code: self.0.file(), args: vec!["moves".into()], ..ProgramSpec::default() }
+    }
+
+    /// Starts it and waits until it has said `wanted`.
+    fn start(&self, cvm: &Cvm, wanted: &[u8]) -> (ProgramId, Events) {
+        let program = cvm.load(&self.spec()).unwrap();
+        program.start().unwrap();
+        assert_eq!(output(&program.events, wanted.len()), wanted);
+        (program.id, program.events)
+    }
+}
+
+fn movable_world(what: &str) -> Option<World> {
+    let mut world = World::new(what, Mode::Open)?;
+    world.manifest.migration = Some(world.policy().encode());
+    Some(world)
+}
+
+/// What [`MOVER`] says and how it ends when nobody moves it.
+fn undisturbed(world: &World, code: &Code) -> (Vec<u8>, Exit) {
+    let (exit, said, _) = world.launch().load(&code.spec()).unwrap().run_to_end().unwrap();
+    (said, exit)
+}
+
+fn has_ended(events: &Events, before: &[u8], expected: &(Vec<u8>, Exit), what: &str) {
+    let (text, exit) = end(events);
+    assert_eq!((&[before, &text].concat(), &exit), (&expected.0, &expected.1), "{what}");
+}
+
+#[test]
+fn a_task_in_the_middle_of_its_work_moves_in_every_mode() {
+    let Some(world) = movable_world("migration of a task") else { return };
+    let code = Code::of(MOVER);
+    let expected = undisturbed(&world, &code);
+    for mode in [MoveMode::StopAndCopy, MoveMode::PreCopy, MoveMode::Hybrid, MoveMode::PostCopy] {
+        let (source, destination) = (world.launch(), world.launch());
+        let (id, _) = code.start(&source, b"started\n");
+        let moved = destination.adopt_program(id, [8, 0]);
+        let (here, there) = Migration::begin(&source, &destination, mode).follow(|_, _| ());
+        let order: Vec<_> =
+            here.iter().filter(|news| !matches!(news, MoveNews::Round(_) | MoveNews::Running(_))).collect();
+        assert!(
+            matches!(
+                order[..],
+                [
+                    MoveNews::Attested,
+                    MoveNews::Parked,
+                    MoveNews::Staged,
+                    MoveNews::Commit(..),
+                    MoveNews::Complete(_)
+                ]
+            ),
+            "{mode:?}: {here:?}"
+        );
+        assert!(matches!(there.last(), Some(MoveNews::Complete(_))), "{mode:?}: {there:?}");
+        has_ended(&moved, b"started\n", &expected, &format!("{mode:?}"));
+    }
+}
+
+#[test]
+fn a_task_that_sleeps_is_woken_where_it_went() {
+    let Some(world) = movable_world("migration of a sleeper") else { return };
+    let code = Code::of(SLEEPER);
+    let (source, destination) = (world.launch(), world.launch());
+    let (id, _) = code.start(&source, b"sleeping");
+    let moved = destination.adopt_program(id, [8, 0]);
+    let (here, _) = Migration::begin(&source, &destination, MoveMode::Hybrid).follow(|_, _| ());
+    assert!(matches!(here.last(), Some(MoveNews::Complete(_))), "{here:?}");
+    assert_eq!(end(&moved), (b"woken in time".to_vec(), Exit::Code(0)));
+}
+
+#[test]
+fn who_is_cancelled_goes_on_and_can_move_later() {
+    let Some(world) = movable_world("cancelled migrations") else { return };
+    let code = Code::of(MOVER);
+    let expected = undisturbed(&world, &code);
+    let source = world.launch();
+    let (id, _events) = code.start(&source, b"started\n");
+    let moments: [fn(&MoveNews) -> bool; 3] = [
+        |news| matches!(news, MoveNews::Attested),
+        |news| matches!(news, MoveNews::Round(_)),
+        |news| matches!(news, MoveNews::Parked),
+    ];
+    for moment in moments {
+        let other = world.launch();
+        let (here, there) = Migration::begin(&source, &other, MoveMode::PreCopy).follow(|migration, news| {
+            if moment(news) {
+                migration.source.cancel();
+            }
+        });
+        assert!(matches!(here.last(), Some(MoveNews::Aborted(MoveFailure::Cancelled, _))), "{here:?}");
+        assert!(matches!(there.last(), Some(MoveNews::Aborted(MoveFailure::There, _))), "{there:?}");
+    }
+    let destination = world.launch();
+    let moved = destination.adopt_program(id, [8, 0]);
+    let (here, _) = Migration::begin(&source, &destination, MoveMode::Hybrid).follow(|_, _| ());
+    assert!(matches!(here.last(), Some(MoveNews::Complete(_))), "{here:?}");
+    has_ended(&moved, b"started\n", &expected, "after three that were cancelled");
+}
+
+#[test]
+fn only_who_the_manifest_accepts_gets_anything() {
+    let Some(mut world) = movable_world("refused migrations") else { return };
+    let code = Code::of(MOVER);
+    let expected = undisturbed(&world, &code);
+    let source = world.launch();
+    let (_, events) = code.start(&source, b"started\n");
+    let refused = |source: &Cvm, destination: &Cvm, why: &str| {
+        let migration = Migration::begin(source, destination, MoveMode::Hybrid);
+        let mut said = Vec::new();
+        while !said.iter().any(|text: &String| text.contains(why)) {
+            let news = migration.told_by_source.recv_timeout(PATIENCE / 20);
+            let news = news.or_else(|_| migration.told_by_destination.recv_timeout(PATIENCE / 20));
+            match news {
+                Ok(MoveNews::Aborted(_, text)) => said.push(text),
+                Ok(MoveNews::Commit(..)) => panic!("it went to one who is not accepted"),
+                Ok(_) => {}
+                Err(_) => panic!("{why:?} is not among {said:?}"),
+            }
+        }
+        migration.source.cancel();
+        // Whatever is still told.
+        while let Ok(news) = migration.told_by_source.recv_timeout(Duration::from_millis(200)) {
+            assert!(!matches!(news, MoveNews::Commit(..)));
+        }
+    };
+    // One that has run something.
+    let used = world.launch();
+    let (_, _used_events) = code.start(&used, b"started\n");
+    refused(&source, &used, "only a fresh one can receive");
+    // One of another owner.
+    let mut other = movable_world("refused migrations").unwrap();
+    other.manifest.name = "other".into();
+    refused(&source, &other.launch(), "another manifest");
+    // A manifest without a policy.
+    world.manifest.migration = None;
+    refused(&world.launch(), &world.launch(), "no migration policy");
+    // A policy that accepts other guests only.
+    let mut policy = world.policy();
+    policy.measurements.truncate(0);
+    world.manifest.migration = Some(policy.encode());
+    let strict = world.launch();
+    let (_, strict_events) = code.start(&strict, b"started\n");
+    refused(&strict, &world.launch(), "refuses the peer");
+    for events in [&events, &strict_events] {
+        has_ended(events, b"started\n", &expected, "after it was refused");
+    }
+}
+
+/// A network that does something to the bytes of one direction of a stream. Returns what the two ends use.
+fn through(spoil: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static) -> (TcpStream, TcpStream) {
+    let ((one, relay), (other, end)) = (pair(), pair());
+    let (back_from, back_to) = (other.try_clone().unwrap(), relay.try_clone().unwrap());
+    std::thread::spawn(move || copy(relay, other, spoil));
+    std::thread::spawn(move || copy(back_from, back_to, |_| true));
+    (one, end)
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, mut spoil: impl FnMut(&mut Vec<u8>) -> bool) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let mut bytes = buffer[..count].to_vec();
+        let goes_on = spoil(&mut bytes);
+        if to.write_all(&bytes).is_err() || !goes_on {
+            break;
+        }
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+#[test]
+fn a_network_that_changes_or_cuts_costs_the_migration_and_nothing_else() {
+    let Some(world) = movable_world("migration over a hostile network") else { return };
+    let code = Code::of(MOVER);
+    let expected = undisturbed(&world, &code);
+    let source = world.launch();
+    let (_, events) = code.start(&source, b"started\n");
+    let lanes = source.lanes();
+    for (control, at, cuts) in [
+        (true, 10, false),
+        (true, 200, false),
+        (true, 2_000, true),
+        (false, 3, false),
+        (false, 100_000, false),
+        (false, 5_000_000, true),
+    ] {
+        let mut passed = 0usize;
+        let stream = through(move |bytes| {
+            let before = passed;
+            passed += bytes.len();
+            if !(before..passed).contains(&at) {
+                return true;
+            }
+            bytes[at - before] ^= u8::from(!cuts);
+            !cuts
+        });
+        let (mut here, mut there) = streams(lanes);
+        if control {
+            (here.control, there.control) = stream;
+        } else {
+            (here.lanes[0], there.lanes[0]) = stream;
+        }
+        let destination = world.launch();
+        let migration = Migration::over((here, there), &source, &destination, MoveMode::StopAndCopy);
+        let mut told = Vec::new();
+        while !told.last().is_some_and(is_over) {
+            match migration.told_by_source.recv_timeout(Duration::from_secs(3)) {
+                Ok(news) => told.push(news),
+                // What was changed made the other end wait for what does not come: its operator cancels.
+                Err(_) => migration.source.cancel(),
+            }
+            assert!(
+                !told.iter().any(|news| matches!(news, MoveNews::Commit(..))),
+                "{control} {at}: {told:?}"
+            );
+        }
+        assert!(matches!(told.last(), Some(MoveNews::Aborted(..))), "{control} {at}: {told:?}");
+    }
+    has_ended(&events, b"started\n", &expected, "after six that failed");
+}
+
+#[test]
+fn connections_that_break_after_the_hand_over_are_made_again() {
+    let Some(world) = movable_world("migration that goes on after a break") else { return };
+    let code = Code::of(MOVER);
+    let expected = undisturbed(&world, &code);
+    let (source, destination) = (world.launch(), world.launch());
+    let (id, _) = code.start(&source, b"started\n");
+    let moved = destination.adopt_program(id, [8, 0]);
+    let (mut here, mut there) = streams(1);
+    // The lane breaks in the middle of what is fetched: the rounds before carry no more than a few pages in `post-copy`.
+    let mut passed = 0usize;
+    (here.lanes[0], there.lanes[0]) = through(move |bytes| {
+        passed += bytes.len();
+        passed < 20 << 20
+    });
+    let migration = Migration::over((here, there), &source, &destination, MoveMode::PostCopy);
+    let mut broken = Vec::new();
+    let (here, there) = migration.follow(|migration, news| {
+        if let MoveNews::Broken(channel, _) = news
+            && !broken.contains(channel)
+        {
+            broken.push(*channel);
+            let (one, other) = pair();
+            migration.destination.rejoin(*channel, other);
+            migration.source.rejoin(*channel, one);
+        }
+    });
+    assert_eq!(broken, [2], "{here:?} {there:?}");
+    assert!(matches!(here.last(), Some(MoveNews::Complete(_))), "{here:?}");
+    has_ended(&moved, b"started\n", &expected, "after a break");
+}

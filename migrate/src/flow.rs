@@ -1,0 +1,156 @@
+//! Decisions that are pure arithmetic: when another round stops paying, and how much may be fetched at once.
+//!
+//! # When to hand over
+//!
+//! With `d` bytes per second becoming dirty, a bandwidth of `b` and `B` bytes to send, a round takes `B/b` and leaves `B * d/b`. It makes
+//! what is left smaller by `B * (1 - d/b)`, at the price of sending `B`.
+//!
+//! - In `hybrid` the downtime does not depend on `B`, because the remainder is fetched after the hand-over. What does is the window
+//!   after Commit in which a crash of either side loses the service, and how many tasks wait for pages: both are
+//!   proportional to `B`. So rounds go on while each makes `B` smaller by a quarter at least (`d/b < 3/4`): from there the sum
+//!   of all further rounds is at most four times `B`. And they end when `B` is what the connection carries in 2 ms: then
+//!   another round costs about as much time as two round trips and the parking itself.
+//! - In `pre-copy` everything is sent while tasks are parked, so `B/b` is downtime: rounds go on until that is what the caller
+//!   wants, or until a round stops paying.
+//! - In both, no more than 30 rounds and no more than three times the memory: a rate that swings could go on for ever.
+
+use crate::unit::LARGE_BYTES;
+use core::time::Duration;
+
+/// How a tenant moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Park, send all, go: the baseline.
+    StopAndCopy,
+    /// Rounds while tasks run, the rest while they are parked. No window after Commit.
+    PreCopy,
+    /// Park at once; everything is fetched afterwards.
+    PostCopy,
+    /// Rounds while they pay; the rest is fetched afterwards.
+    Hybrid,
+}
+
+impl Mode {
+    /// Whether pages may stay outstanding at the hand-over.
+    pub const fn leaves_outstanding(self) -> bool {
+        matches!(self, Mode::PostCopy | Mode::Hybrid)
+    }
+}
+
+/// What was measured at the end of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// Rounds that are over.
+    pub rounds: u32,
+    /// Bytes of the tenant's memory.
+    pub memory_bytes: u64,
+    /// Bytes that were sent so far.
+    pub sent_bytes: u64,
+    /// Bytes that are dirty now.
+    pub dirty_bytes: u64,
+    /// Bytes that became dirty, per second, over the last round.
+    pub dirty_rate: u64,
+    /// Bytes that were carried, per second, over the last round.
+    pub bandwidth: u64,
+    /// In `pre-copy`: how long sending while tasks are parked may take.
+    pub downtime_goal: Duration,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Another round.
+    AnotherRound,
+    /// Park the tasks and hand over.
+    HandOver(Why),
+}
+
+/// Why to hand over now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The mode has no rounds.
+    Mode,
+    /// What is left is small enough.
+    SmallEnough,
+    /// As much becomes dirty as is sent, or nearly.
+    NotShrinking,
+    /// Enough rounds.
+    Rounds,
+    /// Enough bytes.
+    Bytes,
+}
+
+/// Most rounds.
+pub const MAX_ROUNDS: u32 = 30;
+/// What is sent in all, in multiples of the memory.
+pub const MAX_SENT: u64 = 3;
+/// In `hybrid`, the remainder that is small enough, as time on the connection.
+pub const SMALL_ENOUGH: Duration = Duration::from_millis(2);
+
+/// Whether another round pays. See the module's documentation.
+pub fn decide(mode: Mode, measured: &Measured) -> Decision {
+    let Measured { rounds, memory_bytes, sent_bytes, dirty_bytes, dirty_rate, bandwidth, .. } = *measured;
+    let goal = match mode {
+        Mode::StopAndCopy | Mode::PostCopy => return Decision::HandOver(Why::Mode),
+        Mode::PreCopy => measured.downtime_goal,
+        Mode::Hybrid => SMALL_ENOUGH,
+    };
+    if rounds == 0 {
+        return Decision::AnotherRound;
+    }
+    let in_goal = u128::from(bandwidth) * goal.as_nanos() / 1_000_000_000;
+    if u128::from(dirty_bytes) <= in_goal {
+        Decision::HandOver(Why::SmallEnough)
+    } else if u128::from(dirty_rate) * 4 >= u128::from(bandwidth) * 3 {
+        Decision::HandOver(Why::NotShrinking)
+    } else if rounds >= MAX_ROUNDS {
+        Decision::HandOver(Why::Rounds)
+    } else if sent_bytes >= memory_bytes.saturating_mul(MAX_SENT) {
+        Decision::HandOver(Why::Bytes)
+    } else {
+        Decision::AnotherRound
+    }
+}
+
+/// Bytes that were asked for and did not come yet, and how many there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Window {
+    cap_bytes: u64,
+    in_flight_bytes: u64,
+}
+
+impl Window {
+    /// About 1 ms of the measured bandwidth (bytes per second): more would only stand in the way of what tasks wait for.
+    pub fn for_bandwidth(bytes_per_second: u64) -> Window {
+        Window { cap_bytes: bytes_per_second / 1000, in_flight_bytes: 0 }
+    }
+
+    /// Measured anew.
+    pub fn adjust(&mut self, bytes_per_second: u64) {
+        self.cap_bytes = bytes_per_second / 1000;
+    }
+
+    /// Bytes that may still be asked for. With nothing on the way any unit may, however slow the connection.
+    pub fn room(&self) -> u64 {
+        match self.in_flight_bytes {
+            0 => self.cap_bytes.max(LARGE_BYTES as u64),
+            bytes => self.cap_bytes.saturating_sub(bytes),
+        }
+    }
+
+    pub(crate) fn sent(&mut self, bytes: u64) {
+        self.in_flight_bytes += bytes;
+    }
+
+    pub(crate) fn arrived(&mut self, bytes: u64) {
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.in_flight_bytes = 0;
+    }
+}
+
+#[cfg(test)]
+#[path = "flow_tests.rs"]
+mod tests;

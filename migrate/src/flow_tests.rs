@@ -1,0 +1,92 @@
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+fn measured() -> Measured {
+    Measured {
+        rounds: 2,
+        memory_bytes: 4 * GIB,
+        sent_bytes: 5 * GIB,
+        dirty_bytes: GIB / 4,
+        dirty_rate: GIB / 8,
+        bandwidth: GIB,
+        downtime_goal: Duration::from_millis(100),
+    }
+}
+
+#[test]
+fn modes_without_rounds_hand_over_at_once() {
+    for mode in [Mode::StopAndCopy, Mode::PostCopy] {
+        assert_eq!(decide(mode, &Measured { rounds: 0, ..measured() }), Decision::HandOver(Why::Mode));
+    }
+    for mode in [Mode::PreCopy, Mode::Hybrid] {
+        let before = Measured { rounds: 0, dirty_bytes: 0, ..measured() };
+        assert_eq!(decide(mode, &before), Decision::AnotherRound, "the first round is not optional");
+    }
+}
+
+#[test]
+fn rounds_go_on_while_they_pay() {
+    for mode in [Mode::PreCopy, Mode::Hybrid] {
+        assert_eq!(decide(mode, &measured()), Decision::AnotherRound);
+        for (dirty_rate, pays) in [(GIB / 4 * 3 - 1, true), (GIB / 4 * 3, false), (u64::MAX, false)] {
+            let expected = if pays { Decision::AnotherRound } else { Decision::HandOver(Why::NotShrinking) };
+            assert_eq!(decide(mode, &Measured { dirty_rate, ..measured() }), expected);
+        }
+    }
+}
+
+#[test]
+fn little_enough_is_handed_over() {
+    let at = |mode, dirty_bytes| decide(mode, &Measured { dirty_bytes, ..measured() });
+    let small = Decision::HandOver(Why::SmallEnough);
+    // 2 ms and 100 ms of 1 GiB per second.
+    assert_eq!(at(Mode::Hybrid, GIB / 500), small);
+    assert_eq!(at(Mode::Hybrid, GIB / 500 + 1), Decision::AnotherRound);
+    assert_eq!(at(Mode::PreCopy, GIB / 10), small);
+    assert_eq!(at(Mode::PreCopy, GIB / 10 + 1), Decision::AnotherRound);
+}
+
+#[test]
+fn nothing_goes_on_for_ever() {
+    for mode in [Mode::PreCopy, Mode::Hybrid] {
+        let many = Measured { rounds: MAX_ROUNDS, ..measured() };
+        assert_eq!(decide(mode, &many), Decision::HandOver(Why::Rounds));
+        let much = Measured { sent_bytes: 12 * GIB, ..measured() };
+        assert_eq!(decide(mode, &much), Decision::HandOver(Why::Bytes));
+        let silent = Measured { bandwidth: 0, ..measured() };
+        assert_eq!(decide(mode, &silent), Decision::HandOver(Why::NotShrinking));
+    }
+}
+
+#[test]
+fn rounds_end_whatever_is_measured() {
+    // A tenant that writes at half the bandwidth over all its memory: each round halves what is left.
+    let mut now =
+        Measured { rounds: 0, sent_bytes: 0, dirty_bytes: 4 * GIB, dirty_rate: GIB / 2, ..measured() };
+    while decide(Mode::Hybrid, &now) == Decision::AnotherRound {
+        now = Measured {
+            rounds: now.rounds + 1,
+            sent_bytes: now.sent_bytes + now.dirty_bytes,
+            dirty_bytes: now.dirty_bytes / 2,
+            ..now
+        };
+    }
+    assert_eq!(decide(Mode::Hybrid, &now), Decision::HandOver(Why::SmallEnough));
+    assert_eq!(now.rounds, 11);
+}
+
+#[test]
+fn a_window_holds_a_millisecond_and_always_one_unit() {
+    let mut window = Window::for_bandwidth(10_000_000);
+    assert_eq!(window.room(), LARGE_BYTES as u64, "with nothing on the way anything may be asked for");
+    window.sent(4096);
+    assert_eq!(window.room(), 10_000 - 4096);
+    window.sent(LARGE_BYTES as u64);
+    assert_eq!(window.room(), 0);
+    window.arrived(LARGE_BYTES as u64);
+    window.adjust(20_000_000);
+    assert_eq!(window.room(), 20_000 - 4096);
+    window.clear();
+    assert_eq!(window.room(), LARGE_BYTES as u64);
+}
