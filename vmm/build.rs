@@ -34,6 +34,7 @@ fn main() {
         "tls/src",
         "../abi/src",
         "../attest/src",
+        "../migrate/src",
     ] {
         println!("cargo:rerun-if-changed={}", guest.join(watched).display());
     }

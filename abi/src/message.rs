@@ -175,11 +175,8 @@ kinds! {
     MigrateEvent = 68,
     /// H: all memory of this CVM is committed.
     MigrateMemory = 69,
-    /// H: the connection of channel `arg` broke and there is another one; the host does nothing with its pipes until
-    /// [`MigrateRejoined`](Kind::MigrateRejoined).
-    MigrateRejoin = 70,
-    /// G: both pipes of channel `arg` are empty and begin again.
-    MigrateRejoined = 71,
+    /// G: both pipes of channel `arg` are empty and begin again, as [`MoveWord::Rejoin`](crate::migrate::MoveWord) wanted.
+    MigrateRejoined = 70,
 }
 
 /// What a debug image can measure of itself.

@@ -7,10 +7,10 @@
 //! G MigrateEvent*                                   G MigrateEvent*
 //! H MigrateCancel                                   H MigrateCancel, MigrateMemory(all of it is committed)
 //! G MigrateCommit(88 bytes): the tenant is gone     H MigrateCommit(the same)
-//! H MigrateRejoin(channel)  G MigrateRejoined(channel)   a connection broke: both pipes of the channel begin again
+//! H MoveWord::Rejoin  G MigrateRejoined(channel)   a connection broke: both pipes of the channel begin again
 //! ```
 //! From [`MoveEvent::Parked`] on the source's vCPU 0 takes nothing from the ring to the guest, so a cancel is also a word of the
-//! window ([`MoveWord::Cancel`]). What it has not taken then belongs to the destination if the tenant moves, and is taken if it stays.
+//! window ([`MoveWord`]). What it has not taken then belongs to the destination if the tenant moves, and is taken if it stays.
 
 use crate::{LARGE_PAGE_BYTES, PAGE_BYTES};
 
@@ -67,6 +67,9 @@ pub const fn agent_bytes(memory_bytes: u64, vcpus: u32) -> u64 {
 pub enum MoveWord {
     /// Not zero: end the migration if that is still possible.
     Cancel = 40,
+    /// Channels whose connection broke and of which there is another one, a bit each: the host sets bits, and does nothing with those pipes until
+    /// `MigrateRejoined`; the guest takes them.
+    Rejoin = 41,
 }
 
 /// How a tenant is to move.

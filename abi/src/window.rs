@@ -113,6 +113,16 @@ impl<'a> Window<'a> {
         self.words[word as usize].store(value, Ordering::SeqCst);
     }
 
+    /// Sets bits of a word about migrations.
+    pub fn set_move_bits(&self, word: MoveWord, bits: u64) {
+        self.words[word as usize].fetch_or(bits, Ordering::SeqCst);
+    }
+
+    /// Takes a word about migrations: it is zero then.
+    pub fn take_move_word(&self, word: MoveWord) -> u64 {
+        self.words[word as usize].swap(0, Ordering::SeqCst)
+    }
+
     /// The pipes of a channel: to the guest, and to the host; `None` for a channel that there is not.
     pub fn pipes(&self, channel: u32) -> Option<[Pipe<'a>; 2]> {
         let pipe = |to_host| {

@@ -2,6 +2,7 @@
 //!
 //! * [`invoke`]: computing, boot, instances, first touch of memory and the life of a CVM.
 //! * [`elastic`]: waking, parking and reclaiming workers, and what they cost.
+//! * [`migrate`]: a service that moves between two CVMs.
 //! * [`service`]: requests to a service.
 //! * [`host`]: the same engine as an ordinary process. [`cvm`]: the same program in a CVM. [`programs`]: what both run.
 //! * [`load`]: requests to HTTP servers. [`child`]: the servers as processes. [`serve`]: the reference among them.
@@ -17,6 +18,7 @@ pub mod host;
 pub mod invoke;
 pub mod load;
 pub mod machine;
+pub mod migrate;
 pub mod programs;
 pub mod report;
 pub mod serve;
@@ -77,7 +79,7 @@ impl BenchError {
 
 /// Is told how far a benchmark is.
 pub trait Progress {
-    /// The next of [`invoke::Options::steps`], [`elastic::Options::steps`] or [`service::Options::steps`] steps begins.
+    /// The next of [`invoke::Options::steps`], [`elastic::Options::steps`], [`migrate::Options::steps`] or [`service::Options::steps`] steps begins.
     fn step(&self, doing: &str);
 }
 

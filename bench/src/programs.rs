@@ -60,6 +60,22 @@ pub fn touch(bytes: u64) -> String {
         .replace("BYTES", &bytes.to_string())
 }
 
+/// A program that touches `bytes` of memory, then writes `rate` words a second spread over all of it, for ever, and prints how many it
+/// has written every millisecond, as 8 bytes; with a rate of 0 as many as it can. Sizes from 4 GiB on make it use a 64-bit memory.
+#[must_use]
+pub fn writer(bytes: u64, rate: u64) -> String {
+    let (index, narrow) =
+        if bytes >> 32 == 0 { ("i32", "i32.wrap_i64") } else { ("i64", "i64.add (i64.const 0)") };
+    include_str!("../programs/writer.wat")
+        .replace("INDEX", index)
+        .replace("NARROW", narrow)
+        .replace("SPREAD", &((bytes >> 12) - 16).to_string())
+        .replace("PAGES", &(bytes >> 16).to_string())
+        .replace("BYTES", &bytes.to_string())
+        .replace("LATE", &(rate / 20).to_string())
+        .replace("RATE", &rate.to_string())
+}
+
 /// A program that starts with so many MiB of data, as an interpreter with its library does, and writes to a hundred pages of
 /// its memory.
 #[must_use]
@@ -95,6 +111,13 @@ pub fn container(source: &[u8], code: &[u8], min_memory_bytes: u64) -> Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writer_is_a_module_with_either_kind_of_memory_and_any_rate() {
+        for (bytes, rate) in [(256 << 20, 0), (8 << 30, 50_000)] {
+            assert!(wat::parse_str(writer(bytes, rate)).unwrap().starts_with(b"\0asm"));
+        }
+    }
 
     #[test]
     fn touch_is_a_module_with_either_kind_of_memory() {

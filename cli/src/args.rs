@@ -23,7 +23,7 @@ use crate::{
     top::SortBy,
     values::{
         DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_duration, parse_env,
-        parse_export, parse_memory, parse_spin_limit, parse_time_limit,
+        parse_export, parse_memory, parse_size, parse_spin_limit, parse_time_limit,
     },
 };
 
@@ -277,6 +277,7 @@ impl BenchArgs {
         let json = match &self.bench {
             BenchCommand::Invoke(args) => &args.json,
             BenchCommand::Elastic(args) => &args.json,
+            BenchCommand::Migrate(args) => &args.json,
             BenchCommand::ServeReference => return false,
         };
         *json == Some(None)
@@ -290,9 +291,64 @@ pub enum BenchCommand {
     Invoke(BenchInvokeArgs),
     /// Waking, parking and reclaiming workers, what they cost, and two CVMs that share CPUs; or a simulation
     Elastic(BenchElasticArgs),
+    /// A service that writes all over its memory moves between two CVMs: downtime and speed of all modes
+    Migrate(BenchMigrateArgs),
     /// The server that the node is compared with; prints its address
     #[command(hide = true)]
     ServeReference,
+}
+
+/// `--mode` of `nacre bench migrate`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchMode {
+    /// Rounds while tasks run, the rest afterwards
+    Hybrid,
+    /// Rounds while tasks run
+    PreCopy,
+    /// Everything afterwards
+    PostCopy,
+    /// Everything while tasks are parked: the baseline
+    StopAndCopy,
+}
+
+/// `--network` of `nacre bench migrate`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchNetwork {
+    /// As fast as this machine is
+    Loopback,
+    /// Virtual Ethernet between two network namespaces, limited to 10 Gbit/s
+    #[value(name = "10g")]
+    TenGigabit,
+    /// The same, limited to 1 Gbit/s
+    #[value(name = "1g")]
+    OneGigabit,
+}
+
+/// `nacre bench migrate`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  nacre bench migrate --json result.json --report plots\n  nacre bench migrate --size 1GiB --mode hybrid --mode stop-and-copy --network loopback"
+)]
+pub struct BenchMigrateArgs {
+    /// Memory that the service writes to; may be given several times
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub size: Vec<u64>,
+    /// Measure this mode only; may be given several times
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Vec<BenchMode>,
+    /// Measure over this network only; may be given several times. Limited ones need root, `ip` and `tc`
+    #[arg(long, value_enum, value_name = "NETWORK")]
+    pub network: Vec<BenchNetwork>,
+    /// Migrations of each kind
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: Option<u32>,
+    /// Write the result as JSON to FILE, or to stdout without FILE
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[allow(clippy::option_option, reason = "absent, without a file, and with one are three cases")]
+    pub json: Option<Option<PathBuf>>,
+    /// Write plots (SVG) into DIR
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
 }
 
 /// `--only`.

@@ -4,14 +4,14 @@
 #[allow(dead_code)]
 mod sealed_support;
 
+use nacre_abi::message::{Header, Kind, stream};
 use nacre_abi::migrate::{MoveFailure, MoveMode};
 use nacre_attest::manifest::Mode;
 use nacre_cli::compile::compile;
 use nacre_cli::module::{Entry, Module};
 use nacre_vmm::Cvm;
 use nacre_vmm::migration::{MoveNews, MoveOptions, Moving, Streams};
-use nacre_vmm::program::ProgramId;
-use nacre_vmm::program::{Events, Exit, ProgramEvent, ProgramSpec};
+use nacre_vmm::program::{Events, Exit, Program, ProgramEvent, ProgramSpec};
 use sealed_support::World;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -92,6 +92,16 @@ impl Migration {
 /// Touches 64 MiB, says "started", mixes that memory for a while, grows its memory, and ends with a trap three calls deep.
 const MOVER: &str = include_str!("mover.wat");
 
+/// The same, but before its end it reads from standard input, which blocks until there is some, or its end.
+fn waiter() -> String {
+    let import =
+        r#"(import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))"#;
+    let wait = "(i32.store (i32.const 0) (i32.const 160)) (i32.store (i32.const 4) (i32.const 1))
+        (if (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)) (then (unreachable)))";
+    let text = MOVER.replace("(memory (export", &format!("{import}\n(memory (export"));
+    text.replace("(if (i32.ne (memory.grow", &format!("{wait}\n(if (i32.ne (memory.grow"))
+}
+
 fn output(events: &Events, wanted: usize) -> Vec<u8> {
     let mut text = Vec::new();
     while text.len() < wanted {
@@ -150,11 +160,11 @@ impl Code {
     }
 
     /// Starts it and waits until it has said `wanted`.
-    fn start(&self, cvm: &Cvm, wanted: &[u8]) -> (ProgramId, Events) {
+    fn start<'c>(&self, cvm: &'c Cvm, wanted: &[u8]) -> Program<'c> {
         let program = cvm.load(&self.spec()).unwrap();
         program.start().unwrap();
         assert_eq!(output(&program.events, wanted.len()), wanted);
-        (program.id, program.events)
+        program
     }
 }
 
@@ -182,8 +192,8 @@ fn a_task_in_the_middle_of_its_work_moves_in_every_mode() {
     let expected = undisturbed(&world, &code);
     for mode in [MoveMode::StopAndCopy, MoveMode::PreCopy, MoveMode::Hybrid, MoveMode::PostCopy] {
         let (source, destination) = (world.launch(), world.launch());
-        let (id, _) = code.start(&source, b"started\n");
-        let moved = destination.adopt_program(id, [8, 0]);
+        let program = code.start(&source, b"started\n");
+        let moved = destination.adopt_program(program.id, [8, 0]);
         let (here, there) = Migration::begin(&source, &destination, mode).follow(|_, _| ());
         let order: Vec<_> =
             here.iter().filter(|news| !matches!(news, MoveNews::Round(_) | MoveNews::Running(_))).collect();
@@ -210,8 +220,8 @@ fn a_task_that_sleeps_is_woken_where_it_went() {
     let Some(world) = movable_world("migration of a sleeper") else { return };
     let code = Code::of(SLEEPER);
     let (source, destination) = (world.launch(), world.launch());
-    let (id, _) = code.start(&source, b"sleeping");
-    let moved = destination.adopt_program(id, [8, 0]);
+    let program = code.start(&source, b"sleeping");
+    let moved = destination.adopt_program(program.id, [8, 0]);
     let (here, _) = Migration::begin(&source, &destination, MoveMode::Hybrid).follow(|_, _| ());
     assert!(matches!(here.last(), Some(MoveNews::Complete(_))), "{here:?}");
     assert_eq!(end(&moved), (b"woken in time".to_vec(), Exit::Code(0)));
@@ -220,10 +230,10 @@ fn a_task_that_sleeps_is_woken_where_it_went() {
 #[test]
 fn who_is_cancelled_goes_on_and_can_move_later() {
     let Some(world) = movable_world("cancelled migrations") else { return };
-    let code = Code::of(MOVER);
+    let code = Code::of(&waiter());
     let expected = undisturbed(&world, &code);
     let source = world.launch();
-    let (id, _events) = code.start(&source, b"started\n");
+    let program = code.start(&source, b"started\n");
     let moments: [fn(&MoveNews) -> bool; 3] = [
         |news| matches!(news, MoveNews::Attested),
         |news| matches!(news, MoveNews::Round(_)),
@@ -240,19 +250,22 @@ fn who_is_cancelled_goes_on_and_can_move_later() {
         assert!(matches!(there.last(), Some(MoveNews::Aborted(MoveFailure::There, _))), "{there:?}");
     }
     let destination = world.launch();
-    let moved = destination.adopt_program(id, [8, 0]);
+    let moved = destination.adopt_program(program.id, [8, 0]);
     let (here, _) = Migration::begin(&source, &destination, MoveMode::Hybrid).follow(|_, _| ());
     assert!(matches!(here.last(), Some(MoveNews::Complete(_))), "{here:?}");
+    // It has been blocked in its read all the time.
+    let end_of_input = Header::new(Kind::StreamEnd, program.id.0).stream(stream::STDIN);
+    destination.send(end_of_input, &[]).unwrap();
     has_ended(&moved, b"started\n", &expected, "after three that were cancelled");
 }
 
 #[test]
 fn only_who_the_manifest_accepts_gets_anything() {
     let Some(mut world) = movable_world("refused migrations") else { return };
-    let code = Code::of(MOVER);
+    let code = Code::of(&waiter());
     let expected = undisturbed(&world, &code);
     let source = world.launch();
-    let (_, events) = code.start(&source, b"started\n");
+    let program = code.start(&source, b"started\n");
     let refused = |source: &Cvm, destination: &Cvm, why: &str| {
         let migration = Migration::begin(source, destination, MoveMode::Hybrid);
         let mut said = Vec::new();
@@ -261,7 +274,7 @@ fn only_who_the_manifest_accepts_gets_anything() {
             let news = news.or_else(|_| migration.told_by_destination.recv_timeout(PATIENCE / 20));
             match news {
                 Ok(MoveNews::Aborted(_, text)) => said.push(text),
-                Ok(MoveNews::Commit(..)) => panic!("it went to one who is not accepted"),
+                Ok(MoveNews::Commit(..)) => panic!("{why:?}: it went to one who is not accepted"),
                 Ok(_) => {}
                 Err(_) => panic!("{why:?} is not among {said:?}"),
             }
@@ -274,7 +287,7 @@ fn only_who_the_manifest_accepts_gets_anything() {
     };
     // One that has run something.
     let used = world.launch();
-    let (_, _used_events) = code.start(&used, b"started\n");
+    let _program = code.start(&used, b"started\n");
     refused(&source, &used, "only a fresh one can receive");
     // One of another owner.
     let mut other = movable_world("refused migrations").unwrap();
@@ -288,10 +301,11 @@ fn only_who_the_manifest_accepts_gets_anything() {
     policy.measurements.truncate(0);
     world.manifest.migration = Some(policy.encode());
     let strict = world.launch();
-    let (_, strict_events) = code.start(&strict, b"started\n");
+    let strict_program = code.start(&strict, b"started\n");
     refused(&strict, &world.launch(), "refuses the peer");
-    for events in [&events, &strict_events] {
-        has_ended(events, b"started\n", &expected, "after it was refused");
+    for program in [&program, &strict_program] {
+        program.stdin().end().unwrap();
+        has_ended(&program.events, b"started\n", &expected, "after it was refused");
     }
 }
 
@@ -319,10 +333,10 @@ fn copy(mut from: TcpStream, mut to: TcpStream, mut spoil: impl FnMut(&mut Vec<u
 #[test]
 fn a_network_that_changes_or_cuts_costs_the_migration_and_nothing_else() {
     let Some(world) = movable_world("migration over a hostile network") else { return };
-    let code = Code::of(MOVER);
+    let code = Code::of(&waiter());
     let expected = undisturbed(&world, &code);
     let source = world.launch();
-    let (_, events) = code.start(&source, b"started\n");
+    let program = code.start(&source, b"started\n");
     let lanes = source.lanes();
     for (control, at, cuts) in [
         (true, 10, false),
@@ -364,7 +378,8 @@ fn a_network_that_changes_or_cuts_costs_the_migration_and_nothing_else() {
         }
         assert!(matches!(told.last(), Some(MoveNews::Aborted(..))), "{control} {at}: {told:?}");
     }
-    has_ended(&events, b"started\n", &expected, "after six that failed");
+    program.stdin().end().unwrap();
+    has_ended(&program.events, b"started\n", &expected, "after six that failed");
 }
 
 #[test]
@@ -373,14 +388,14 @@ fn connections_that_break_after_the_hand_over_are_made_again() {
     let code = Code::of(MOVER);
     let expected = undisturbed(&world, &code);
     let (source, destination) = (world.launch(), world.launch());
-    let (id, _) = code.start(&source, b"started\n");
-    let moved = destination.adopt_program(id, [8, 0]);
+    let program = code.start(&source, b"started\n");
+    let moved = destination.adopt_program(program.id, [8, 0]);
     let (mut here, mut there) = streams(1);
-    // The lane breaks in the middle of what is fetched: the rounds before carry no more than a few pages in `post-copy`.
+    // The lane breaks in the middle of what is fetched: what `post-copy` sends before the hand-over is 4 MiB.
     let mut passed = 0usize;
     (here.lanes[0], there.lanes[0]) = through(move |bytes| {
         passed += bytes.len();
-        passed < 20 << 20
+        passed < 6 << 20
     });
     let migration = Migration::over((here, there), &source, &destination, MoveMode::PostCopy);
     let mut broken = Vec::new();

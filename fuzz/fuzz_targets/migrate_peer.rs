@@ -16,7 +16,8 @@ use support::world::{PAGES, Step, World, undisturbed};
 mod support;
 
 /// Frames of other migrations, with pages left outstanding and without.
-static OTHER: LazyLock<[Frames; 2]> = LazyLock::new(|| [false, true].map(|mode| undisturbed(mode, 3000).sent));
+static OTHER: LazyLock<[Frames; 2]> =
+    LazyLock::new(|| [false, true].map(|mode| undisturbed(mode, 3000).sent));
 
 /// Most steps of one input.
 const STEPS: usize = 60;

@@ -314,9 +314,19 @@ impl Cvm {
         self.mailboxes.open_at(id, outputs)
     }
 
-    /// The reader of a program has dealt with a stream up to `end`.
-    pub(crate) fn note_consumed(&self, id: ProgramId, stream: u32, end: u64) {
+    /// How much of a program's standard output and error has come, in bytes: after [`MoveNews::Parked`](crate::migration::MoveNews::Parked)
+    /// what its destination [adopts](Self::adopt_program) it with.
+    pub fn outputs_seen(&self, id: ProgramId) -> [u64; 2] {
+        self.mailboxes.outputs_seen(id)
+    }
+
+    /// Output of `stream` of a program was dealt with up to `end`: the guest may send more.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn consumed(&self, id: ProgramId, stream: u32, end: u64) -> Result<(), CvmError> {
         self.mailboxes.consumed(id, stream, end);
+        self.send(Header::new(Kind::Credit, id.0).stream(stream).arg(end), &[])
     }
 
     /// Messages about this program are no longer of interest.

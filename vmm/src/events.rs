@@ -244,6 +244,14 @@ impl Mailboxes {
         events
     }
 
+    /// How much of a program's outputs has come in order.
+    pub fn outputs_seen(&self, id: ProgramId) -> [u64; 2] {
+        self.state()
+            .boxes
+            .get(&id)
+            .map_or([0; 2], |mailbox| [mailbox.streams[0].next, mailbox.streams[1].next])
+    }
+
     /// Hands a message to its program's reader; nobody's messages are dropped.
     pub fn deliver(&self, header: Header, body: &[u8]) {
         if let Some(mailbox) = self.state().boxes.get_mut(&ProgramId(header.program)) {

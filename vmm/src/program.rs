@@ -216,8 +216,7 @@ impl Program<'_> {
     /// # Errors
     /// [`CvmError::Ended`].
     pub fn consumed(&self, stream: u32, end: u64) -> Result<(), CvmError> {
-        self.cvm.note_consumed(self.id, stream, end);
-        self.send(Kind::Credit, stream, end, &[])
+        self.cvm.consumed(self.id, stream, end)
     }
 
     /// Nobody reads `stream` any more.

@@ -1,6 +1,6 @@
 //! `nacre bench elastic`: measures the elastic CPU of this machine, or simulates many cores and CVMs.
 
-use super::{Bar, check_writable, failure, print};
+use super::{Bar, check_writable, failure, list, print};
 use crate::args::BenchElasticArgs;
 use crate::failure::Failure;
 use crate::program::io_reason;
@@ -8,7 +8,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nacre_bench::elastic::{self, Options};
 use nacre_elastic::sim::{self, Scenario, plot};
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// `nacre bench elastic`.
@@ -121,8 +120,4 @@ fn table(report: &sim::Report) -> String {
         let _ = writeln!(text, "{:>3} workers, {:.0} s: {}", job.workers, job.ideal_s, arms.join(", "));
     }
     text
-}
-
-fn list(plots: &[PathBuf]) -> String {
-    plots.iter().fold(String::new(), |text, plot| text + &format!("plot: {}\n", plot.display()))
 }

@@ -1,6 +1,7 @@
 //! `nacre bench`: runs a benchmark with a progress bar on stderr, prints its table and writes its JSON.
 
 mod elastic;
+mod migrate;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ pub fn command(args: &BenchArgs) -> Result<ExitCode, Failure> {
     match &args.bench {
         BenchCommand::Invoke(args) => bench_invoke(args),
         BenchCommand::Elastic(args) => elastic::command(args),
+        BenchCommand::Migrate(args) => migrate::command(args),
         BenchCommand::ServeReference => serve_reference(),
     }
 }
@@ -92,6 +94,11 @@ fn print(table: &str, json: &str, to: Option<&Json>) -> Result<ExitCode, Failure
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A line for each plot that was written.
+fn list(plots: &[PathBuf]) -> String {
+    plots.iter().fold(String::new(), |text, plot| text + &format!("plot: {}\n", plot.display()))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {

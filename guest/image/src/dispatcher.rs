@@ -298,8 +298,7 @@ fn handle_copied(header: Header, body: &[u8]) {
         | Kind::MigrateReceive
         | Kind::MigrateCancel
         | Kind::MigrateCommit
-        | Kind::MigrateMemory
-        | Kind::MigrateRejoin => migrate::handle(header, body),
+        | Kind::MigrateMemory => migrate::handle(header, body),
         #[cfg(feature = "debug-image")]
         Kind::SelfTest => crate::selftest::start(header, body),
         // What only a guest sends, or this image does not know.

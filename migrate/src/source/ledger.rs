@@ -111,7 +111,11 @@ impl<S: Storage> Ledger<S> {
         if self.round == Round(0) || before.is_some_and(sent_now) || self.book.parts(place).any(sent_now) {
             return Err(MarkError::NeedsRound);
         }
-        if let Some((index, _)) = self.book.around(place) {
+        if let Some((index, around)) = self.book.around(place) {
+            // It is about to travel as a part of that.
+            if (around.generation, around.content, content) == (self.round, Content::Data, Content::Data) {
+                return Ok(());
+            }
             self.book.split(index)?;
         }
         if content == Content::Absent && !known {

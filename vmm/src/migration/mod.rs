@@ -128,7 +128,7 @@ impl Migrations {
         match header.kind {
             Kind::MigrateEvent => {
                 if let Some(event) = MoveEvent::from_number(header.stream) {
-                    self.happened(shared, sender, event, header.arg, body);
+                    self.happened(event, header.arg, body);
                 }
             }
             Kind::MigrateCommit => {
@@ -153,14 +153,7 @@ impl Migrations {
         }
     }
 
-    fn happened(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-        sender: &Arc<Sender>,
-        event: MoveEvent,
-        arg: u64,
-        body: &[u8],
-    ) {
+    fn happened(&self, event: MoveEvent, arg: u64, body: &[u8]) {
         let report = || MoveReport::decode(body);
         let news = match event {
             MoveEvent::Attested => MoveNews::Attested,
@@ -255,6 +248,7 @@ impl Migrations {
             current.replace(new)
         };
         drop(old);
+        window_of(shared).take_move_word(MoveWord::Rejoin);
         for (channel, stream) in streams.into_channels() {
             if let Some([to_guest, to_host]) = window_of(shared).pipes(channel) {
                 to_guest.clear();
@@ -311,8 +305,8 @@ impl Moving {
             current.relays.remove(&channel)
         });
         drop(old);
-        let header = Header::new(Kind::MigrateRejoin, NO_PROGRAM).arg(u64::from(channel));
-        let _ = self.sender.post([(header, &[][..])], true);
+        // By a word: a source that has parked its tenant reads no messages.
+        window_of(&self.shared).set_move_bits(MoveWord::Rejoin, 1 << channel.min(u64::BITS - 1));
         self.sender.wake_guest();
     }
 
@@ -321,6 +315,9 @@ impl Moving {
     /// # Errors
     /// [`CvmError::Ended`].
     pub fn commit(&self, commit: &[u8; COMMIT_BYTES]) -> Result<(), CvmError> {
+        if let Some(current) = &mut *self.migrations.current() {
+            current.may_abort = false;
+        }
         let message = (Header::new(Kind::MigrateCommit, NO_PROGRAM), &commit[..]);
         self.sender
             .post([message], true)

@@ -132,16 +132,16 @@ impl DestinationAgent {
     }
 
     /// A connection broke, and there is another one.
-    pub fn rejoin(&mut self, channel: u64) {
+    pub fn rejoin(&mut self, channel: u32) {
         let Some(Destination::Running(_) | Destination::Done(_) | Destination::Staged(_)) = &self.state
         else {
             self.wants_cancel = true;
             return;
         };
         let ports = self.fetch.iter_mut().flatten().chain(self.demand.as_mut()).chain([&mut self.control]);
-        let Some(port) = ports.into_iter().find(|port| u64::from(port.number()) == channel) else { return };
+        let Some(port) = ports.into_iter().find(|port| port.number() == channel) else { return };
         port.reset();
-        link::send(message::Header::new(Kind::MigrateRejoined, NO_PROGRAM).arg(channel), &[]);
+        link::send(message::Header::new(Kind::MigrateRejoined, NO_PROGRAM).arg(u64::from(channel)), &[]);
     }
 
     /// Evidence for the handshake.
@@ -293,7 +293,8 @@ impl DestinationAgent {
     /// Both ends know each other: from here on the tenant's arena is what comes.
     fn start(&mut self, count: usize) {
         let layout = channels::layout();
-        if count > layout.lanes as usize {
+        // Its host may have brought something since it began.
+        if count > layout.lanes as usize || !super::is_fresh() {
             self.wants_cancel = true;
             return;
         }

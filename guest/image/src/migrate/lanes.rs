@@ -62,6 +62,8 @@ pub enum Duty {
     ListLast = 6,
     /// Receive.
     Receive = 7,
+    /// As `Collect`, and split all other large pages too.
+    SplitAll = 8,
 }
 
 impl Duty {
@@ -74,6 +76,7 @@ impl Duty {
             5 => Duty::SendLast,
             6 => Duty::ListLast,
             7 => Duty::Receive,
+            8 => Duty::SplitAll,
             _ => Duty::None,
         }
     }
@@ -89,6 +92,9 @@ pub struct LaneWork {
     /// Where collecting goes on: which of [`RANGES`], and from which address.
     range: usize,
     cursor: u64,
+    /// Regions of 2 MiB that the last collection looked at, and those of them that it showed as large pages.
+    regions: u64,
+    shown_large: u64,
     /// Bytes of pages that travelled.
     pub bytes: u64,
     /// Bytes of pages that were listed as outstanding.
@@ -206,6 +212,7 @@ impl AllLanes {
         for (number, cell) in LANES.iter().enumerate() {
             if let Some(work) = self.work(number) {
                 (work.range, work.cursor) = (0, RANGES[0].0);
+                (work.regions, work.shown_large) = (0, 0);
                 cell.duty.store(duty as u32, Ordering::Relaxed);
                 cell.blocked.store(false, Ordering::Relaxed);
                 on_duty |= u64::from(duty != Duty::None) << number;
@@ -222,6 +229,15 @@ impl AllLanes {
             // SAFETY: all lanes are claimed by the owner of `self`.
             unsafe { *cell.work.get() = None }
         }
+    }
+
+    /// Regions that the last collection looked at on all lanes, and how many of them it showed as large pages.
+    pub fn regions(&mut self) -> (u64, u64) {
+        let lanes = 0..LANES.len();
+        lanes.fold((0, 0), |(all, large), lane| match self.work(lane) {
+            Some(work) => (all + work.regions, large + work.shown_large),
+            None => (all, large),
+        })
     }
 
     /// Bytes of pages that travelled on all lanes.
@@ -313,7 +329,7 @@ fn is_ready(number: usize) -> bool {
         Duty::None => false,
         Duty::Receive => channels::has_news(of_lane(number)),
         Duty::Send | Duty::SendLast | Duty::ListLast => channels::has_room(of_lane(number)) && !must_pause(),
-        Duty::CollectAll | Duty::Collect | Duty::CollectLast => true,
+        Duty::CollectAll | Duty::Collect | Duty::SplitAll | Duty::CollectLast => true,
     };
     !cell.blocked.load(Ordering::Relaxed) || can_go_on()
 }
@@ -403,7 +419,18 @@ enum Outcome {
 
 impl LaneWork {
     fn new(index: usize, lanes: usize, port: Port, end: End) -> LaneWork {
-        LaneWork { port, index, lanes, end, range: 0, cursor: RANGES[0].0, bytes: 0, listed: 0 }
+        LaneWork {
+            port,
+            index,
+            lanes,
+            end,
+            range: 0,
+            cursor: RANGES[0].0,
+            regions: 0,
+            shown_large: 0,
+            bytes: 0,
+            listed: 0,
+        }
     }
 
     /// Where the vault has the lane now.
@@ -420,7 +447,7 @@ impl LaneWork {
         match (duty, self.end) {
             (Duty::None, _) => Ok(Outcome::Blocked),
             // SAFETY: the pointer was made by vCPU 0 when it last had all lanes, and whoever claims this lane has it alone.
-            (Duty::CollectAll | Duty::Collect | Duty::CollectLast, End::Source(lane)) => {
+            (Duty::CollectAll | Duty::Collect | Duty::SplitAll | Duty::CollectLast, End::Source(lane)) => {
                 self.collect(duty, unsafe { &mut *lane })
             }
             // SAFETY: see above.
@@ -451,9 +478,11 @@ impl LaneWork {
             let how = match duty {
                 Duty::CollectAll => Collect::All,
                 Duty::Collect => Collect::Split,
+                Duty::SplitAll => Collect::SplitAll,
                 _ => Collect::Written,
             };
-            let mut marked = Ok(());
+            self.regions += 1;
+            let (mut marked, mut shown_large) = (Ok(()), 0);
             // Whoever decides on the round sees to it that all vCPUs flush.
             let _ = space.collect_region(region, how, &mut |mapping| {
                 let Leaf::Present { perms, .. } = mapping.leaf else { return };
@@ -461,6 +490,7 @@ impl LaneWork {
                 if region < IMAGE_VA_END && perms != Perms::ReadWrite {
                     return;
                 }
+                shown_large += u64::from(mapping.size == Size::Large);
                 let place = match mapping.size {
                     Size::Small => Place::small(mapping.start.0),
                     Size::Large => Place::large(mapping.start.0),
@@ -471,6 +501,7 @@ impl LaneWork {
                 marked = marked.and(result);
             });
             marked?;
+            self.shown_large += shown_large;
         }
         Ok(Outcome::Moved)
     }

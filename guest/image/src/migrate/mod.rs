@@ -16,23 +16,25 @@ mod source;
 mod state;
 mod waiting;
 
-pub use lanes::{deadline_ns, has_work, ready as helpers_wanted, work};
+pub use lanes::{has_work, ready as helpers_wanted, work};
 pub use waiting::begin_wait;
 
 use crate::agent::agent_static;
 use crate::arch::clock;
 use crate::normal::NormalCell;
 use crate::{link, memory, wasm};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use destination::DestinationAgent;
 use nacre_abi::message::{Header, Kind, NO_PROGRAM};
-use nacre_abi::migrate::{MoveEvent, MoveFailure};
+use nacre_abi::migrate::{MoveEvent, MoveFailure, MoveWord};
 use nacre_abi::window::Window;
 use source::SourceAgent;
 
 agent_static! {
     /// A migration is under way: somebody has to look at [`AGENT`].
     static ACTIVE: AtomicBool = AtomicBool::new(false);
+    /// When the agent has something to do again, by the monotonic clock, if it waits for that; else 0.
+    static WAKES_AT_NS: AtomicU64 = AtomicU64::new(0);
     static HOLDS_TENANT: AtomicBool = AtomicBool::new(false);
     static AGENT: NormalCell<Agent> = NormalCell::new(Agent::None);
 }
@@ -106,6 +108,17 @@ fn set_active(active: bool) {
     ACTIVE.store(active, Ordering::Release);
 }
 
+/// Until when nothing has to be done, if that is known.
+pub fn deadline_ns() -> Option<u64> {
+    let wakes_at = Some(WAKES_AT_NS.load(Ordering::Relaxed)).filter(|at| *at != 0 && is_active());
+    wakes_at.into_iter().chain(lanes::deadline_ns()).min()
+}
+
+/// The agent waits until then, by the monotonic clock.
+fn wakes_at(at_ns: u64) {
+    WAKES_AT_NS.store(at_ns, Ordering::Relaxed);
+}
+
 /// Whether a migration is under way.
 pub fn is_active() -> bool {
     ACTIVE.load(Ordering::Acquire)
@@ -148,18 +161,13 @@ pub fn handle(header: Header, body: &[u8]) {
         (Kind::MigrateCancel, Agent::Destination(destination)) => destination.cancel(),
         (Kind::MigrateCommit, Agent::Destination(destination)) => destination.commit(body),
         (Kind::MigrateMemory, Agent::Destination(destination)) => destination.memory_is_committed(),
-        (Kind::MigrateRejoin, Agent::Source(source)) => source.rejoin(header.arg),
-        (Kind::MigrateRejoin, Agent::Destination(destination)) => destination.rejoin(header.arg),
         _ => {}
     });
 }
 
 /// Whether a message may be handled although the tenant's arena may not be touched.
 pub fn may_handle(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::MigrateCancel | Kind::MigrateCommit | Kind::MigrateMemory | Kind::MigrateRejoin | Kind::Report
-    )
+    matches!(kind, Kind::MigrateCancel | Kind::MigrateCommit | Kind::MigrateMemory | Kind::Report)
 }
 
 /// Evidence that this end asked for is here, or there is none.
@@ -177,6 +185,7 @@ pub fn run() -> bool {
         return false;
     }
     AGENT.with(|agent| {
+        rejoin_channels(agent);
         let (busy, next) = match agent {
             Agent::Source(source) => source.run(),
             Agent::Destination(destination) => destination.run(),
@@ -197,6 +206,21 @@ pub fn run() -> bool {
         }
         busy
     })
+}
+
+/// Begins channels again whose connections broke, as far as the host has others.
+fn rejoin_channels(agent: &mut Agent) {
+    if link::window().move_word(MoveWord::Rejoin) == 0 {
+        return;
+    }
+    let wanted = link::window().take_move_word(MoveWord::Rejoin);
+    for channel in (0..u64::BITS).filter(|channel| wanted >> channel & 1 != 0) {
+        match agent {
+            Agent::Source(source) => source.rejoin(channel),
+            Agent::Destination(destination) => destination.rejoin(channel),
+            Agent::None | Agent::Joining(_) | Agent::Gone => {}
+        }
+    }
 }
 
 /// What becomes of an agent.
@@ -224,7 +248,7 @@ pub fn before_park() -> bool {
         Agent::Joining(_) => true,
         Agent::None | Agent::Gone => false,
     });
-    busy || lanes::before_park()
+    busy || window.move_word(MoveWord::Rejoin) != 0 || lanes::before_park()
 }
 
 /// By a task that holds a lock, on vCPU 0: sees to the page at `address`.

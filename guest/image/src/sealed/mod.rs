@@ -27,11 +27,14 @@ use nacre_migrate::policy::ManifestPolicy;
 use rand_core::{TryCryptoRng, TryRng};
 
 /// Whose this CVM is.
-static IDENTITY: NormalCell<Identity> = NormalCell::new(Identity { decided: false, manifest: None });
+static IDENTITY: NormalCell<Identity> =
+    NormalCell::new(Identity { decided: false, took_plain_code: false, manifest: None });
 
 struct Identity {
     /// Code was taken, or a manifest: it stays as it is.
     decided: bool,
+    /// Code that nobody has signed was taken.
+    took_plain_code: bool,
     manifest: Option<(SignedManifest, Manifest)>,
 }
 
@@ -60,13 +63,15 @@ fn refuse_launch(text: core::fmt::Arguments<'_>) -> ! {
 pub fn takes_plain_code() -> bool {
     IDENTITY.with(|identity| {
         identity.decided = true;
-        identity.manifest.as_ref().is_none_or(|(_, manifest)| manifest.mode == Mode::Open)
+        let takes = identity.manifest.as_ref().is_none_or(|(_, manifest)| manifest.mode == Mode::Open);
+        identity.took_plain_code |= takes;
+        takes
     })
 }
 
 /// Whether this CVM has taken code, or could have.
 pub fn has_taken_code() -> bool {
-    IDENTITY.with(|identity| identity.decided && identity.manifest.is_none()) || packages::any()
+    IDENTITY.with(|identity| identity.took_plain_code) || packages::any()
 }
 
 /// SHA-256 of the manifest; zeros without one.

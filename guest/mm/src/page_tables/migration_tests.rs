@@ -208,7 +208,12 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => Just(Perms::ReadWrite),
         1 => Just(Perms::ReadExecute)
     ];
-    let how = prop_oneof![Just(Collect::All), Just(Collect::Written), Just(Collect::Split)];
+    let how = prop_oneof![
+        Just(Collect::All),
+        Just(Collect::Written),
+        Just(Collect::Split),
+        Just(Collect::SplitAll)
+    ];
     prop_oneof![
         5 => (page(), pages(), perms).prop_map(|(a, b, c)| Step::Map(a, b, c)),
         1 => (page(), pages()).prop_map(|(a, b)| Step::Unmap(a, b)),

@@ -18,6 +18,8 @@ pub enum Collect {
     /// Those that were written. A large one is shown whole for the last time: then it is small ones, none of which counts as written.
     /// If there is no table for that it stays.
     Split,
+    /// The same, but a large one becomes small ones whether it was written or not; only those that were are shown.
+    SplitAll,
 }
 
 /// End of the addresses that four levels translate.
@@ -97,6 +99,13 @@ impl<M: TableMemory> PageTables<'_, M> {
                         return Flush::Needed;
                     }
                 }
+                // Its pieces have been seen, as it has: nobody has to flush before they are shown.
+                Leaf::Present { .. } if how == Collect::SplitAll => {
+                    if !self.see_large(slot, bits, how) {
+                        continue;
+                    }
+                    return Flush::Needed;
+                }
                 _ => {}
             }
             return Flush::NotNeeded;
@@ -106,7 +115,7 @@ impl<M: TableMemory> PageTables<'_, M> {
     /// Makes a large page count as seen, and small ones of it; false if the entry is not `bits` any more.
     fn see_large(&self, slot: &AtomicU64, bits: u64, how: Collect) -> bool {
         let seen = entry::seen(bits, View::Migration);
-        if how == Collect::Split {
+        if matches!(how, Collect::Split | Collect::SplitAll) {
             let leaf = entry::decode(seen);
             let piece = |number| entry::encode(leaf.piece(number), Size::Small);
             match self.install_table(slot, bits, piece) {

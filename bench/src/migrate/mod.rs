@@ -1,0 +1,283 @@
+//! `nacre bench migrate`: a service that writes all over its memory moves between two CVMs, in every mode, for several sizes and networks.
+//!
+//! * `service`: the program that writes, what is seen of it from outside, and the CVMs it lives in.
+//! * `journey`: one migration, and what was measured of it. `network`: loopback, or a link of limited speed.
+//! * `floor`: what the two ends' work costs at least. `plots`: what people would rather look at.
+//!
+//! *Downtime* is the time in which no task ran, from the moment at which the source began to park to the first task that the destination queued:
+//! both ends' clocks are the same here. The *gap* is what an observer sees: the longest time between two signs of life of the service,
+//! of which there is one each half to one millisecond while it runs.
+
+mod floor;
+mod journey;
+mod network;
+mod plots;
+mod service;
+
+use crate::machine::Machine;
+use crate::report::{Report, Row, Table, Target, Unit};
+use crate::{BenchError, Progress};
+use journey::Journey;
+use nacre_abi::migrate::MoveMode;
+use nacre_engine::WASMTIME_VERSION;
+use network::Network;
+use serde::Serialize;
+use service::{Host, Service};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+pub use journey::Measured;
+pub use network::Speed;
+
+/// Bytes that a client may write a second, in words, spread over the whole memory.
+const WRITES_PER_SECOND: u64 = 50_000;
+/// What the downtime may be, in nanoseconds.
+const DOWNTIME_TARGET: Target = Target::Value(5e6);
+/// What an observer may see, in nanoseconds.
+const GAP_TARGET: Target = Target::Value(25e6);
+/// Sizes from which on next to nothing of the baseline's downtime may be left.
+const LARGE_BYTES: u64 = 4 << 30;
+/// What of the floor the transfer has to reach.
+const RATE_TARGET: Target = Target::RatioAtLeast(0.7);
+/// What of its throughput a service has to keep while it is copied.
+const TRACKING_TARGET: Target = Target::RatioAtLeast(0.7);
+
+/// How much is measured.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Sizes of the memory that is written to, in bytes.
+    pub sizes: Vec<u64>,
+    /// Modes.
+    pub modes: Vec<MoveMode>,
+    /// Networks.
+    pub networks: Vec<Speed>,
+    /// Migrations of each.
+    pub rounds: usize,
+}
+
+impl Default for Options {
+    /// What `nacre bench migrate` does.
+    fn default() -> Self {
+        Self {
+            sizes: vec![256 << 20, 1 << 30, 4 << 30, 8 << 30],
+            modes: vec![MoveMode::Hybrid, MoveMode::PostCopy, MoveMode::PreCopy, MoveMode::StopAndCopy],
+            networks: vec![Speed::Loopback, Speed::Gigabits(10), Speed::Gigabits(1)],
+            rounds: 5,
+        }
+    }
+}
+
+impl Options {
+    /// Steps that [`run`] tells its progress about.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        1 + self.sizes.len() * self.networks.len() * (1 + self.modes.len() * self.rounds)
+    }
+}
+
+/// A finished run.
+#[derive(Debug, Clone, Serialize)]
+pub struct MigrateReport {
+    /// The rows, and where they were measured.
+    #[serde(flatten)]
+    pub report: Report,
+    /// Each migration.
+    pub migrations: Vec<Measured>,
+}
+
+impl MigrateReport {
+    /// Writes the plots into a directory, which is made if it isn't there. Returns the files.
+    ///
+    /// # Errors
+    /// If they can't be written.
+    pub fn write_plots(&self, directory: &Path) -> Result<Vec<PathBuf>, BenchError> {
+        plots::write(&self.migrations, directory)
+    }
+}
+
+/// Measures everything. Needs `/dev/kvm`, and more than twice the largest size of memory.
+///
+/// # Errors
+/// [`BenchError`]; a missed target is none.
+pub fn run(options: &Options, progress: &dyn Progress) -> Result<MigrateReport, BenchError> {
+    let begin = Instant::now();
+    let machine = Machine::this();
+    let (mut skipped, mut migrations) = (Vec::new(), Vec::new());
+    progress.step("what sealing, copying and sending cost at least");
+    let floor = floor::measure()?;
+    for speed in &options.networks {
+        let network = match Network::new(*speed) {
+            Ok(network) => network,
+            Err(error) => {
+                skipped.push(format!("{speed}: {error}"));
+                continue;
+            }
+        };
+        for bytes in &options.sizes {
+            let needed = 2 * service::cvm_bytes(*bytes) + (1 << 30);
+            if crate::machine::available_bytes() < needed {
+                skipped.push(format!("{} MiB: needs {} MiB of free memory", bytes >> 20, needed >> 20));
+                continue;
+            }
+            progress.step(&format!("{speed}, {} MiB: filling", bytes >> 20));
+            let mut host = Host::new()?;
+            let mut service = Service::start(&mut host, *bytes, WRITES_PER_SECOND)?;
+            for _ in 0..options.rounds {
+                for mode in &options.modes {
+                    progress.step(&format!("{speed}, {} MiB: {}", bytes >> 20, name(*mode)));
+                    let (moved, measured) = Journey::new(&host, &network, *mode).make(service)?;
+                    service = moved;
+                    migrations.push(measured);
+                }
+            }
+        }
+    }
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        wasmtime: WASMTIME_VERSION,
+        machine,
+        elapsed_seconds: begin.elapsed().as_secs_f64(),
+        rows: rows(options, &migrations, &floor),
+        skipped,
+        tables: vec![phases(&migrations), costs(&floor)],
+    };
+    Ok(MigrateReport { report, migrations })
+}
+
+/// A mode's name, as on the command line.
+#[must_use]
+pub fn name(mode: MoveMode) -> &'static str {
+    match mode {
+        MoveMode::Hybrid => "hybrid",
+        MoveMode::PreCopy => "pre-copy",
+        MoveMode::PostCopy => "post-copy",
+        MoveMode::StopAndCopy => "stop-and-copy",
+    }
+}
+
+/// What was measured of one mode, size and network.
+fn of<'m>(
+    migrations: &'m [Measured],
+    speed: Speed,
+    bytes: u64,
+    mode: MoveMode,
+) -> impl Iterator<Item = &'m Measured> + Clone {
+    migrations.iter().filter(move |measured| {
+        measured.network == speed && measured.bytes == bytes && measured.mode == name(mode)
+    })
+}
+
+fn rows(options: &Options, migrations: &[Measured], floor: &floor::Floor) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for speed in &options.networks {
+        for bytes in &options.sizes {
+            let of = |mode| of(migrations, *speed, *bytes, mode);
+            let label = |what: &str| format!("{what}, {} MiB, {speed}", bytes >> 20);
+            let stopped: Vec<f64> = of(MoveMode::StopAndCopy).map(|measured| measured.downtime_ns).collect();
+            for mode in &options.modes {
+                let take = |of_one: fn(&Measured) -> f64| of(*mode).map(of_one).collect::<Vec<f64>>();
+                let downtime = take(|measured| measured.downtime_ns);
+                let row = Row::new(label("downtime"), name(*mode), Unit::Nanoseconds, &downtime);
+                rows.extend(row.map(|row| match mode {
+                    MoveMode::Hybrid => row.target(DOWNTIME_TARGET),
+                    _ => row,
+                }));
+                if *mode != MoveMode::Hybrid {
+                    continue;
+                }
+                if *bytes >= LARGE_BYTES {
+                    let row = Row::new(
+                        label("of the baseline's downtime"),
+                        name(*mode),
+                        Unit::Nanoseconds,
+                        &downtime,
+                    );
+                    rows.extend(row.map(|row| {
+                        row.against("stop-and-copy", &downtime, &stopped).target(Target::Ratio(0.01))
+                    }));
+                }
+                let gap = take(|measured| measured.gap_ns);
+                rows.extend(
+                    Row::new(label("seen from outside"), name(*mode), Unit::Nanoseconds, &gap)
+                        .map(|row| row.target(GAP_TARGET)),
+                );
+                let (during, before) =
+                    (take(|measured| measured.writes_during), take(|measured| measured.writes_before));
+                rows.extend(
+                    Row::new(label("writes while it is copied"), name(*mode), Unit::PerSecond, &during)
+                        .map(|row| row.against("before", &during, &before).target(TRACKING_TARGET)),
+                );
+                let recovered = take(|measured| measured.recovered_ns);
+                rows.extend(Row::new(
+                    label("until 95 % of the writes"),
+                    name(*mode),
+                    Unit::Nanoseconds,
+                    &recovered,
+                ));
+            }
+            let rates: Vec<f64> = of(MoveMode::StopAndCopy).map(|measured| measured.rate).collect();
+            let limit = speed.bytes_per_second().unwrap_or(f64::INFINITY).min(floor.bytes_per_second());
+            let limits = vec![limit; rates.len()];
+            rows.extend(
+                Row::new(label("bytes a second"), "stop-and-copy", Unit::Bytes, &rates)
+                    .map(|row| row.against("floor", &rates, &limits).target(RATE_TARGET)),
+            );
+        }
+    }
+    rows
+}
+
+/// Where the downtime goes, as medians, in milliseconds.
+fn phases(migrations: &[Measured]) -> Table {
+    let mut lines: Vec<(String, Vec<&Measured>)> = Vec::new();
+    for measured in migrations {
+        let label = format!("{}, {} MiB, {}", measured.mode, measured.bytes >> 20, measured.network);
+        match lines.iter_mut().find(|(name, _)| *name == label) {
+            Some((_, all)) => all.push(measured),
+            None => lines.push((label, vec![measured])),
+        }
+    }
+    let median = |all: &[&Measured], of: fn(&Measured) -> f64| {
+        crate::summary::Summary::of(&all.iter().map(|one| of(one)).collect::<Vec<_>>())
+            .map_or(f64::NAN, |summary| summary.median)
+    };
+    let columns: [(&str, fn(&Measured) -> f64); 9] = [
+        ("parked ms", |one| one.phases.parked_ns / 1e6),
+        ("collected", |one| one.phases.collected_ns / 1e6),
+        ("sent", |one| one.phases.sent_ns / 1e6),
+        ("staged", |one| one.phases.staged_ns / 1e6),
+        ("gone", |one| one.phases.gone_ns / 1e6),
+        ("runs", |one| one.downtime_ns / 1e6),
+        ("outstanding MiB", |one| one.outstanding_bytes / f64::from(1 << 20)),
+        ("fetched s", |one| one.phases.window_ns / 1e9),
+        ("rounds", |one| one.rounds),
+    ];
+    Table {
+        title: "Where the downtime goes: from the order to park, medians".into(),
+        columns: columns.iter().map(|(name, _)| *name).collect(),
+        lines: lines
+            .into_iter()
+            .map(|(name, all)| (name, columns.iter().map(|(_, of)| median(&all, *of)).collect()))
+            .collect(),
+    }
+}
+
+/// What the floor is made of.
+fn costs(floor: &floor::Floor) -> Table {
+    Table {
+        title: "CPU time of what can't be left out, and what this machine's CPUs allow".into(),
+        columns: vec!["us/MiB", "MiB/s"],
+        lines: floor
+            .parts()
+            .into_iter()
+            .map(|(name, ns)| (name.to_owned(), vec![ns / 1e3, 1e9 / ns]))
+            .chain([(
+                "all, both ends on all CPUs".to_owned(),
+                vec![
+                    f64::from(1 << 20) * 1e6 / floor.bytes_per_second(),
+                    floor.bytes_per_second() / f64::from(1 << 20),
+                ],
+            )])
+            .collect(),
+    }
+}

@@ -1,0 +1,98 @@
+//! Rounds, while tasks run: collect what was written, have every vCPU flush, send.
+
+use super::{Course, Hold, Phase, SourceAgent, wake_for_lanes};
+use crate::arch::clock;
+use crate::migrate::lanes::{self, Duty};
+use crate::migrate::tell;
+use crate::{memory, wasm};
+use nacre_abi::migrate::{MoveEvent, MoveProgress};
+use nacre_migrate::Source;
+use nacre_migrate::flow::{Decision, Measured, Mode, decide};
+
+impl SourceAgent {
+    /// Everything that changed is marked: whatever is written from now on must be seen the next time.
+    pub(super) fn collected(&mut self, all: lanes::AllLanes) {
+        drop(all);
+        memory::space().seal_tables();
+        memory::next_generation();
+        let (generation, bumped_ns) = (memory::generation(), clock::monotonic_ns());
+        wasm::bump_epoch();
+        self.course = Course::Round(Phase::Flushing { generation, bumped_ns });
+    }
+
+    /// Another round, or the hand-over.
+    pub(super) fn decide(&mut self) {
+        let Some(mut all) = lanes::claim_all() else { return };
+        let now = clock::monotonic_ns();
+        let dirty = unsent_bytes(self.order.lanes);
+        let elapsed = (now - self.collected_at_ns).max(1);
+        self.dirty_rate = per_second(dirty, elapsed);
+        self.collected_at_ns = now;
+        let sent = all.bytes();
+        let measured = Measured {
+            rounds: self.report.rounds as u32,
+            memory_bytes: memory::frames().committed_pages().0 * nacre_abi::PAGE_BYTES,
+            sent_bytes: sent,
+            dirty_bytes: dirty,
+            dirty_rate: self.dirty_rate,
+            bandwidth: self.bandwidth,
+            downtime_goal: core::time::Duration::from_nanos(self.order.downtime_goal_ns),
+        };
+        match decide(self.mode(), &measured) {
+            Decision::AnotherRound => {
+                self.report.rounds += 1;
+                let progress = MoveProgress {
+                    round: self.report.rounds,
+                    sent_bytes: sent,
+                    dirty_bytes: dirty,
+                    dirty_rate: if self.report.rounds > 1 { self.dirty_rate } else { 0 },
+                    bandwidth: self.bandwidth,
+                };
+                tell(MoveEvent::Progress, 0, &progress.encode());
+                self.sent_before = sent;
+                all.begin(Duty::Send);
+                drop(all);
+                self.course = Course::Round(Phase::Sending);
+                wake_for_lanes();
+            }
+            Decision::HandOver(_) => {
+                drop(all);
+                self.begin_parking();
+            }
+        }
+    }
+
+    /// A round was sent: looks what changed meanwhile.
+    pub(super) fn sent(&mut self, mut all: lanes::AllLanes) {
+        if matches!(self.mode(), Mode::StopAndCopy | Mode::PostCopy) {
+            drop(all);
+            return self.begin_parking();
+        }
+        if !all.flush() {
+            // The barrier is not with the host yet.
+            return;
+        }
+        let elapsed = (clock::monotonic_ns() - self.collected_at_ns).max(1);
+        self.bandwidth = per_second(all.bytes() - self.sent_before, elapsed);
+        if let Some(Source::Copying(copying)) = &mut self.state
+            && copying.begin_round().is_ok()
+        {
+            all.begin(Duty::Collect);
+            drop(all);
+            self.course = Course::Round(Phase::Collecting);
+            wake_for_lanes();
+        } else {
+            self.wants_cancel = true;
+        }
+    }
+}
+
+fn per_second(bytes: u64, ns: u64) -> u64 {
+    (u128::from(bytes) * 1_000_000_000 / u128::from(ns)) as u64
+}
+
+/// Bytes of pages that are marked and not sent, on all lanes. With all lanes claimed.
+fn unsent_bytes(lanes: u32) -> u64 {
+    let mut hold = Hold(());
+    (0..lanes as usize).filter_map(|lane| Some(hold.lane_mut(lane)?.ledger().unsent().1)).sum()
+}
