@@ -2,92 +2,22 @@
 #![forbid(unsafe_code)]
 
 #[allow(dead_code)]
+mod migrate_support;
+#[allow(dead_code)]
 mod sealed_support;
 
+use migrate_support::{Migration, PATIENCE, is_over, movable_world, pair, streams};
 use nacre_abi::message::{Header, Kind, stream};
 use nacre_abi::migrate::{MoveFailure, MoveMode};
-use nacre_attest::manifest::Mode;
 use nacre_cli::compile::compile;
 use nacre_cli::module::{Entry, Module};
 use nacre_vmm::Cvm;
-use nacre_vmm::migration::{MoveNews, MoveOptions, Moving, Streams};
+use nacre_vmm::migration::MoveNews;
 use nacre_vmm::program::{Events, Exit, Program, ProgramEvent, ProgramSpec};
 use sealed_support::World;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
-
-/// Longest wait for anything: then something hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (one, listener.accept().unwrap().0)
-}
-
-fn streams(lanes: usize) -> (Streams, Streams) {
-    let (control, demand) = (pair(), pair());
-    let (here, there) = (0..lanes).map(|_| pair()).unzip();
-    (
-        Streams { control: control.0, demand: demand.0, lanes: here },
-        Streams { control: control.1, demand: demand.1, lanes: there },
-    )
-}
-
-/// One migration: both ends, and what they tell.
-struct Migration {
-    source: Moving,
-    destination: Moving,
-    told_by_source: Receiver<MoveNews>,
-    told_by_destination: Receiver<MoveNews>,
-}
-
-fn is_over(news: &MoveNews) -> bool {
-    matches!(news, MoveNews::Complete(_) | MoveNews::Aborted(..))
-}
-
-impl Migration {
-    fn begin(source: &Cvm, destination: &Cvm, mode: MoveMode) -> Migration {
-        Migration::over(streams(source.lanes().min(destination.lanes())), source, destination, mode)
-    }
-
-    fn over((here, there): (Streams, Streams), source: &Cvm, destination: &Cvm, mode: MoveMode) -> Migration {
-        let (to_one, told_by_source) = channel();
-        let (to_other, told_by_destination) = channel();
-        let tell = move |news| drop(to_other.send(news));
-        let destination = destination.receive_tenant(there, 1 << 30, tell).unwrap();
-        let options = MoveOptions { mode, ..MoveOptions::default() };
-        let source = source.send_tenant(here, options, move |news| drop(to_one.send(news))).unwrap();
-        Migration { source, destination, told_by_source, told_by_destination }
-    }
-
-    /// Follows it to its end, and hands the Commit over when the source is gone; `react` sees everything that the source tells. Returns
-    /// what was told at both ends.
-    fn follow(&self, mut react: impl FnMut(&Migration, &MoveNews)) -> (Vec<MoveNews>, Vec<MoveNews>) {
-        let (mut here, mut there) = (Vec::new(), Vec::new());
-        while !here.last().is_some_and(is_over) {
-            let news = self.told_by_source.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-                there.extend(self.told_by_destination.try_iter());
-                panic!("nothing more after {here:?} and {there:?}")
-            });
-            if let MoveNews::Commit(commit, _) = &news {
-                self.destination.commit(commit).unwrap();
-            }
-            react(self, &news);
-            here.push(news);
-        }
-        while !there.last().is_some_and(is_over) {
-            match self.told_by_destination.recv_timeout(PATIENCE) {
-                Ok(news) => there.push(news),
-                Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => panic!("the destination says nothing after {there:?}"),
-            }
-        }
-        (here, there)
-    }
-}
 
 /// Touches 64 MiB, says "started", mixes that memory for a while, grows its memory, and ends with a trap three calls deep.
 const MOVER: &str = include_str!("mover.wat");
@@ -166,12 +96,6 @@ impl Code {
         assert_eq!(output(&program.events, wanted.len()), wanted);
         program
     }
-}
-
-fn movable_world(what: &str) -> Option<World> {
-    let mut world = World::new(what, Mode::Open)?;
-    world.manifest.migration = Some(world.policy().encode());
-    Some(world)
 }
 
 /// What [`MOVER`] says and how it ends when nobody moves it.

@@ -73,9 +73,8 @@ const WIPED_BYTES: u32 = 32 << 10;
 /// lives elsewhere.
 pub fn wipe_small() {
     HEAP.0.for_each_slab(&Pages, WIPED_BYTES, &mut |offset, bytes| {
-        // Through the mapping: what was never touched is no page yet, and is not made one.
         if let Some(range) = PageRange::new(GuestVirt(HEAP_VA + offset), bytes) {
-            memory::zero_present(range);
+            memory::wipe(range);
         }
     });
 }

@@ -419,14 +419,20 @@ pub fn wipe_tenant(all: bool) {
         if !all && crate::areas::is_linear_memory(region) {
             continue;
         }
-        let Some(range) = PageRange::new(GuestVirt(region), LARGE_PAGE_BYTES) else { continue };
-        space.scan(range, &mut |mapping| {
-            if let Leaf::Present { frame, .. } = mapping.leaf {
-                // SAFETY: no task runs here any more, ever.
-                unsafe { core::ptr::write_bytes(frame_window(frame), 0, mapping.size.bytes() as usize) }
-            }
-        });
+        if let Some(range) = PageRange::new(GuestVirt(region), LARGE_PAGE_BYTES) {
+            wipe(range);
+        }
     }
+}
+
+/// Overwrites what is present of the range with zeros, through the window onto frames. Its tenant has gone: nobody uses it any more, ever.
+pub fn wipe(range: PageRange) {
+    SPACE.get().scan(range, &mut |mapping| {
+        if let Leaf::Present { frame, .. } = mapping.leaf {
+            // SAFETY: no task runs here any more, and what the agent uses is not in such a range.
+            unsafe { core::ptr::write_bytes(frame_window(frame), 0, mapping.size.bytes() as usize) }
+        }
+    });
 }
 
 /// Regions that are looked at before all vCPUs have to flush.

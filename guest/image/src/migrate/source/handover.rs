@@ -91,6 +91,10 @@ impl SourceAgent {
         let whole = matches!(self.mode(), Mode::StopAndCopy | Mode::PostCopy);
         all.begin(if whole { Duty::CollectAll } else { Duty::CollectLast });
         tell(MoveEvent::Parked, 0, &[]);
+        drop(all);
+        wake_for_lanes();
+        // Collecting changes nothing that is in it.
+        self.map_bytes = state::draw_map();
     }
 
     /// A step of the last round is over.
@@ -165,7 +169,7 @@ impl SourceAgent {
 
     /// Puts head and map together and marks them; false if the map is too long.
     pub(super) fn draw_state(&mut self, parked: &mut Parked<Hold, ParkedTenant>) -> bool {
-        let Some(map_bytes) = state::draw_map() else { return false };
+        let Some(map_bytes) = self.map_bytes.take() else { return false };
         let Ok(tag) = parked.lock(&mut self.roots.0) else { return false };
         state::set_head(&Head {
             roots: core::mem::replace(&mut self.roots, Roots::NONE),

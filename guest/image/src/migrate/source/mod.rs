@@ -129,6 +129,8 @@ pub struct SourceAgent {
     wants_cancel: bool,
     /// The roots, until they are sealed.
     roots: Roots,
+    /// Bytes of the map, from the time at which all tasks are parked; `None` if it is too long.
+    map_bytes: Option<usize>,
 }
 
 impl SourceAgent {
@@ -180,6 +182,7 @@ impl SourceAgent {
             dirty_rate: 0,
             wants_cancel: false,
             roots: Roots::NONE,
+            map_bytes: None,
         })
     }
 
