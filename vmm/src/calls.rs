@@ -14,13 +14,14 @@ use crate::cvm::{Cvm, CvmError};
 use crate::events::Exit;
 use crate::link::{SendError, Sender};
 use crate::program::RunOptions;
+use crate::tunnel::origin::Origin;
 use nacre_abi::attest::{CodeForm, SESSIONS};
 use nacre_abi::call::{
     AnswerHead, HEAD_BYTES, MAX_OUTPUT_BYTES, MAX_REQUEST_BYTES, MAX_TEXTS, PIECE_BYTES, RequestHead,
     UNLIMITED,
 };
 use nacre_abi::message::{ExitKind, Header, Kind, stream};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SyncSender};
@@ -93,7 +94,7 @@ pub enum CallError {
     /// ended.
     #[error("the CVM has as many calls as it can take; make it again when one has ended")]
     Busy,
-    /// The CVM has ended.
+    /// The CVM has ended, or the tenant has moved to another one.
     #[error("the CVM has ended")]
     Ended,
     /// The request is longer than any can be.
@@ -121,6 +122,7 @@ pub struct Module(Arc<Loaded>);
 
 struct Loaded {
     sender: Arc<Sender>,
+    calls: Arc<Calls>,
     number: u32,
     refused: Arc<OnceLock<Exit>>,
 }
@@ -142,8 +144,9 @@ struct Loading {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        // If the CVM has ended there is nothing to drop.
+        // If the CVM has ended there is nothing to drop. First the message: a roster may name a module too many, not one too few.
         let _ = self.sender.post([(Header::new(Kind::ModuleDrop, self.number), &[][..])], true);
+        self.calls.state().present.remove(&self.number);
     }
 }
 
@@ -246,6 +249,14 @@ struct State {
     /// Modules that are being loaded.
     loading: HashMap<u32, Loading>,
     modules: u32,
+    /// Modules that have handles.
+    present: HashSet<u32>,
+    /// Numbers of calls that are other hosts'.
+    distant: HashMap<u32, Arc<Origin>>,
+    /// The same of modules that are being loaded, or might be: origins that have any.
+    origins: Vec<Arc<Origin>>,
+    /// The tenant moves, or has moved: no call begins.
+    moving: bool,
     closed: bool,
 }
 
@@ -268,6 +279,9 @@ impl Calls {
         let mut state = self.state();
         if state.closed {
             return Err(CallError::Ended);
+        }
+        if state.moving {
+            return Err(CallError::Busy);
         }
         let index = match state.free.pop() {
             Some(index) => index,
@@ -299,6 +313,11 @@ impl Calls {
         self.in_flight.load(Ordering::Relaxed) != 0
     }
 
+    /// Calls whose results are not there yet.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
     /// Enters a call with so much room for each output, and returns its number: what [`Cvm::call`] does, without a guest.
     ///
     /// # Errors
@@ -316,6 +335,13 @@ impl Calls {
         match header.kind {
             Kind::CallDone | Kind::CallOutput => {
                 let mut state = self.state();
+                if !state.distant.is_empty()
+                    && let Some(origin) = state.distant.get(&header.program).cloned()
+                {
+                    drop(state);
+                    origin.tell(header, body);
+                    return true;
+                }
                 let waiting = state.waiting.get_mut(header.program as usize).and_then(Option::as_mut);
                 let ended = waiting.is_some_and(|waiting| waiting.hear(header, body));
                 drop(state);
@@ -325,7 +351,15 @@ impl Calls {
                 }
             }
             Kind::ModuleLoaded => {
-                let loading = self.state().loading.remove(&header.program);
+                let mut state = self.state();
+                let of_origin =
+                    state.origins.iter().find(|origin| origin.has_module(header.program)).cloned();
+                let loading = state.loading.remove(&header.program);
+                drop(state);
+                if let Some(origin) = of_origin {
+                    origin.tell(header, body);
+                    return true;
+                }
                 let Some(Loading { refused, waiter }) = loading else { return true };
                 match ExitKind::from_number(header.stream) {
                     Some(ExitKind::Code) => {}
@@ -341,10 +375,77 @@ impl Calls {
         true
     }
 
+    /// Whether a call with this number waits for more.
+    pub(crate) fn awaits(&self, call: u32) -> bool {
+        self.state().waiting.get(call as usize).is_some_and(Option::is_some)
+    }
+
+    /// Whether calls may begin and modules may be brought in.
+    pub(crate) fn set_moving(&self, moving: bool) {
+        self.state().moving = moving;
+    }
+
+    /// Numbers of the calls and modules that are this host's, and the number of the last module.
+    pub(crate) fn numbers(&self) -> (Vec<u32>, Vec<u32>, u32) {
+        let state = self.state();
+        let calls = (0..).zip(&state.waiting).filter(|(_, call)| call.is_some()).map(|(number, _)| number);
+        (calls.collect(), state.present.iter().copied().collect(), state.modules)
+    }
+
+    /// Numbers of an origin's calls.
+    pub(crate) fn numbers_of(&self, origin: &Origin) -> Vec<u32> {
+        let state = self.state();
+        let its = state.distant.iter().filter(|(_, of)| of.id == origin.id);
+        its.map(|(number, _)| *number).collect()
+    }
+
+    /// The tenant comes with these origins, which have these calls; what is made here is numbered on from `last_module`.
+    pub(crate) fn adopt(&self, origins: Vec<(Arc<Origin>, &[u32])>, last_module: u32) {
+        let mut state = self.state();
+        state.modules = last_module;
+        for (origin, calls) in origins {
+            state.distant.extend(calls.iter().map(|call| (*call, origin.clone())));
+            state.origins.push(origin);
+        }
+        let end = state.distant.keys().max().map_or(0, |last| *last as usize + 1);
+        state.waiting.resize_with(end, || None);
+        state.free = (0..end as u32).filter(|number| !state.distant.contains_key(number)).collect();
+    }
+
+    /// Whether a call is an origin's.
+    pub(crate) fn is_of(&self, origin: &Origin, call: u32) -> bool {
+        self.state().distant.get(&call).is_some_and(|of| of.id == origin.id)
+    }
+
+    /// An origin needs the number of a call no more.
+    pub(crate) fn free(&self, origin: &Origin, call: u32) {
+        let mut state = self.state();
+        if state.distant.get(&call).is_some_and(|of| of.id == origin.id) {
+            state.distant.remove(&call);
+            state.free.push(call);
+        }
+    }
+
+    /// The tenant has left, and with it what other hosts have of it.
+    pub(crate) fn drop_origins(&self) {
+        let mut state = self.state();
+        state.distant.clear();
+        state.origins.clear();
+    }
+
+    /// An origin is lost: its calls, which the guest is to end. Their numbers are not used again, because nobody knows when all of an answer is
+    /// there.
+    pub(crate) fn lose(&self, origin: &Origin) -> Vec<u32> {
+        self.state().origins.retain(|of| of.id != origin.id);
+        self.numbers_of(origin)
+    }
+
     /// The CVM has ended: tells everybody who waits.
     pub fn close(&self) {
         let mut state = self.state();
         state.closed = true;
+        state.distant.clear();
+        state.origins.clear();
         state.loading.clear();
         let waiting = std::mem::take(&mut state.waiting);
         self.in_flight.store(0, Ordering::Relaxed);
@@ -529,7 +630,7 @@ impl Cvm {
         let module = self.enter_module(None)?;
         match self.sender().post(module_messages(module.0.number, CodeForm::Plain, code), false) {
             Ok(()) => Ok(Some(module)),
-            Err(SendError::Ended) => Err(self.end_error()),
+            Err(SendError::Ended | SendError::Moved) => Err(self.end_error()),
             Err(SendError::Full | SendError::TooLong(_)) => {
                 self.calls().state().loading.remove(&module.0.number);
                 Ok(None)
@@ -539,14 +640,20 @@ impl Cvm {
 
     /// A number for a module. Its drop takes back what is sent of it.
     fn enter_module(&self, waiter: Option<SyncSender<()>>) -> Result<Module, CvmError> {
-        let mut state = self.calls().state();
+        let calls = self.calls().clone();
+        let mut state = calls.state();
         if state.closed {
             return Err(self.end_error());
+        }
+        if state.moving {
+            return Err(CvmError::Moved);
         }
         state.modules = state.modules.wrapping_add(1);
         let (number, refused) = (state.modules, Arc::default());
         state.loading.insert(number, Loading { refused: Arc::clone(&refused), waiter });
-        Ok(Module(Arc::new(Loaded { sender: self.sender(), number, refused })))
+        state.present.insert(number);
+        drop(state);
+        Ok(Module(Arc::new(Loaded { sender: self.sender(), calls, number, refused })))
     }
 
     /// Queues one call of the module's `_start` in a fresh instance; never waits for the guest. `done` is called once, with the
@@ -585,7 +692,7 @@ impl Cvm {
             if self.calls().leave(place.index).is_some() {
                 return Err(match error {
                     SendError::Full => CallError::Busy,
-                    SendError::Ended => CallError::Ended,
+                    SendError::Ended | SendError::Moved => CallError::Ended,
                     SendError::TooLong(bytes) => CallError::TooLong { bytes: bytes as u64 },
                 });
             }
@@ -595,7 +702,7 @@ impl Cvm {
 
     /// Calls whose results are not there yet.
     pub fn calls_in_flight(&self) -> usize {
-        self.calls().in_flight.load(Ordering::Relaxed)
+        self.calls().in_flight()
     }
 }
 
