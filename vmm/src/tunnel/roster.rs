@@ -165,7 +165,7 @@ impl Roster {
             let (calls, modules) = (from.all(4, Reader::u32)?, from.all(4, Reader::u32)?);
             Ok(OriginEntry { id, link: LinkState { next_in, first_out, unacknowledged }, calls, modules })
         })?;
-        let programs = from.all(70, Reader::program)?;
+        let programs = from.all(61, Reader::program)?;
         let unread = from.all(HEADER_WORDS * 8, Reader::message)?;
         if !from.0.is_empty() {
             return Err(NoRoster("something follows it"));

@@ -253,8 +253,7 @@ fn a_relayed_connection_carries_both_ways_and_frees_its_number() {
     let credits: Vec<Kind> = (0..2).map(|_| b.read().0).collect();
     assert_eq!(credits, [Kind::Credit; 2]);
     b.says(Kind::SocketData, 0, 7, b"after");
-    let text = wait_for("the answer", || (connection.offsets().1 == 0 && kept.counts().0 == 1).then_some(()));
-    let () = text;
+    assert_eq!(kept.counts(), (1, 0));
     let mut said = Vec::new();
     while said.len() < 12 {
         said.extend(read_soon(&mut connection).unwrap());
@@ -339,7 +338,10 @@ fn what_is_neither_is_ignored() {
     let kinds = (0..80).filter_map(Kind::from_number).filter(|kind| Concern::of(*kind) == Concern::Origin);
     for kind in kinds {
         for wrong in [ConnectionId(number(0)).next().0, number(9), u32::MAX] {
-            b.says(kind, wrong, 0, b"lies");
+            // The number of the program is that of a call too.
+            if !matches!(kind, Kind::CallDone | Kind::CallOutput) {
+                b.says(kind, wrong, 0, b"lies");
+            }
             b.hears(Header::new(kind, 77 + wrong % 3).stream(wrong).arg(u64::MAX), b"");
         }
         // Nor does the old guest have a say any more.
