@@ -127,6 +127,18 @@ impl<'a> Producer<'a> {
         self.state.seen_head == self.state.tail
     }
 
+    /// Shows the messages that the consumer has not taken, as far as it says and as far as they are whole. Leaves them there.
+    pub fn unread(&mut self, mut see: impl FnMut(&Incoming<'_, '_>)) {
+        self.refresh_head();
+        let mut reader = Consumer { ring: self.ring, head: self.state.seen_head, corrupt: None };
+        while reader.head < self.state.tail {
+            let Ok(Some(incoming)) = reader.receive() else { break };
+            see(&incoming);
+            let bytes = HEADER_BYTES + u64::from(incoming.header().len).next_multiple_of(8);
+            reader.head += bytes;
+        }
+    }
+
     fn has_room(&mut self, bytes: u64) -> bool {
         if self.state.tail + bytes - self.state.seen_head > self.ring.capacity() {
             self.refresh_head();
@@ -350,6 +362,34 @@ mod tests {
             indices[CONSUMER_INDEX].store(head, Ordering::Relaxed);
             let sent = (0..1000).take_while(|_| producer.send(header(0), &[1; 8]).is_ok()).count();
             prop_assert!(sent <= 32);
+        }
+    }
+
+    #[test]
+    fn what_is_unread_is_seen_and_stays() {
+        let (indices, data) = memory(64);
+        let ring = Ring::new(&indices, &data);
+        let (mut producer, mut consumer) = (Producer::new(ring), Consumer::new(ring));
+        let mut seen = |producer: &mut Producer<'_>| {
+            let mut all = Vec::new();
+            producer.unread(|incoming| {
+                let mut body = vec![0; incoming.header().len as usize];
+                incoming.copy_body(0, &mut body);
+                all.push((incoming.header().program, body));
+            });
+            all
+        };
+        for round in 0..50u32 {
+            (0..3).for_each(|number| producer.send(header(number), &[round as u8; 9]).unwrap());
+            consumer.receive().unwrap().unwrap().finish();
+            let rest = [1, 2].map(|number| (number, vec![round as u8; 9]));
+            assert_eq!((seen(&mut producer), seen(&mut producer)), (rest.to_vec(), rest.to_vec()));
+            for expected in 1..3 {
+                let incoming = consumer.receive().unwrap().unwrap();
+                assert_eq!(incoming.header().program, expected);
+                incoming.finish();
+            }
+            assert!(seen(&mut producer).is_empty());
         }
     }
 

@@ -10,17 +10,20 @@
 //! guest says about a call is checked against what the call allowed; an answer that does not fit ends the call with an
 //! error. The number of a call is used again only after its answer.
 
+mod distant;
+
 use crate::cvm::{Cvm, CvmError};
 use crate::events::Exit;
 use crate::link::{SendError, Sender};
 use crate::program::RunOptions;
+use crate::tunnel::origin::Origin;
 use nacre_abi::attest::{CodeForm, SESSIONS};
 use nacre_abi::call::{
     AnswerHead, HEAD_BYTES, MAX_OUTPUT_BYTES, MAX_REQUEST_BYTES, MAX_TEXTS, PIECE_BYTES, RequestHead,
     UNLIMITED,
 };
 use nacre_abi::message::{ExitKind, Header, Kind, stream};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SyncSender};
@@ -93,7 +96,7 @@ pub enum CallError {
     /// ended.
     #[error("the CVM has as many calls as it can take; make it again when one has ended")]
     Busy,
-    /// The CVM has ended.
+    /// The CVM has ended, or the tenant has moved to another one.
     #[error("the CVM has ended")]
     Ended,
     /// The request is longer than any can be.
@@ -121,6 +124,7 @@ pub struct Module(Arc<Loaded>);
 
 struct Loaded {
     sender: Arc<Sender>,
+    calls: Arc<Calls>,
     number: u32,
     refused: Arc<OnceLock<Exit>>,
 }
@@ -142,8 +146,9 @@ struct Loading {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        // If the CVM has ended there is nothing to drop.
+        // If the CVM has ended there is nothing to drop. First the message: a roster may name a module too many, not one too few.
         let _ = self.sender.post([(Header::new(Kind::ModuleDrop, self.number), &[][..])], true);
+        self.calls.state().present.remove(&self.number);
     }
 }
 
@@ -246,6 +251,14 @@ struct State {
     /// Modules that are being loaded.
     loading: HashMap<u32, Loading>,
     modules: u32,
+    /// Modules that have handles.
+    present: HashSet<u32>,
+    /// Numbers of calls that are other hosts'.
+    distant: HashMap<u32, Arc<Origin>>,
+    /// The same of modules that are being loaded, or might be: origins that have any.
+    origins: Vec<Arc<Origin>>,
+    /// The tenant moves, or has moved: no call begins.
+    moving: bool,
     closed: bool,
 }
 
@@ -268,6 +281,9 @@ impl Calls {
         let mut state = self.state();
         if state.closed {
             return Err(CallError::Ended);
+        }
+        if state.moving {
+            return Err(CallError::Busy);
         }
         let index = match state.free.pop() {
             Some(index) => index,
@@ -299,6 +315,11 @@ impl Calls {
         self.in_flight.load(Ordering::Relaxed) != 0
     }
 
+    /// Calls whose results are not there yet.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
     /// Enters a call with so much room for each output, and returns its number: what [`Cvm::call`] does, without a guest.
     ///
     /// # Errors
@@ -316,6 +337,13 @@ impl Calls {
         match header.kind {
             Kind::CallDone | Kind::CallOutput => {
                 let mut state = self.state();
+                if !state.distant.is_empty()
+                    && let Some(origin) = state.distant.get(&header.program).cloned()
+                {
+                    drop(state);
+                    origin.tell(header, body);
+                    return true;
+                }
                 let waiting = state.waiting.get_mut(header.program as usize).and_then(Option::as_mut);
                 let ended = waiting.is_some_and(|waiting| waiting.hear(header, body));
                 drop(state);
@@ -325,7 +353,15 @@ impl Calls {
                 }
             }
             Kind::ModuleLoaded => {
-                let loading = self.state().loading.remove(&header.program);
+                let mut state = self.state();
+                let of_origin =
+                    state.origins.iter().find(|origin| origin.has_module(header.program)).cloned();
+                let loading = state.loading.remove(&header.program);
+                drop(state);
+                if let Some(origin) = of_origin {
+                    origin.tell(header, body);
+                    return true;
+                }
                 let Some(Loading { refused, waiter }) = loading else { return true };
                 match ExitKind::from_number(header.stream) {
                     Some(ExitKind::Code) => {}
@@ -345,6 +381,8 @@ impl Calls {
     pub fn close(&self) {
         let mut state = self.state();
         state.closed = true;
+        state.distant.clear();
+        state.origins.clear();
         state.loading.clear();
         let waiting = std::mem::take(&mut state.waiting);
         self.in_flight.store(0, Ordering::Relaxed);
@@ -529,7 +567,7 @@ impl Cvm {
         let module = self.enter_module(None)?;
         match self.sender().post(module_messages(module.0.number, CodeForm::Plain, code), false) {
             Ok(()) => Ok(Some(module)),
-            Err(SendError::Ended) => Err(self.end_error()),
+            Err(SendError::Ended | SendError::Moved) => Err(self.end_error()),
             Err(SendError::Full | SendError::TooLong(_)) => {
                 self.calls().state().loading.remove(&module.0.number);
                 Ok(None)
@@ -539,14 +577,20 @@ impl Cvm {
 
     /// A number for a module. Its drop takes back what is sent of it.
     fn enter_module(&self, waiter: Option<SyncSender<()>>) -> Result<Module, CvmError> {
-        let mut state = self.calls().state();
+        let calls = self.calls().clone();
+        let mut state = calls.state();
         if state.closed {
             return Err(self.end_error());
+        }
+        if state.moving {
+            return Err(CvmError::Moved);
         }
         state.modules = state.modules.wrapping_add(1);
         let (number, refused) = (state.modules, Arc::default());
         state.loading.insert(number, Loading { refused: Arc::clone(&refused), waiter });
-        Ok(Module(Arc::new(Loaded { sender: self.sender(), number, refused })))
+        state.present.insert(number);
+        drop(state);
+        Ok(Module(Arc::new(Loaded { sender: self.sender(), calls, number, refused })))
     }
 
     /// Queues one call of the module's `_start` in a fresh instance; never waits for the guest. `done` is called once, with the
@@ -585,7 +629,7 @@ impl Cvm {
             if self.calls().leave(place.index).is_some() {
                 return Err(match error {
                     SendError::Full => CallError::Busy,
-                    SendError::Ended => CallError::Ended,
+                    SendError::Ended | SendError::Moved => CallError::Ended,
                     SendError::TooLong(bytes) => CallError::TooLong { bytes: bytes as u64 },
                 });
             }
@@ -595,7 +639,7 @@ impl Cvm {
 
     /// Calls whose results are not there yet.
     pub fn calls_in_flight(&self) -> usize {
-        self.calls().in_flight.load(Ordering::Relaxed)
+        self.calls().in_flight()
     }
 }
 

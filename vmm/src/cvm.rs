@@ -5,16 +5,17 @@ use crate::elastic::manager::Membership;
 use crate::elastic::{
     self, CpuLimits, CpuManager, CpuStats, ElasticConfig, ElasticError, PendingReclaim, Reclaimed,
 };
-use crate::events::{Events, Exit, Mailboxes, ProgramEvent, ProgramId};
+use crate::events::{Events, Exit, ProgramEvent, ProgramId};
 use crate::evidence::{Attestation, EvidenceError, Identity, LaunchShape};
 use crate::hooks::Hooks;
 use crate::image::{self, GuestImage, ImageError};
 use crate::kvm::{KvmError, Machine};
 use crate::launch::{Launch, LaunchError};
-use crate::link::{self, LinkStats, SendError, Sender, Traffic};
+use crate::link::{self, Doorway, LinkStats, SendError, Sender, Traffic};
 use crate::memory::{LaunchMemory, SharedMemory};
 use crate::migration::Migrations;
-use crate::socket::{Connections, Connector, Intake, Relay};
+use crate::socket::{Connector, Relay};
+use crate::tables::Tables;
 use crate::vcpu::{self, Shared, VcpuEnd, VcpuHandle};
 use nacre_abi::VcpuId;
 use nacre_abi::attest::NONCE_BYTES;
@@ -22,7 +23,7 @@ use nacre_abi::elastic::ElasticWord;
 use nacre_abi::message::{GuestStats, Header, Kind, NO_PROGRAM};
 use nacre_abi::window::Window;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -96,6 +97,9 @@ pub enum CvmError {
     /// It ended before it answered.
     #[error("the CVM ended: {0}")]
     Ended(String),
+    /// The tenant moves to another CVM, or has moved there: it goes on, but not here.
+    #[error("the tenant moves to another CVM: ask there")]
+    Moved,
 }
 
 /// Moments of the launch, for `--stats`; each is measured from the call of [`Cvm::launch`].
@@ -117,16 +121,12 @@ pub struct LaunchTimes {
 pub struct Cvm {
     pub(crate) shared: Arc<Shared>,
     pub(crate) sender: Arc<Sender>,
-    mailboxes: Arc<Mailboxes>,
-    connections: Arc<Connections>,
-    intake: Arc<Intake>,
-    calls: Arc<Calls>,
-    attestation: Arc<Attestation>,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) attestation: Arc<Attestation>,
     pub(crate) migrations: Arc<Migrations>,
     doorbell: Arc<EventFd>,
     threads: Mutex<Threads>,
     ended: Arc<Mutex<Option<VcpuEnd>>>,
-    next_program: AtomicU32,
     times: LaunchTimes,
     /// It is under its manager no more.
     left: AtomicBool,
@@ -188,7 +188,7 @@ impl Cvm {
             machine,
             vcpus,
             lanes: launch.layout.lanes,
-            stop: AtomicBool::new(false),
+            stop: Arc::default(),
             on_print: config.on_print,
             membership: OnceLock::new(),
             hooks: config.hooks,
@@ -200,19 +200,17 @@ impl Cvm {
             debug_image: config.debug_image,
             xcr0: shared.machine.xcr0(),
         };
-        let sender = Arc::new(Sender::new(shared.clone()));
+        let door = system("an event descriptor", Doorway::new(&shared))?;
+        let sender = Arc::new(Sender::new(door));
+        let tables = Tables::new(sender.clone(), launch.layout.max_tasks, doorbell.clone());
         let cvm = Cvm {
             attestation: Arc::new(Attestation::new(config.identity, shape, sender.clone())),
             sender,
-            mailboxes: Arc::new(Mailboxes::default()),
+            tables: system("random numbers", tables)?,
             migrations: Arc::default(),
-            connections: Arc::default(),
-            intake: Arc::new(Intake::new(doorbell.clone())),
-            calls: Arc::new(Calls::new(launch.layout.max_tasks)),
             doorbell,
             threads: Mutex::default(),
             ended: Arc::default(),
-            next_program: AtomicU32::new(0),
             times,
             left: AtomicBool::new(false),
             shared,
@@ -266,24 +264,24 @@ impl Cvm {
 
     fn spawn_reader(&self) -> Result<JoinHandle<()>, CvmError> {
         let (shared, doorbell) = (self.shared.clone(), self.doorbell.clone());
-        let (sender, mailboxes, ended) = (self.sender.clone(), self.mailboxes.clone(), self.ended.clone());
-        let (calls, connections) = (self.calls.clone(), self.connections.clone());
+        let (tables, ended) = (self.tables.clone(), self.ended.clone());
         let (attestation, migrations) = (self.attestation.clone(), self.migrations.clone());
-        let mut relay = system("an event queue", Relay::new(self.intake.clone()))?;
+        let mut relay = system("an event queue", Relay::new(self.tables.intake.clone()))?;
         let body = move || {
-            let expects = || calls.any_in_flight();
-            let read = link::read_rings(&shared, &doorbell, &sender, &mut relay, expects, |header, body| {
-                if connections.receive(header, body) {
+            let sender = &tables.sender;
+            let expects = || tables.calls.any_in_flight();
+            let read = link::read_rings(&shared, &doorbell, sender, &mut relay, expects, |header, body| {
+                // A guest whose tenant has left speaks of the migration only.
+                let has_tenant = !tables.has_left();
+                if has_tenant && tables.hear(header, body) {
                     return Traffic::Connection;
                 }
-                if header.kind == Kind::ProgramExited {
-                    connections.program_over(header.program);
-                }
-                let taken = calls.deliver(header, body)
-                    || attestation.deliver(header, body)
-                    || migrations.deliver(&shared, &sender, header, body);
+                let taken = migrations.deliver(&shared, sender, header, body)
+                    || !has_tenant
+                    || tables.calls.deliver(header, body)
+                    || attestation.deliver(header, body);
                 if !taken {
-                    mailboxes.deliver(header, body);
+                    tables.mailboxes.deliver(header, body);
                 }
                 Traffic::Other
             });
@@ -292,32 +290,32 @@ impl Cvm {
                 ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(broken);
                 shared.stop.store(true, Ordering::SeqCst);
             }
-            drop(relay);
-            connections.close();
-            sender.notify();
-            mailboxes.close();
-            calls.close();
+            // Clients that stay behind need the thread, and none of the CVM's memory.
+            drop((shared, migrations, doorbell));
             attestation.close();
+            tables.relay_what_stays(&mut relay);
+            drop(relay);
+            tables.end();
         };
         system("a thread", std::thread::Builder::new().name("rings".into()).spawn(body))
     }
 
     /// A number for a new program and the queue of what happens to it.
     pub fn new_program(&self) -> (ProgramId, Events) {
-        let id = ProgramId(self.next_program.fetch_add(1, Ordering::Relaxed));
-        (id, self.mailboxes.open(id))
+        let id = self.tables.new_program();
+        (id, self.tables.mailboxes.open(id))
     }
 
     /// The same for a program that comes from another CVM, with the number it has there and how much of its standard
     /// output and error has come from there.
     pub fn adopt_program(&self, id: ProgramId, outputs: [u64; 2]) -> Events {
-        self.mailboxes.open_at(id, outputs)
+        self.tables.mailboxes.open_at(id, outputs)
     }
 
     /// How much of a program's standard output and error has come, in bytes: after [`MoveNews::Parked`](crate::migration::MoveNews::Parked)
     /// what its destination [adopts](Self::adopt_program) it with.
     pub fn outputs_seen(&self, id: ProgramId) -> [u64; 2] {
-        self.mailboxes.outputs_seen(id)
+        self.tables.mailboxes.outputs_seen(id)
     }
 
     /// Output of `stream` of a program was dealt with up to `end`: the guest may send more.
@@ -325,25 +323,24 @@ impl Cvm {
     /// # Errors
     /// [`CvmError::Ended`].
     pub fn consumed(&self, id: ProgramId, stream: u32, end: u64) -> Result<(), CvmError> {
-        self.mailboxes.consumed(id, stream, end);
+        self.tables.mailboxes.consumed(id, stream, end);
         self.send(Header::new(Kind::Credit, id.0).stream(stream).arg(end), &[])
     }
 
     /// Messages about this program are no longer of interest.
     pub(crate) fn forget_program(&self, id: ProgramId) {
-        self.mailboxes.remove(id);
-        self.connections.remove(id.0);
+        self.tables.forget_program(id);
     }
 
     /// What opens connections to a program, from any thread and for longer than the [`Program`](crate::program::Program) lives.
     pub fn connector(&self, id: ProgramId) -> Connector {
-        let (sender, connections) = (self.sender.clone(), self.connections.clone());
-        Connector::new(id, sender, connections, self.intake.clone())
+        let (sender, connections) = (self.sender.clone(), self.tables.connections.clone());
+        Connector::new(id, sender, connections, self.tables.intake.clone())
     }
 
     /// The program will listen.
     pub(crate) fn provide_sockets(&self, id: ProgramId) {
-        self.connections.provide(id.0);
+        self.tables.connections.provide(id.0);
     }
 
     /// Ends a program, from any thread: it is killed at its next safe point, and who follows its events finds their end.
@@ -355,7 +352,7 @@ impl Cvm {
 
     /// The queue of messages about the CVM as a whole.
     pub fn cvm_events(&self) -> Events {
-        self.mailboxes.open(ProgramId(NO_PROGRAM))
+        self.tables.mailboxes.open(ProgramId(NO_PROGRAM))
     }
 
     /// Sends a message to the guest.
@@ -363,10 +360,16 @@ impl Cvm {
     /// # Errors
     /// [`CvmError::Ended`].
     pub fn send(&self, header: Header, body: &[u8]) -> Result<(), CvmError> {
-        self.sender.send(header, body).map_err(|error| match error {
+        self.sender.send(header, body).map_err(|error| self.send_error(error))
+    }
+
+    /// Why nothing was sent, to whoever wanted that.
+    pub(crate) fn send_error(&self, error: SendError) -> CvmError {
+        match error {
             SendError::Ended => self.end_error(),
+            SendError::Moved => CvmError::Moved,
             too_long @ (SendError::TooLong(_) | SendError::Full) => CvmError::TooLong(too_long),
-        })
+        }
     }
 
     /// Sends from other threads.
@@ -376,7 +379,7 @@ impl Cvm {
 
     /// The calls of this CVM.
     pub(crate) fn calls(&self) -> &Arc<Calls> {
-        &self.calls
+        &self.tables.calls
     }
 
     /// Asks the guest for the offer of a session and the evidence that binds it. `done` is called once, on the thread that reads the rings or on
@@ -401,6 +404,9 @@ impl Cvm {
 
     /// Why the CVM ended, as an error.
     pub fn end_error(&self) -> CvmError {
+        if self.tables.has_left() {
+            return CvmError::Moved;
+        }
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         CvmError::Ended(match &*ended {
             None | Some(VcpuEnd::Stopped) => "it was stopped".into(),
@@ -466,7 +472,10 @@ impl Cvm {
         self.migrations.close();
         // The result of a call may be what ends the CVM: then this is the reader, which ends by itself.
         let reader = threads.reader.take();
-        let other = reader.filter(|reader| reader.thread().id() != std::thread::current().id());
+        let waits =
+            |thread: std::thread::ThreadId| thread != std::thread::current().id() && !self.tables.has_left();
+        // If clients stayed behind it goes on for them.
+        let other = reader.filter(|reader| waits(reader.thread().id()));
         let _ = other.map(JoinHandle::join);
         // The manager's books hold on to what this CVM shares. Once: its number may be another's later.
         if let Some(Membership { manager, cvm }) = self.shared.membership.get()

@@ -2,6 +2,7 @@
 //!
 //! The guest is not trusted here: what one program makes the host keep is bounded, whatever the guest sends.
 
+use crate::tunnel::roster::{InputEntry, OutputEntry, Phase};
 use nacre_abi::message::{ExitKind, Header, Kind, STREAM_WINDOW_BYTES, stream};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -154,6 +155,8 @@ struct Mailbox {
     /// Standard output, standard error, exported tree.
     streams: [Reorder; 3],
     exit: Option<Exit>,
+    phase: Option<Phase>,
+    input: InputEntry,
 }
 
 impl Mailbox {
@@ -179,7 +182,10 @@ impl Mailbox {
                 self.streams[index].end = Some(header.arg);
                 None
             }
-            (Kind::Credit, None) => Some(ProgramEvent::InputCredit(header.arg)),
+            (Kind::Credit, None) => {
+                self.input.consumed = self.input.consumed.max(header.arg);
+                Some(ProgramEvent::InputCredit(header.arg))
+            }
             (Kind::ProgramExited, _) => {
                 self.exit = Some(Exit::decode(header, body));
                 None
@@ -191,6 +197,9 @@ impl Mailbox {
         // The end is told when all output is: it may have come over a faster ring.
         if self.streams[..2].iter().all(Reorder::is_complete) {
             let exit = self.exit.take().map(ProgramEvent::Exited);
+            if exit.is_some() {
+                self.phase = Some(Phase::Over);
+            }
             self.post(exit);
         }
     }
@@ -250,6 +259,54 @@ impl Mailboxes {
             .boxes
             .get(&id)
             .map_or([0; 2], |mailbox| [mailbox.streams[0].next, mailbox.streams[1].next])
+    }
+
+    /// The same for a program that comes from another host.
+    pub(crate) fn adopt(&self, id: ProgramId, outputs: [OutputEntry; 2], input: InputEntry) -> Events {
+        let events = self.open_at(id, outputs.map(|output| output.next));
+        if let Some(mailbox) = self.state().boxes.get_mut(&id) {
+            mailbox.phase = Some(Phase::Running);
+            mailbox.input = input;
+            for (stream, output) in mailbox.streams.iter_mut().zip(outputs) {
+                stream.end = output.end;
+            }
+        }
+        events
+    }
+
+    /// What another host has to know of the programs.
+    pub(crate) fn roster(&self) -> Vec<(ProgramId, Phase, [OutputEntry; 2], InputEntry)> {
+        let state = self.state();
+        let entry = |(id, mailbox): (&ProgramId, &Mailbox)| {
+            let output = |number: usize| {
+                let Reorder { next, end, .. } = mailbox.streams[number];
+                OutputEntry { next, end }
+            };
+            (*id, mailbox.phase.unwrap_or(Phase::Loading), [output(0), output(1)], mailbox.input)
+        };
+        let mut programs: Vec<_> = state.boxes.iter().map(entry).collect();
+        programs.sort_unstable_by_key(|(id, ..)| id.0);
+        programs
+    }
+
+    /// The program was started.
+    pub(crate) fn started(&self, id: ProgramId) {
+        if let Some(mailbox) = self.state().boxes.get_mut(&id) {
+            mailbox.phase.get_or_insert(Phase::Running);
+        }
+    }
+
+    /// Standard input of a program as far as it is known here.
+    pub(crate) fn input(&self, id: ProgramId) -> InputEntry {
+        self.state().boxes.get(&id).map_or(InputEntry::default(), |mailbox| mailbox.input)
+    }
+
+    /// So much of it was sent.
+    pub(crate) fn input_sent(&self, id: ProgramId, sent: u64, ended: bool) {
+        if let Some(mailbox) = self.state().boxes.get_mut(&id) {
+            mailbox.input.sent = mailbox.input.sent.max(sent);
+            mailbox.input.ended |= ended;
+        }
     }
 
     /// Hands a message to its program's reader; nobody's messages are dropped.

@@ -183,7 +183,17 @@ impl Attestation {
         identity.platform.report(request, done);
     }
 
-    /// The CVM has ended: tells everybody who waits.
+    /// The number of the next request.
+    pub(crate) fn next_number(&self) -> u32 {
+        self.state().next
+    }
+
+    /// A tenant comes whose guest may still answer requests before this one.
+    pub(crate) fn go_on_from(&self, next: u32) {
+        self.state().next = next;
+    }
+
+    /// The CVM has ended, or the tenant has left: tells everybody who waits.
     pub fn close(&self) {
         let mut state = self.state();
         state.closed = true;

@@ -13,6 +13,7 @@ use nacre_abi::hypercall::PipeNews;
 use nacre_abi::layout::{AGENT_IDT, RAM_GPA, SHARED_GPA, TSS_LIMIT};
 use nacre_abi::{VcpuId, hypercall};
 use std::io;
+use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 /// PG, WP clear, NE, ET, MP, PE: paging and protection on, x87 errors as exceptions.
@@ -65,7 +66,7 @@ pub struct Machine {
     xcr0: u64,
     // The kernel uses both until the machine is gone: they are dropped after it.
     private: PrivateMemory,
-    shared: SharedMemory,
+    shared: Arc<SharedMemory>,
 }
 
 impl Machine {
@@ -98,7 +99,7 @@ impl Machine {
             // SAFETY: the mapping is that long and lives as long as this machine, which owns it.
             call("map guest memory", unsafe { vm.set_user_memory_region(region) })?;
         }
-        Ok(Machine { vm, cpuid, xcr0, private, shared })
+        Ok(Machine { vm, cpuid, xcr0, private, shared: Arc::new(shared) })
     }
 
     /// The private memory, for releasing parts of it.
@@ -114,6 +115,11 @@ impl Machine {
     /// The shared window.
     pub fn shared(&self) -> &SharedMemory {
         &self.shared
+    }
+
+    /// The same, for longer than the machine lives.
+    pub fn shared_memory(&self) -> Arc<SharedMemory> {
+        self.shared.clone()
     }
 
     /// Lets the guest's doorbell signal `event` without leaving the kernel.

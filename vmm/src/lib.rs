@@ -8,6 +8,8 @@
 //!   [`events`]: what happens to them. [`calls`]: modules that are loaded once, and calls of them.
 //! * [`evidence`]: reports and offers of sessions, and the measurement of a launch.
 //! * [`socket`]: TCP connections to programs that listen.
+//! * [`tunnel`]: what stays behind when a tenant moves, and the way from there to its guest.
+//! * [`tables`]: what is known of connections, calls and programs, together.
 //! * [`elastic`]: which workers run on which physical CPUs, and when.
 //!
 //! * [`hooks`]: where a test of the guest takes the host's place.
@@ -30,6 +32,8 @@ pub mod memory;
 pub mod migration;
 pub mod program;
 pub mod socket;
+pub mod tables;
+pub mod tunnel;
 pub mod vcpu;
 
 pub use calls::{Call, CallError, CallHandle, CallResult, MAX_POSTED_CODE_BYTES, Module};

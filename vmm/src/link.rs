@@ -4,8 +4,12 @@
 //! before it sleeps, and never waits for anybody else: whoever consumes a program's output does so from a queue whose
 //! length the guest's stream windows bound.
 
+mod moving;
+
 use crate::last_words::LastWords;
-use crate::socket::Relay;
+use crate::memory::SharedMemory;
+use crate::socket::{Outlet, Relay};
+use crate::tunnel::concern::Concern;
 use crate::vcpu::Shared;
 use nacre_abi::elastic::{EPOCH_NOW, EPOCHS, ElasticWord, PAGE_VERSION};
 use nacre_abi::message::{Header, Kind};
@@ -14,8 +18,9 @@ use nacre_abi::ring::{Consumer, Corrupt, Producer, ProducerState};
 use nacre_abi::window::{ControlWord, Window};
 use nacre_abi::{VcpuId, window};
 use std::collections::VecDeque;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vmm_sys_util::eventfd::EventFd;
@@ -42,9 +47,62 @@ pub fn prepare(window: &Window<'_>, tsc_khz: u64, tsc: u64, spin_limit_ns: u64) 
     }
 }
 
-/// Sends messages to the guest, from any thread.
+/// What of a CVM its sender uses. It holds on to none of the CVM's private memory: a tenant that moved leaves a sender behind.
+pub struct Doorway {
+    pub(crate) memory: Arc<SharedMemory>,
+    pub(crate) vcpus: u32,
+    pub(crate) lanes: u32,
+    pub(crate) stop: Arc<AtomicBool>,
+    /// Wakes vCPU 0.
+    pub(crate) wake: EventFd,
+}
+
+impl Doorway {
+    /// That of this CVM.
+    ///
+    /// # Errors
+    /// No more file descriptors.
+    pub fn new(shared: &Shared) -> io::Result<Doorway> {
+        Ok(Doorway {
+            memory: shared.machine.shared_memory(),
+            vcpus: shared.vcpus.len() as u32,
+            lanes: shared.lanes,
+            stop: shared.stop.clone(),
+            wake: shared.vcpus[VcpuId::NORMAL.index()].wake.try_clone()?,
+        })
+    }
+
+    pub(crate) fn window(&self) -> Window<'_> {
+        Window::new(self.memory.words(), self.vcpus, self.lanes)
+            .expect("the layout gives the window its size")
+    }
+}
+
+/// Where messages go.
+#[derive(Default)]
+enum Way {
+    /// To the guest.
+    #[default]
+    Guest,
+    /// Nowhere for now: the tenant is about to leave, or to arrive.
+    Held(Held),
+    /// To where the tenant is.
+    Away(Arc<dyn Outlet>),
+}
+
+/// Why messages are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// The tenant may leave; so many of the posted messages go with it ([`Sender::hold`]).
+    Leaving(usize),
+    /// It will run here soon ([`Sender::expect_tenant`]).
+    Arriving,
+}
+
+/// Sends messages to the guest, from any thread. When the tenant moves, they are [held](Self::hold) and then go back to the guest
+/// ([`go_on`](Self::go_on)), or to where the tenant is ([`leave`](Self::leave)). What concerns the migration itself always goes to the guest.
 pub struct Sender {
-    shared: Arc<Shared>,
+    door: Doorway,
     /// Where the ring ends; the producer is made anew from it at each use, because it borrows the shared memory.
     producer: Mutex<SenderState>,
     room: Condvar,
@@ -67,6 +125,8 @@ struct SenderState {
     posted: VecDeque<(Header, Vec<u8>)>,
     /// Bytes of them.
     posted_bytes: usize,
+    /// Where all of them go.
+    way: Way,
 }
 
 impl SenderState {
@@ -114,13 +174,16 @@ pub enum SendError {
         "the guest is behind: {MAX_POSTED_BYTES} bytes wait for it already; try again when a call has ended"
     )]
     Full,
+    /// The tenant is in another CVM.
+    #[error("the tenant has moved to another CVM")]
+    Moved,
 }
 
 impl Sender {
     /// The sender of a new CVM.
-    pub fn new(shared: Arc<Shared>) -> Sender {
+    pub fn new(door: Doorway) -> Sender {
         Sender {
-            shared,
+            door,
             producer: Mutex::default(),
             room: Condvar::new(),
             posted: AtomicUsize::new(0),
@@ -137,10 +200,23 @@ impl Sender {
     /// # Errors
     /// [`SendError`].
     pub fn send(&self, header: Header, body: &[u8]) -> Result<(), SendError> {
+        self.send_noting(header, body, || ())
+    }
+
+    /// The same; `note` is called once it is sent, before anybody can hold messages.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub(crate) fn send_noting(
+        &self,
+        header: Header,
+        body: &[u8],
+        note: impl FnOnce(),
+    ) -> Result<(), SendError> {
         if body.len() > Self::MAX_BODY {
             return Err(SendError::TooLong(body.len()));
         }
-        let window = window_of(&self.shared);
+        let window = self.door.window();
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         while !self.try_send(&window, &mut state, header, body)? {
             // Say that somebody waits, then look once more: the guest looks in the other order.
@@ -157,9 +233,11 @@ impl Sender {
                 window.set_control(ControlWord::HostWantsRoom, 0);
             }
             if sent {
+                note();
                 return Ok(());
             }
         }
+        note();
         drop(state);
         self.wake_if_parked(&window);
         Ok(())
@@ -171,8 +249,14 @@ impl Sender {
     /// # Errors
     /// [`SendError`].
     pub fn try_post(&self, header: Header, body: &[u8], waker: &Waker) -> Result<bool, SendError> {
-        let window = window_of(&self.shared);
+        let window = self.door.window();
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Way::Away(there) = &state.way {
+            // With the lock held: nobody takes that way away meanwhile.
+            let sent = there.try_post(header, body, waker);
+            there.kick();
+            return sent;
+        }
         self.send_posted(&window, &mut state)?;
         if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
             self.quiet.store(true, Ordering::Release);
@@ -196,10 +280,10 @@ impl Sender {
     /// # Errors
     /// [`SendError::Ended`].
     pub fn post_quietly(&self, header: Header, body: &[u8]) -> Result<(), SendError> {
-        let window = window_of(&self.shared);
+        let window = self.door.window();
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         self.send_posted(&window, &mut state)?;
-        if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+        if self.may_go(&state, header) && self.try_send(&window, &mut state, header, body)? {
             self.quiet.store(true, Ordering::Release);
             return Ok(());
         }
@@ -211,10 +295,15 @@ impl Sender {
         Ok(())
     }
 
+    /// Whether a message may go ahead of what waits: nothing does, or it concerns the migration.
+    fn may_go(&self, state: &SenderState, header: Header) -> bool {
+        state.posted.is_empty() || Concern::of(header.kind) == Concern::Migration
+    }
+
     /// Wakes the guest if it sleeps, for what was posted quietly since the last time.
     pub fn kick(&self) {
         if self.quiet.load(Ordering::Relaxed) && self.quiet.swap(false, Ordering::AcqRel) {
-            self.wake_if_parked(&window_of(&self.shared));
+            self.wake_if_parked(&self.door.window());
         }
     }
 
@@ -226,7 +315,19 @@ impl Sender {
         header: Header,
         body: &[u8],
     ) -> Result<bool, SendError> {
-        if self.shared.stop.load(Ordering::SeqCst) {
+        match &state.way {
+            Way::Guest => {}
+            _ if Concern::of(header.kind) == Concern::Migration => {}
+            Way::Held(_) if self.door.stop.load(Ordering::SeqCst) => return Err(SendError::Ended),
+            Way::Held(_) => return Ok(false),
+            Way::Away(there) if Concern::of(header.kind) == Concern::Origin => {
+                there.post(header, body)?;
+                there.kick();
+                return Ok(true);
+            }
+            Way::Away(_) => return Err(SendError::Moved),
+        }
+        if self.door.stop.load(Ordering::SeqCst) {
             return Err(SendError::Ended);
         }
         let mut producer = Producer::resume(window.to_guest(), state.producer);
@@ -247,7 +348,7 @@ impl Sender {
         messages: impl IntoIterator<Item = (Header, &'b [u8])>,
         must: bool,
     ) -> Result<(), SendError> {
-        let window = window_of(&self.shared);
+        let window = self.door.window();
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if state.posted_bytes > MAX_POSTED_BYTES && !must {
             return Err(SendError::Full);
@@ -256,7 +357,7 @@ impl Sender {
             if body.len() > Self::MAX_BODY {
                 return Err(SendError::TooLong(body.len()));
             }
-            if state.posted.is_empty() && self.try_send(&window, &mut state, header, body)? {
+            if self.may_go(&state, header) && self.try_send(&window, &mut state, header, body)? {
                 continue;
             }
             state.posted_bytes += body.len();
@@ -272,7 +373,7 @@ impl Sender {
     /// Sends what was posted, as far as there is room now. Called by the thread that reads the rings.
     pub fn flush(&self) {
         if self.posted.load(Ordering::Relaxed) != 0 {
-            let window = window_of(&self.shared);
+            let window = self.door.window();
             let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
             // Else the CVM has ended, and nobody waits for them.
             let _ = self.send_posted(&window, &mut state);
@@ -282,7 +383,7 @@ impl Sender {
     }
 
     fn send_posted(&self, window: &Window<'_>, state: &mut SenderState) -> Result<(), SendError> {
-        if state.posted.is_empty() {
+        if state.posted.is_empty() || matches!(state.way, Way::Held(_)) {
             return Ok(());
         }
         // Said before the last look: the guest looks in the other order, and rings when it has made room.
@@ -300,6 +401,10 @@ impl Sender {
             window.set_control(ControlWord::HostWantsRoom, 0);
         }
         Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, SenderState> {
+        self.producer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What has gone between host and guest so far.
@@ -321,8 +426,8 @@ impl Sender {
             && window.swap_control(ControlWord::NormalParked, 0) != 0
         {
             self.counters.wakes.fetch_add(1, Ordering::Relaxed);
-            let _ = self.shared.vcpus[VcpuId::NORMAL.index()].wake.write(1);
-        } else if self.shared.vcpus.len() == 1 {
+            let _ = self.door.wake.write(1);
+        } else if self.door.vcpus == 1 {
             // Without workers it may compute: its task comes to a safe point, where it reads the ring.
             raise_epochs(window);
         }
@@ -330,12 +435,12 @@ impl Sender {
 
     /// Wakes the guest's vCPU 0 if it sleeps.
     pub(crate) fn wake_guest(&self) {
-        self.wake_if_parked(&window_of(&self.shared));
+        self.wake_if_parked(&self.door.window());
     }
 
     /// The guest rang: whoever waits for room looks again. Also called when the CVM ends.
     pub fn notify(&self) {
-        let window = window_of(&self.shared);
+        let window = self.door.window();
         // Taking the lock orders this after a waiter's look at the ring.
         let mut state = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.wants_room() {
@@ -358,7 +463,7 @@ impl Sender {
 
     /// Whether anybody waits for room.
     fn is_awaited(&self) -> bool {
-        window_of(&self.shared).control(ControlWord::HostWantsRoom) != 0
+        self.door.window().control(ControlWord::HostWantsRoom) != 0
     }
 }
 

@@ -1,6 +1,7 @@
 //! Programs in a CVM: loading them, their streams, their end.
 
 use crate::cvm::{Cvm, CvmError};
+use crate::events::Mailboxes;
 pub use crate::events::{Events, Exit, ProgramEvent, ProgramId};
 use crate::link::{SendError, Sender};
 pub use crate::socket::{ConnectError, Connection, Connector};
@@ -163,6 +164,13 @@ impl Cvm {
     }
 }
 
+impl<'c> Program<'c> {
+    /// A program that runs in `cvm` already.
+    pub(crate) fn adopted(cvm: &'c Cvm, id: ProgramId, events: Events) -> Program<'c> {
+        Program { cvm, terminals: 0, id, events }
+    }
+}
+
 impl Program<'_> {
     fn send(&self, kind: Kind, stream: u32, arg: u64, body: &[u8]) -> Result<(), CvmError> {
         self.cvm.send(Header::new(kind, self.id.0).stream(stream).arg(arg), body)
@@ -208,7 +216,9 @@ impl Program<'_> {
     /// # Errors
     /// [`CvmError::Ended`].
     pub fn start(&self) -> Result<(), CvmError> {
-        self.send(Kind::ProgramStart, 0, self.terminals, &[])
+        let header = Header::new(Kind::ProgramStart, self.id.0).arg(self.terminals);
+        let started = self.cvm.sender.send_noting(header, &[], || self.cvm.tables.mailboxes.started(self.id));
+        started.map_err(|error| self.cvm.send_error(error))
     }
 
     /// Output of `stream` was dealt with up to `end`: the guest may send more.
@@ -246,7 +256,11 @@ impl Program<'_> {
 
     /// A writer for its standard input, for another thread.
     pub fn stdin(&self) -> Stdin {
-        Stdin { sender: self.cvm.sender(), program: self.id, sent: 0, credit: Arc::default() }
+        let mailboxes = self.cvm.tables.mailboxes.clone();
+        let input = mailboxes.input(self.id);
+        let credit = Arc::new(Credit::default());
+        credit.advance(input.consumed);
+        Stdin { sender: self.cvm.sender(), mailboxes, program: self.id, sent: input.sent, credit }
     }
 
     /// Runs it to its end; returns how it ended and what it wrote to standard output and error.
@@ -293,6 +307,7 @@ impl Drop for Program<'_> {
 /// Standard input of a program.
 pub struct Stdin {
     sender: Arc<Sender>,
+    mailboxes: Arc<Mailboxes>,
     program: ProgramId,
     sent: u64,
     credit: Arc<Credit>,
@@ -344,10 +359,12 @@ impl Stdin {
             let room = self.credit.wait(self.sent) as usize;
             let (now, later) = bytes.split_at(bytes.len().min(room).min(Sender::MAX_BODY));
             let header = Header::new(Kind::StreamData, self.program.0).stream(stream::STDIN).arg(self.sent);
-            if room == 0 || self.sender.send(header, now).is_err() {
+            let sent = self.sent + now.len() as u64;
+            let note = || self.mailboxes.input_sent(self.program, sent, false);
+            if room == 0 || self.sender.send_noting(header, now, note).is_err() {
                 return false;
             }
-            self.sent += now.len() as u64;
+            self.sent = sent;
             bytes = later;
         }
         true
@@ -358,7 +375,8 @@ impl Stdin {
     /// # Errors
     /// [`SendError`].
     pub fn end(self) -> Result<(), SendError> {
-        self.sender
-            .send(Header::new(Kind::StreamEnd, self.program.0).stream(stream::STDIN).arg(self.sent), &[])
+        let header = Header::new(Kind::StreamEnd, self.program.0).stream(stream::STDIN).arg(self.sent);
+        let note = || self.mailboxes.input_sent(self.program, self.sent, true);
+        self.sender.send_noting(header, &[], note)
     }
 }

@@ -121,7 +121,7 @@ pub struct Shared {
     /// vCPUs by number.
     pub vcpus: Vec<VcpuHandle>,
     /// Set when all threads should end.
-    pub stop: AtomicBool,
+    pub stop: Arc<AtomicBool>,
     /// Lanes of a migration whose pipes are in the window.
     pub lanes: u32,
     /// What the guest printed, and where it goes.

@@ -128,7 +128,7 @@ impl Migrations {
         match header.kind {
             Kind::MigrateEvent => {
                 if let Some(event) = MoveEvent::from_number(header.stream) {
-                    self.happened(event, header.arg, body);
+                    self.happened(sender, event, header.arg, body);
                 }
             }
             Kind::MigrateCommit => {
@@ -153,7 +153,7 @@ impl Migrations {
         }
     }
 
-    fn happened(&self, event: MoveEvent, arg: u64, body: &[u8]) {
+    fn happened(self: &Arc<Self>, sender: &Arc<Sender>, event: MoveEvent, arg: u64, body: &[u8]) {
         let report = || MoveReport::decode(body);
         let news = match event {
             MoveEvent::Attested => MoveNews::Attested,
@@ -172,6 +172,10 @@ impl Migrations {
             // It is on its way since the beginning.
             MoveEvent::NeedsMemory => return,
         };
+        if matches!(news, MoveNews::Running(_)) {
+            // What waited for the tenant comes first; at the source nothing does.
+            sender.arrived();
+        }
         let is_last = matches!(news, MoveNews::Aborted(..) | MoveNews::Complete(_));
         self.tell(news);
         if is_last && let Some(current) = &mut *self.current() {

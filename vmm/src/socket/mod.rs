@@ -15,6 +15,7 @@ mod tests;
 
 pub use relay::{Intake, Relay, RelayError};
 pub use stream::Stream;
+pub(crate) use table::Destined;
 pub use table::{ConnectError, ConnectionStats, Connections};
 
 use crate::link::{SendError, Sender};
@@ -40,6 +41,10 @@ pub trait Outlet: Send + Sync {
     fn post(&self, header: Header, body: &[u8]) -> Result<(), SendError>;
     /// Wakes the guest if it sleeps: neither of the others does.
     fn kick(&self);
+    /// Whether another host may stand between here and the guest, which has to hear also what is of no use to the guest any more.
+    fn is_relayed(&self) -> bool {
+        false
+    }
 }
 
 impl Outlet for Sender {
@@ -53,6 +58,10 @@ impl Outlet for Sender {
 
     fn kick(&self) {
         Sender::kick(self);
+    }
+
+    fn is_relayed(&self) -> bool {
+        Sender::is_relayed(self)
     }
 }
 
@@ -157,7 +166,7 @@ impl Peer {
         let before = (state.accepted, state.host_done && state.guest_done);
         if change(&mut state).is_err() {
             state.stream.fail(ErrorKind::ConnectionReset);
-            if !std::mem::replace(&mut state.host_done, true) && !state.guest_done {
+            if !std::mem::replace(&mut state.host_done, true) && self.is_heard(&state) {
                 // If the CVM has ended nobody is to be told.
                 let _ = self.sender.post(self.header(Kind::SocketReset), &[]);
                 self.sender.kick();
@@ -221,6 +230,17 @@ impl Peer {
 
     fn kept(&self) -> u64 {
         self.state().stream.kept()
+    }
+
+    /// Whether it was accepted, and whether guest and host have said their last words.
+    fn progress(&self) -> [bool; 3] {
+        let state = self.state();
+        [state.accepted, state.guest_done, state.host_done]
+    }
+
+    /// Whether a last word from here is of use to anybody: another host frees the number by it.
+    fn is_heard(&self, state: &State) -> bool {
+        !state.guest_done || self.sender.is_relayed()
     }
 }
 
@@ -392,7 +412,7 @@ impl Connection {
         let mut state = self.peer.state();
         state.reader = None;
         state.writer = None;
-        if !std::mem::replace(&mut state.host_done, true) && !state.guest_done {
+        if !std::mem::replace(&mut state.host_done, true) && self.peer.is_heard(&state) {
             let header = if reset || state.stream.readable() > 0 {
                 self.peer.header(Kind::SocketReset)
             } else {
