@@ -160,7 +160,7 @@ pub struct Link {
     /// There is something to write, or another stream.
     changed: Condvar,
     taker: Arc<dyn Taker>,
-    on_break: Mutex<Option<Arc<dyn Fn(Break) + Send + Sync>>>,
+    on_break: Mutex<Option<Arc<OnBreak>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -203,7 +203,7 @@ impl Link {
             }
             state.generation = incoming.generation;
             state.greeted = false;
-            *lock(&self.on_break) = Some(Arc::from(on_break));
+            *lock(&self.on_break) = Some(Arc::new(on_break));
             if let Some(old) = state.stream.replace(stream) {
                 let _ = old.shutdown(Shutdown::Both);
             }
