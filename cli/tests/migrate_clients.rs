@@ -125,7 +125,7 @@ fn go<'c>(
             let own = source.leave();
             let adopted = destination.adopt(roster.as_ref().unwrap(), of_destination).unwrap();
             assert!(adopted.iter().all(|one| one.listens) && adopted.len() == 1);
-            program = adopted.into_iter().next().map(|one| one.program);
+            program = adopted.into_iter().next().map(|one| Program::adopted(destination, one));
             for one in kept.iter().copied().chain([&own]).filter(|one| one.is_distant()) {
                 let (here, there) = UnixStream::pair().unwrap();
                 destination.accept_link(one.origin(), there, |_| ()).unwrap();

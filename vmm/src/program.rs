@@ -5,6 +5,7 @@ use crate::events::Mailboxes;
 pub use crate::events::{Events, Exit, ProgramEvent, ProgramId};
 use crate::link::{SendError, Sender};
 pub use crate::socket::{ConnectError, Connection, Connector};
+use crate::tunnel::Adopted;
 use nacre_abi::attest::{CodeForm, PACKAGE_ID_BYTES};
 use nacre_abi::message::{Header, Kind, ProgramOption, STREAM_WINDOW_BYTES, TreeKind, stream};
 use std::net::SocketAddr;
@@ -165,9 +166,9 @@ impl Cvm {
 }
 
 impl<'c> Program<'c> {
-    /// A program that runs in `cvm` already.
-    pub(crate) fn adopted(cvm: &'c Cvm, id: ProgramId, events: Events) -> Program<'c> {
-        Program { cvm, terminals: 0, id, events }
+    /// A program that came with its tenant and runs in `cvm` already. It is ended when this is dropped, as any.
+    pub fn adopted(cvm: &'c Cvm, adopted: Adopted) -> Program<'c> {
+        Program { cvm, terminals: 0, id: adopted.id, events: adopted.events }
     }
 }
 

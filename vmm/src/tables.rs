@@ -2,14 +2,14 @@
 //! long as anybody waits for something: see [`crate::tunnel`].
 
 use crate::calls::Calls;
-use crate::events::{Events, Mailboxes, ProgramId};
+use crate::events::{Mailboxes, ProgramId};
 use crate::link::Sender;
 use crate::socket::{Connections, Intake, Outlet, Relay};
-use crate::tunnel::OriginId;
 use crate::tunnel::concern::Concern;
 use crate::tunnel::link::{Link, LinkState, Taker};
 use crate::tunnel::origin::{Door, Origin};
 use crate::tunnel::roster::{OriginEntry, Phase, ProgramEntry, Roster};
+use crate::tunnel::{Adopted, OriginId};
 use nacre_abi::message::{Header, Kind, NO_PROGRAM, stream};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -40,13 +40,6 @@ pub struct Tables {
     link: Mutex<Option<Arc<Link>>>,
     /// Somebody needs what stayed behind.
     wanted: AtomicBool,
-}
-
-/// A program that came with the tenant.
-pub(crate) struct Newcomer {
-    pub id: ProgramId,
-    pub events: Events,
-    pub listens: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -231,7 +224,7 @@ impl Tables {
     }
 
     /// See [`Cvm::adopt`](crate::Cvm::adopt); `kept` are tables of this process. `None` if this CVM has anything of its own.
-    pub(crate) fn adopt(self: &Arc<Tables>, roster: &Roster, kept: &[Arc<Tables>]) -> Option<Vec<Newcomer>> {
+    pub(crate) fn adopt(self: &Arc<Tables>, roster: &Roster, kept: &[Arc<Tables>]) -> Option<Vec<Adopted>> {
         let is_fresh = self.next_program.load(Ordering::Relaxed) == 0
             && self.calls.numbers().2 == 0
             && lock(&self.origins).is_empty();
@@ -263,7 +256,7 @@ impl Tables {
             }
             let id = ProgramId(program.number);
             let events = self.mailboxes.adopt(id, program.outputs, program.input);
-            newcomers.push(Newcomer { id, events, listens: listens.is_some() });
+            newcomers.push(Adopted { id, events, listens: listens.is_some() });
         }
         let unread = roster
             .unread

@@ -39,7 +39,8 @@ pub mod roster;
 mod tests;
 
 use crate::cvm::{Cvm, CvmError};
-use crate::program::Program;
+use crate::events::Events;
+use crate::program::ProgramId;
 use crate::tables::Tables;
 use link::{Break, Link};
 use std::io;
@@ -52,11 +53,14 @@ pub use roster::{NoRoster, Roster};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OriginId(pub [u8; 16]);
 
-/// A program that came with its tenant.
-pub struct Adopted<'c> {
-    /// To follow it: its events go on where those of the other host ended.
-    pub program: Program<'c>,
-    /// Whether it can be connected to ([`Program::connector`]).
+/// A program that came with its tenant: [`Program::adopted`] makes a handle of it, or [`Cvm::connector`] and [`Cvm::consumed`] do for who
+/// keeps its CVM otherwise.
+pub struct Adopted {
+    /// Its number, which is the one it had.
+    pub id: ProgramId,
+    /// What happens to it, from where the events of the other host ended.
+    pub events: Events,
+    /// Whether it can be connected to.
     pub listens: bool,
 }
 
@@ -144,22 +148,17 @@ impl Cvm {
     }
 
     /// Destination, when the source's Commit is here and before its guest is given it: takes over what the roster says. `kept` are those of this
-    /// process: if the tenant left some of them it is back, and they are joined to it at once. Returns the programs that run; those that
-    /// are dropped are ended, as ever.
+    /// process: if the tenant left some of them it is back, and they are joined to it at once. Returns the programs that run.
     ///
     /// # Errors
     /// [`CvmError::Migration`] if this CVM has run or adopted anything.
-    pub fn adopt(&self, roster: &Roster, kept: &[&Kept]) -> Result<Vec<Adopted<'_>>, CvmError> {
+    pub fn adopt(&self, roster: &Roster, kept: &[&Kept]) -> Result<Vec<Adopted>, CvmError> {
         let kept: Vec<Arc<Tables>> = kept.iter().map(|kept| kept.0.clone()).collect();
         let newcomers = self.tables.adopt(roster, &kept).ok_or_else(|| {
             CvmError::Migration("this CVM has run something: a tenant can come to a fresh one only".into())
         })?;
         self.attestation.go_on_from(roster.next_evidence);
-        let adopted = |one: crate::tables::Newcomer| Adopted {
-            program: Program::adopted(self, one.id, one.events),
-            listens: one.listens,
-        };
-        Ok(newcomers.into_iter().map(adopted).collect())
+        Ok(newcomers)
     }
 
     /// Destination: the stream of an origin's [`Kept::attach`]. The same for one that replaces it. `on_break` as there.

@@ -8,7 +8,7 @@ use crate::link::{Doorway, SendError, Sender};
 use crate::memory::SharedMemory;
 use crate::program::Connector;
 use crate::socket::{ConnectError, Connection, Outlet};
-use crate::tables::Newcomer;
+use crate::tunnel::Adopted;
 use nacre_abi::call::{AnswerHead, HEAD_BYTES};
 use nacre_abi::message::{ExitKind, Header, Kind, stream};
 use nacre_abi::ring::Consumer;
@@ -114,7 +114,7 @@ impl Host {
     }
 
     /// The tenant goes from here to `other`; what stays is joined to it, unless it is at home there.
-    fn moves_to(&self, other: &Host, kept: &[&Kept]) -> (Kept, Vec<Newcomer>) {
+    fn moves_to(&self, other: &Host, kept: &[&Kept]) -> (Kept, Vec<Adopted>) {
         let roster = Roster::decode(&self.tables.hold().encode()).unwrap();
         self.tables.leave();
         let left = Kept(self.tables.clone());
