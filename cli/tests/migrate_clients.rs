@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 
 const KV: &[u8] = include_bytes!("../../apps/kv/kv.wasm");
 /// Commands that a client has on their way at once.
-const PIPELINE: u64 = 20;
+const PIPELINE: u64 = 50;
 
 /// A client's end of a new connection to a service.
 fn dial(connector: &Connector) -> TcpStream {
@@ -95,10 +95,14 @@ fn auditor(connector: &Connector, name: &'static str) -> (Arc<Progress>, JoinHan
             let _guard = told.changed.0.lock().unwrap();
             told.changed.1.notify_all();
         }
-        for n in 0..number {
-            stream.write_all(format!("GET {name}{n}\r\n").as_bytes()).unwrap();
-            expect(&mut lines, &format!("${}\r\n", n.to_string().len() + 1));
-            expect(&mut lines, &format!("v{n}\r\n"));
+        for begin in (0..number).step_by(PIPELINE as usize) {
+            let batch = begin..begin + PIPELINE;
+            let gets: String = batch.clone().map(|n| format!("GET {name}{n}\r\n")).collect();
+            stream.write_all(gets.as_bytes()).unwrap();
+            for n in batch {
+                expect(&mut lines, &format!("${}\r\n", n.to_string().len() + 1));
+                expect(&mut lines, &format!("v{n}\r\n"));
+            }
         }
         // An orderly end, both ways.
         stream.shutdown(Shutdown::Write).unwrap();
@@ -149,8 +153,8 @@ fn start<'c>(cvm: &'c Cvm) -> Program<'c> {
 }
 
 fn finish(clients: Vec<(Arc<Progress>, JoinHandle<u64>)>) {
-    for (progress, client) in clients {
-        progress.stop.store(true, Ordering::SeqCst);
+    clients.iter().for_each(|(progress, _)| progress.stop.store(true, Ordering::SeqCst));
+    for (_, client) in clients {
         assert!(client.join().unwrap() > 0);
     }
 }
