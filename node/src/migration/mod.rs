@@ -1,0 +1,3 @@
+//! Tenants that move between nodes.
+
+pub use nacre_node_api::migration::*;
