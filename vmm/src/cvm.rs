@@ -311,7 +311,17 @@ impl Cvm {
     /// The same for a program that comes from another CVM, with the number it has there and how much of its standard
     /// output and error has come from there.
     pub fn adopt_program(&self, id: ProgramId, outputs: [u64; 2]) -> Events {
+        self.provide_sockets(id);
         self.mailboxes.open_at(id, outputs)
+    }
+
+    /// Output of a program that came from another CVM was dealt with up to `end`: the guest may send more.
+    ///
+    /// # Errors
+    /// [`CvmError::Ended`].
+    pub fn consumed(&self, id: ProgramId, stream: u32, end: u64) -> Result<(), CvmError> {
+        self.note_consumed(id, stream, end);
+        self.send(Header::new(Kind::Credit, id.0).stream(stream).arg(end), &[])
     }
 
     /// The reader of a program has dealt with a stream up to `end`.

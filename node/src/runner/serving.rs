@@ -7,6 +7,7 @@ use nacre_compile::program::Program as Compiled;
 use nacre_vmm::program::{Connector, ProgramEvent, ProgramId, ProgramSpec, RunOptions};
 use nacre_vmm::{Cvm, CvmError};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
 
 /// Takes what a service writes: which stream, and bytes.
@@ -28,12 +29,35 @@ pub struct Serving {
     pub ended: oneshot::Receiver<End>,
     cvm: Arc<Cvm>,
     id: ProgramId,
+    outputs: Arc<[AtomicU64; 2]>,
+    moved: bool,
+}
+
+impl Serving {
+    /// Its number in its CVM.
+    #[must_use]
+    pub fn program(&self) -> u32 {
+        self.id.0
+    }
+
+    /// How much of its standard output and error was read, as it goes on.
+    #[must_use]
+    pub fn outputs(&self) -> Arc<[AtomicU64; 2]> {
+        self.outputs.clone()
+    }
+
+    /// It has moved to another CVM, where it goes on.
+    pub fn forget(mut self) {
+        self.moved = true;
+    }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // One that has ended already is not there any more.
-        self.cvm.end_program(self.id);
+        if !self.moved {
+            // One that has ended already is not there any more.
+            self.cvm.end_program(self.id);
+        }
     }
 }
 
@@ -46,8 +70,10 @@ impl Machine {
         let cvm = self.cvm().clone();
         let (started, start) = std::sync::mpsc::sync_channel(1);
         let (tell, ended) = oneshot::channel();
+        let outputs = Arc::<[AtomicU64; 2]>::default();
+        let read = outputs.clone();
         let follow = move || {
-            let end = match follow(&cvm, &program, args, &log, |connector, id| {
+            let end = match follow(&cvm, &program, args, (&log, &read), |connector, id| {
                 // Who waits for it may have gone; then it is dropped, which ends the program.
                 let _ = started.send((connector, id));
             }) {
@@ -60,7 +86,29 @@ impl Machine {
         thread.map_err(|error| Ended(format!("the kernel gives no thread: {error}")))?;
         let begun = start.recv();
         let (connector, id) = begun.map_err(|_| Ended(self.cvm().end_error().to_string()))?;
-        Ok(Serving { connector, ended, cvm: self.cvm().clone(), id })
+        Ok(Serving { connector, ended, cvm: self.cvm().clone(), id, outputs, moved: false })
+    }
+
+    /// Goes on with a service's program that came with its tenant.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub fn go_on_serving(&self, id: u32, read: [u64; 2], log: Log) -> Result<Serving, Ended> {
+        let (cvm, id) = (self.cvm().clone(), ProgramId(id));
+        let events = cvm.adopt_program(id, read);
+        let connector = cvm.connector(id);
+        let (tell, ended) = oneshot::channel();
+        let outputs = Arc::new(read.map(AtomicU64::new));
+        let told = outputs.clone();
+        let follow = move || {
+            let next = || events.recv().ok_or_else(|| cvm.end_error());
+            let consumed = |stream, end| cvm.consumed(id, stream, end);
+            let end = follow_events(next, consumed, (&log, &told));
+            let _ = tell.send(end.unwrap_or_else(|error| End::Lost(error.to_string())));
+        };
+        let thread = std::thread::Builder::new().name("service".into()).spawn(follow);
+        thread.map_err(|error| Ended(format!("the kernel gives no thread: {error}")))?;
+        Ok(Serving { connector, ended, cvm: self.cvm().clone(), id, outputs, moved: false })
     }
 }
 
@@ -69,7 +117,7 @@ fn follow(
     cvm: &Cvm,
     program: &ServiceCode,
     args: Vec<String>,
-    log: &Log,
+    told: (&Log, &[AtomicU64; 2]),
     started: impl FnOnce(Connector, ProgramId),
 ) -> Result<End, CvmError> {
     let program = match program {
@@ -82,11 +130,23 @@ fn follow(
     // It has no standard input. This fails only when the CVM has ended, which shows below.
     let _ = program.stdin().end();
     started(program.connector(), program.id);
+    follow_events(|| program.next_event(), |stream, end| program.consumed(stream, end), told)
+}
+
+/// Follows a program to its end; what it writes is told, and how much of it.
+fn follow_events(
+    next: impl Fn() -> Result<ProgramEvent, CvmError>,
+    consumed: impl Fn(u32, u64) -> Result<(), CvmError>,
+    (log, outputs): (&Log, &[AtomicU64; 2]),
+) -> Result<End, CvmError> {
     loop {
-        match program.next_event()? {
+        match next()? {
             ProgramEvent::Output { stream, bytes, end } => {
                 log(stream, &bytes);
-                program.consumed(stream, end)?;
+                if let Some(read) = outputs.get((stream as usize).wrapping_sub(1)) {
+                    read.store(end, Ordering::SeqCst);
+                }
+                consumed(stream, end)?;
             }
             ProgramEvent::Exited(exit) => return Ok(end_of(exit)),
             ProgramEvent::InputCredit(_) | ProgramEvent::Message(..) => {}

@@ -20,6 +20,6 @@ pub use state::{
     Away, Commit, InEvent, InState, Incoming, Lost, OutEvent, OutState, Outgoing, PeerName, StepError,
 };
 pub use words::{
-    AskCommit, AskRejoin, CommitAnswer, DestinationWord, MAX_LANES, MAX_WORD_BYTES, Mode, MoveOrder, Offer,
+    AskClient, AskCommit, AskRejoin, ClientAnswer, EndedCall, CommitAnswer, DestinationWord, MAX_LANES, MAX_WORD_BYTES, Mode, MoveOrder, Offer,
     Parked, ProgramWord, RejoinTicket, SourceWord, Staged, Tickets, VERSION, bytes_of,
 };

@@ -1,8 +1,8 @@
 //! What two nodes say to each other about a migration. Both are trusted; what they say is bounded and checked all the same.
 
-use super::Commit;
-use crate::names::{ActivationId, Digest, EntityName, MigrationId};
-use crate::records::{Action, Package, Pending, Service, TenantRecord};
+use super::{Away, Commit};
+use crate::names::{ActivationId, Digest, EntityName, MigrationId, TenantName};
+use crate::records::{Action, Activation, Package, Pending, Service, TenantRecord};
 use serde::{Deserialize, Serialize};
 
 /// Version of these words; nodes of different versions do not migrate.
@@ -184,6 +184,8 @@ pub enum DestinationWord {
     Wanted {
         /// Those it has not.
         modules: Vec<Digest>,
+        /// Who it is.
+        fingerprint: Digest,
     },
     /// Its CVM waits.
     Ready(Tickets),
@@ -224,6 +226,46 @@ pub enum CommitAnswer {
     Waiting,
     /// There is no such migration any more.
     Unknown,
+}
+
+/// A client of a service: the first word on its stream, to which [`ClientAnswer`] is the answer; then come its bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AskClient {
+    /// Whose service.
+    pub tenant: TenantName,
+    /// The first half of the tenant's credentials.
+    pub uuid: String,
+    /// Which.
+    pub service: EntityName,
+}
+
+/// Whether it is connected.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "word", rename_all = "snake_case")]
+pub enum ClientAnswer {
+    /// It is.
+    Connected,
+    /// The tenant has moved on.
+    Moved {
+        /// Where to.
+        away: Away,
+    },
+    /// It can't be.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A call that was begun at a node ended there after its tenant had moved: `POST /peer/v1/activations`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndedCall {
+    /// Whose.
+    pub tenant: TenantName,
+    /// The first half of the tenant's credentials.
+    pub uuid: String,
+    /// How it ended.
+    pub activation: Activation,
 }
 
 /// A connection in place of one that broke: `POST /peer/v1/migrations/rejoin`.

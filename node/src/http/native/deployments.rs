@@ -197,7 +197,8 @@ async fn deploy_service(
         Ok(Service { name: key, version, module, port, restart, args, package: None, updated_ms: now_ms() })
     };
     let service = Arc::new(node.store.edit_service(tenant.name().clone(), name, draft, edit).await?);
-    node.services.start(tenant, service.clone(), Some(listener)).await;
+    node.store.found(tenant.name().clone(), service.name.clone()).await?;
+    node.services.start(tenant, service.clone(), Some(listener), Begin::Fresh).await;
     let is_new = service.version == Version::FIRST;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(DeploymentView::service(node, tenant, &service))))

@@ -311,7 +311,8 @@ pub(super) async fn run_service(
         Ok(Service { name: key, version, module, port, restart, args, package, updated_ms: now_ms() })
     };
     let service = Arc::new(node.store.edit_service(tenant.name().clone(), name, draft, edit).await?);
-    node.services.start(tenant, service.clone(), Some(listener)).await;
+    node.store.found(tenant.name().clone(), service.name.clone()).await?;
+    node.services.start(tenant, service.clone(), Some(listener), Begin::Fresh).await;
     Ok((StatusCode::CREATED, Json(DeploymentView::service(&node, tenant, &service))))
 }
 
