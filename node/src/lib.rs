@@ -9,6 +9,7 @@
 //! * [`compile`]: modules become code in child processes, bounded and in fair order.
 //! * [`platform`]: who signs reports of its CVMs.
 //! * [`runner`]: one CVM per tenant; the only module that knows the VMM. [`services`]: programs that run all the time.
+//! * [`peers`]: other nodes: who they are, which are trusted, and the way to them.
 //! * [`metrics`]: what is counted. [`daemon`]: start, signals, end.
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ pub mod daemon;
 pub mod http;
 pub mod invoke;
 pub mod metrics;
+pub mod peers;
 pub mod platform;
 pub mod runner;
 pub mod services;
