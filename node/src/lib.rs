@@ -10,6 +10,7 @@
 //! * [`platform`]: who signs reports of its CVMs.
 //! * [`runner`]: one CVM per tenant; the only module that knows the VMM. [`services`]: programs that run all the time.
 //! * [`migration`]: tenants that move between nodes.
+//! * [`peers`]: other nodes: who they are, which are trusted, and the way to them.
 //! * [`metrics`]: what is counted. [`daemon`]: start, signals, end.
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ pub mod http;
 pub mod invoke;
 pub mod metrics;
 pub mod migration;
+pub mod peers;
 pub mod platform;
 pub mod runner;
 pub mod services;

@@ -1,6 +1,7 @@
 //! Administration: tenants. On the administrator's socket, or with the administrator's token.
 
 use super::error::ApiError;
+use super::extract;
 use super::native::ErrorBody;
 use crate::daemon::Node;
 use crate::limits::TenantLimits;
@@ -13,18 +14,15 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use http_body_util::{BodyExt, Limited};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use std::time::Duration;
 use subtle::ConstantTimeEq;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 /// Largest body of an administrative request in bytes.
 const MAX_BODY: usize = 64 << 10;
-const BODY_PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) fn documented() -> OpenApiRouter<Arc<Node>> {
     OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(remove))
@@ -97,9 +95,7 @@ async fn list(State(node): State<Arc<Node>>) -> Json<Vec<TenantView>> {
     responses((status = 201, body = TenantView), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
         (status = 409, body = ErrorBody)))]
 async fn add(State(node): State<Arc<Node>>, body: Body) -> Result<(StatusCode, Json<TenantView>), ApiError> {
-    let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, MAX_BODY).collect()).await;
-    let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body came too slowly.");
-    let body = body.map_err(slow)?.map_err(|_| ApiError::too_large(None, MAX_BODY as u64))?.to_bytes();
+    let body = extract::small(body, MAX_BODY).await?;
     let NewTenant { name, limits } = nacre_node_api::body::record(&body)?;
     let credentials = Credentials::random();
     let record = credentials.record(name, limits.checked()?);

@@ -15,7 +15,7 @@ mod layer;
 pub mod native;
 pub mod openwhisk;
 mod server;
-mod watch;
+pub(crate) mod watch;
 
 use crate::daemon::Node;
 use crate::metrics::Gauges;
