@@ -1,5 +1,6 @@
 //! What a node is started with.
 
+use crate::migration::Incomings;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,10 @@ pub struct NodeConfig {
     pub metrics_listen: Option<SocketAddr>,
     /// Where clients of services connect, if not where the public API listens.
     pub service_host: Option<IpAddr>,
+    /// Where other nodes connect, if anywhere.
+    pub peer_listen: Option<SocketAddr>,
+    /// What is taken of other nodes at once.
+    pub incomings: Incomings,
     /// Everything durable is below this directory.
     pub state_dir: PathBuf,
     /// The software platform whose root signs for this node; in the state directory if none is named.
@@ -53,6 +58,8 @@ impl NodeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 3233)),
             metrics_listen: None,
             service_host: None,
+            peer_listen: None,
+            incomings: Incomings { max: 4, max_memory_bytes: 16 << 30 },
             state_dir,
             platform_dir: None,
             cpus: None,

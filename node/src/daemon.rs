@@ -4,9 +4,13 @@ use crate::compile::Compiler;
 use crate::config::NodeConfig;
 use crate::http::{self, Listeners};
 use crate::invoke::Invoker;
+use crate::migration::Migrations;
+use crate::migration::net::Net;
+use crate::migration::relay::Relays;
+use crate::peers::{Peers, PeersError};
 use crate::platform::NodePlatform;
 use crate::runner::{Publish, Runner};
-use crate::services::Services;
+use crate::services::{Begin, RelayTo, Services};
 use crate::store::{Store, StoreError};
 use crate::tenants::Tenants;
 use nacre_vmm::elastic::ElasticError;
@@ -35,6 +39,9 @@ pub enum StartError {
     /// The platform's files.
     #[error(transparent)]
     Platform(#[from] nacre_attest::software::SoftwareError),
+    /// The node's key, or the nodes it trusts.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
     /// No way to make CVMs.
     #[error("/dev/kvm can't be opened: {0}; load the kvm module, or join the kvm group")]
     Kvm(std::io::Error),
@@ -66,13 +73,17 @@ pub struct Node {
     /// What is durable.
     pub store: Arc<Store>,
     /// Who may come in.
-    pub tenants: Tenants,
+    pub tenants: Arc<Tenants>,
     /// Modules to code.
     pub compiler: Arc<Compiler>,
     /// CVMs.
     pub runner: Arc<Runner>,
     /// Programs that run all the time.
-    pub services: Services,
+    pub services: Arc<Services>,
+    /// Other nodes, if they are listened to.
+    pub peers: Option<Peers>,
+    /// Tenants that move between nodes.
+    pub migrations: Arc<Migrations>,
     /// Calls.
     pub invoker: Arc<Invoker>,
     /// Who signs the reports of its CVMs.
@@ -117,7 +128,7 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
     // Before anything is changed: a second node must not get in the way of the first.
     let store = Arc::new(Store::open(&config.state_dir)?);
-    let listeners = listen(&config).await?;
+    let mut listeners = listen(&config).await?;
     let address = listeners.public.local_addr().map_err(system)?;
     let node = Arc::new(assemble(config, store, publish, address)?);
     let (runner, upkeep) = (node.runner.clone(), tokio::time::interval(UPKEEP));
@@ -131,12 +142,20 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
             }
         }),
     ];
+    node.migrations.recover()?;
     for tenant in node.tenants.all() {
+        let lost = node.store.directory().lost(tenant.name());
         for service in node.store.directory().services(tenant.name()) {
-            node.services.start(&tenant, service, None).await;
+            let lost = lost.as_ref().filter(|lost| lost.services.contains(&service.name));
+            let begin = lost.map_or(Begin::Fresh, |lost| Begin::Lost(lost.reason.clone()));
+            node.services.start(&tenant, service, None, begin).await;
         }
     }
     let socket = admin_socket(&node.config);
+    if let (Some(peers), Some(listener)) = (&node.peers, listeners.peers.take()) {
+        let router = http::peer_router(&node);
+        tokio::spawn(crate::peers::serve(peers.clone(), listener, router, node.stopping.subscribe()));
+    }
     let serving = tokio::spawn(http::serve(node.clone(), listeners));
     tracing::info!(%address, state_dir = %node.config.state_dir.display(), "the node serves");
     ready(address, &socket);
@@ -197,12 +216,29 @@ fn assemble(
         Runner::new(store.clone(), compiler.clone(), manager, platform.clone(), config.max_cvms, publish);
     let runner = Arc::new(runner);
     let api_host = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
+    let peers = config.peer_listen.map(|_| Peers::open(&config.state_dir)).transpose()?;
+    let net = peers.clone().map(|peers| Arc::new(peers) as Arc<dyn Net>);
+    let relay = net.clone().map(|net| Arc::new(Relays { net, store: store.clone() }) as Arc<dyn RelayTo>);
+    let host = config.service_host.unwrap_or(address.ip());
+    let services = Arc::new(Services::new(runner.clone(), host, relay));
+    let tenants = Arc::new(Tenants::load(store.directory().tenants()));
+    let migrations = Migrations::new(
+        store.clone(),
+        runner.clone(),
+        services.clone(),
+        tenants.clone(),
+        net,
+        config.incomings,
+    );
+    let invoker = Invoker::new(store.clone(), runner.clone(), migrations.clone(), api_host.clone());
     Ok(Node {
-        tenants: Tenants::load(store.directory().tenants()),
-        invoker: Arc::new(Invoker::new(store.clone(), runner.clone(), api_host.clone())),
+        tenants,
+        invoker: Arc::new(invoker),
+        peers,
+        migrations,
         url: api_host,
         platform,
-        services: Services::new(runner.clone(), config.service_host.unwrap_or(address.ip())),
+        services,
         store,
         compiler,
         runner,
@@ -229,6 +265,10 @@ async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
         Some(address) => Some(tcp(address).await?),
         None => None,
     };
+    let peers = match config.peer_listen {
+        Some(address) => Some(tcp(address).await?),
+        None => None,
+    };
     let path = admin_socket(config);
     let unix = || {
         use std::os::unix::fs::PermissionsExt;
@@ -242,5 +282,5 @@ async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
         Ok(listener)
     };
     let admin = unix().map_err(|error| StartError::Socket { path: path.display().to_string(), error })?;
-    Ok(Listeners { public, metrics, admin })
+    Ok(Listeners { public, metrics, peers, admin })
 }

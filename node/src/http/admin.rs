@@ -34,19 +34,27 @@ pub(super) fn router(node: &Arc<Node>) -> Router {
 
 /// Lets only the administrator's token through. Without one there is nothing here.
 pub(super) async fn needs_token(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
-    let Some(token) = &node.config.admin_token else { return ApiError::missing().into_response() };
+    if node.config.admin_token.is_none() {
+        return ApiError::missing().into_response();
+    }
     let given =
         request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
-    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
-    // Digests are of one length, so that the comparison tells nothing about the token's.
-    let digest = |bytes: &[u8]| Sha256::digest(bytes);
-    if bool::from(digest(given).ct_eq(&digest(token.as_bytes()))) {
+    if is_token(&node, given) {
         next.run(request).await
     } else {
         let text =
             "This needs the administrator's token as a bearer token, or the socket in the state directory.";
         ApiError::new(StatusCode::UNAUTHORIZED, text).into_response()
     }
+}
+
+/// Whether a header's value is the administrator's token.
+pub(super) fn is_token(node: &Node, given: &[u8]) -> bool {
+    let Some(token) = &node.config.admin_token else { return false };
+    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+    // Digests are of one length, so that the comparison tells nothing about the token's.
+    let digest = |bytes: &[u8]| Sha256::digest(bytes);
+    bool::from(digest(given).ct_eq(&digest(token.as_bytes())))
 }
 
 /// A new tenant.

@@ -12,6 +12,7 @@ pub mod error;
 pub mod extract;
 mod impatient;
 mod layer;
+mod moving;
 pub mod native;
 pub mod openwhisk;
 mod server;
@@ -36,6 +37,8 @@ pub struct Listeners {
     pub public: TcpListener,
     /// Metrics alone.
     pub metrics: Option<TcpListener>,
+    /// Other nodes.
+    pub peers: Option<TcpListener>,
     /// Administration.
     pub admin: UnixListener,
 }
@@ -62,7 +65,19 @@ fn router(node: &Arc<Node>, administrator: bool) -> Router {
     } else {
         guarded.route_layer(axum::middleware::from_fn_with_state(node.clone(), admin::needs_token))
     };
-    finish(openwhisk::router(node).merge(native::router(node)).merge(health_router(node)).merge(guarded))
+    let moving = axum::middleware::from_fn_with_state(node.clone(), moving::around);
+    let mut tenants = openwhisk::router(node).merge(native::router(node)).route_layer(moving);
+    if administrator {
+        tenants = tenants.layer(axum::Extension(native::migrations::Administrator));
+    }
+    finish(tenants.merge(health_router(node)).merge(guarded))
+}
+
+/// What other nodes may ask.
+pub fn peer_router(node: &Arc<Node>) -> Router {
+    let moving = axum::middleware::from_fn_with_state(node.clone(), moving::around_forwarded);
+    let tenants = openwhisk::router(node).merge(native::router(node)).route_layer(moving);
+    finish(crate::migration::peers::router(&node.migrations, tenants))
 }
 
 /// What no route takes, and the layer around everything.

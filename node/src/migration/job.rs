@@ -324,7 +324,10 @@ mod tests {
         job.note(&MoveNews::Attested);
         job.note(&progress(2, 4000, 500));
         let view = job.view();
-        assert_eq!((view.step, view.round, view.total_bytes, view.estimated_ms), (Step::Copying, 2, 4500, Some(500)));
+        assert_eq!(
+            (view.step, view.round, view.total_bytes, view.estimated_ms),
+            (Step::Copying, 2, 4500, Some(500))
+        );
         job.note(&MoveNews::Parked);
         assert_eq!(job.view().downtime_ms, None);
         job.step(Step::Running);

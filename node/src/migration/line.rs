@@ -60,7 +60,8 @@ impl Ears {
         if text.len() < length {
             return Err(broke("it ended"));
         }
-        serde_json::from_slice(&text).map_err(|error| strange(&format!("a word that is not understood ({error})")))
+        serde_json::from_slice(&text)
+            .map_err(|error| strange(&format!("a word that is not understood ({error})")))
     }
 
     /// The next word, in time.

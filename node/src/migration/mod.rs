@@ -14,7 +14,7 @@
 //! ```
 //! * [`line`]: the line between both. [`source`], [`destination`]: the two ends. [`deliver`]: a Commit that must arrive.
 //! * [`job`]: what is shown. [`relay`]: clients of services of tenants that are elsewhere. [`net`]: what this needs of other nodes.
-//! * [`tunnel`]: the seam to what keeps open connections.
+//! * [`peers`]: the peers of this node as that. [`tunnel`]: the seam to what keeps open connections.
 //!
 //! The durable states, and what follows from them after a crash, are in [`nacre_node_api::migration`] and [`crate::store`].
 
@@ -23,6 +23,7 @@ pub mod destination;
 pub mod job;
 pub mod line;
 pub mod net;
+pub mod peers;
 pub mod relay;
 pub mod source;
 pub mod tunnel;
@@ -186,7 +187,8 @@ impl Migrations {
             }
             let departing = self.runner.departing(tenant).ok_or(NotBegun::NoCvm)?;
             let surplus = (jobs.len() + 1).saturating_sub(MAX_SHOWN);
-            let mut over: Vec<_> = jobs.values().filter(|job| job.is_over()).map(|job| (job.begun_ms, job.id)).collect();
+            let mut over: Vec<_> =
+                jobs.values().filter(|job| job.is_over()).map(|job| (job.begun_ms, job.id)).collect();
             over.sort_unstable();
             for (_, id) in over.into_iter().take(surplus) {
                 jobs.remove(&id);
@@ -209,6 +211,19 @@ impl Migrations {
     #[must_use]
     pub fn job(&self, id: MigrationId) -> Option<Arc<Job>> {
         self.jobs().get(&id).cloned()
+    }
+
+    /// Whether a migration away from here has this id.
+    #[must_use]
+    pub fn knows(&self, id: MigrationId) -> bool {
+        self.jobs().contains_key(&id)
+            || self.store.outgoing().is_ok_and(|all| all.iter().any(|one| one.id == id))
+    }
+
+    /// The way to other nodes.
+    #[must_use]
+    pub fn net(&self) -> Option<&Arc<dyn Net>> {
+        self.net.as_ref()
     }
 
     /// The migration of a tenant that is under way.
@@ -238,7 +253,9 @@ impl Migrations {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         let Incomings { max, max_memory_bytes } = self.limits;
         if room.0 >= max {
-            return Err(format!("{max} migrations come to that node already, as many as may; try again later"));
+            return Err(format!(
+                "{max} migrations come to that node already, as many as may; try again later"
+            ));
         }
         if room.1.saturating_add(memory_bytes) > max_memory_bytes {
             return Err(format!(

@@ -55,7 +55,11 @@ pub trait Net: Send + Sync {
     ///
     /// # Errors
     /// If too many are awaited.
-    fn expect(&self, from: Digest, patience: Duration) -> Result<(String, Wait<std::net::TcpStream>), NetError>;
+    fn expect(
+        &self,
+        from: Digest,
+        patience: Duration,
+    ) -> Result<(String, Wait<std::net::TcpStream>), NetError>;
     /// Forwards a request of a tenant; its path begins with [`TENANT`].
     fn forward(&self, node: &str, request: Request<Body>) -> Wait<Response<Body>>;
 }
@@ -65,4 +69,3 @@ impl std::fmt::Debug for dyn Net {
         write!(f, "Net({})", self.own())
     }
 }
-

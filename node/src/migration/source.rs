@@ -5,8 +5,8 @@ use super::job::{Job, Step};
 use super::line::{Ears, Mouth, line};
 use super::net::{MOVE, Net, NetError, REJOIN};
 use super::{
-    AskRejoin, Away, Commit, DestinationWord, MAX_LANES, Migrations, Mode, MoveOrder, Offer, OutEvent, Outgoing,
-    Parked, RejoinTicket, SourceWord, Staged, Tickets, VERSION, tunnel,
+    AskRejoin, Away, Commit, DestinationWord, MAX_LANES, Migrations, Mode, MoveOrder, Offer, OutEvent,
+    Outgoing, Parked, RejoinTicket, SourceWord, Staged, Tickets, VERSION, tunnel,
 };
 use crate::names::hex;
 use crate::runner::{Departing, image_of};
@@ -17,7 +17,7 @@ use nacre_vmm::migration::{COMMIT_BYTES, MoveMode, MoveNews, MoveOptions, Moving
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -59,7 +59,7 @@ pub(super) async fn run(manager: &Arc<Migrations>, job: &Arc<Job>, plan: Plan) {
     let mut cancelled = job.cancelled();
     let asked = tokio::select! {
         asked = ask(manager, &plan) => asked,
-        _ = cancelled.wait_for(|cancelled| *cancelled) => Err(NetError("it was cancelled".into())),
+        () = asked_for(&mut cancelled) => Err(NetError("it was cancelled".into())),
     };
     let (record, ears, mouth) = match asked {
         Ok(asked) => asked,
@@ -238,7 +238,7 @@ impl Source {
                 Some(news) = self.news.recv() => self.heard_guest(news).await,
                 Some(word) = self.words.recv() => self.heard_node(word).await,
                 answer = answer(&mut self.delivery) => self.delivered(answer).await,
-                _ = cancelled.wait_for(|cancelled| *cancelled), if !asked => {
+                () = asked_for(&mut cancelled), if !asked => {
                     asked = true;
                     self.moving.cancel();
                     Flow::On
@@ -291,7 +291,9 @@ impl Source {
                 Ok(_) => break,
                 // What is not on the disk must not leave. The next start finds no mark, as after any crash.
                 Err(StoreError::Closed) => return std::future::pending().await,
-                Err(error) => tracing::error!(%error, "a tenant that is gone can't be marked so; its Commit waits"),
+                Err(error) => {
+                    tracing::error!(%error, "a tenant that is gone can't be marked so; its Commit waits")
+                }
             }
             tokio::time::sleep(STORE_PAUSE).await;
         }
@@ -344,7 +346,7 @@ impl Source {
         self.keep(OutEvent::Running).await;
     }
 
-    async fn keep(&self, event: OutEvent) {
+    async fn keep(&mut self, event: OutEvent) {
         if let Err(error) = self.manager.store.step_out(self.record.id, event).await {
             tracing::error!(%error, "a step of a migration is not kept; it is made again after a restart");
         }
@@ -409,7 +411,8 @@ impl Source {
         if !rejoining.lock().unwrap_or_else(PoisonError::into_inner).insert(channel) {
             return;
         }
-        let (net, url, moving) = (self.plan.net.clone(), self.record.peer.url.clone(), Arc::downgrade(&self.moving));
+        let (net, url, moving) =
+            (self.plan.net.clone(), self.record.peer.url.clone(), Arc::downgrade(&self.moving));
         let id = self.record.id;
         tokio::spawn(async move {
             let mut pause = REJOIN_PAUSES.0;
@@ -462,10 +465,17 @@ async fn answer(delivery: &mut Option<JoinHandle<Answer>>) -> Answer {
     }
 }
 
+/// Comes back when somebody wants the end.
+async fn asked_for(cancelled: &mut watch::Receiver<bool>) {
+    // Without a sender nobody can.
+    if cancelled.wait_for(|cancelled| *cancelled).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }
-

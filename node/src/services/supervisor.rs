@@ -128,7 +128,8 @@ impl Supervised {
         });
         let Means { runner, relay, address } = means;
         let standing = tenant.watch_standing();
-        let keeper = Keeper { runner, tenant, service, tell, log, relay, standing, relayed: this.relayed.clone() };
+        let keeper =
+            Keeper { runner, tenant, service, tell, log, relay, standing, relayed: this.relayed.clone() };
         let weak = Arc::downgrade(&this);
         let body = async move {
             let mut stopped = stopped;

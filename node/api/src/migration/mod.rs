@@ -20,6 +20,7 @@ pub use state::{
     Away, Commit, InEvent, InState, Incoming, Lost, OutEvent, OutState, Outgoing, PeerName, StepError,
 };
 pub use words::{
-    AskClient, AskCommit, AskRejoin, ClientAnswer, EndedCall, CommitAnswer, DestinationWord, MAX_LANES, MAX_WORD_BYTES, Mode, MoveOrder, Offer,
-    Parked, ProgramWord, RejoinTicket, SourceWord, Staged, Tickets, VERSION, bytes_of,
+    AskClient, AskCommit, AskRejoin, ClientAnswer, CommitAnswer, DestinationWord, EndedCall, MAX_LANES,
+    MAX_WORD_BYTES, Mode, MoveOrder, Offer, Parked, ProgramWord, RejoinTicket, SourceWord, Staged, Tickets,
+    VERSION, bytes_of,
 };

@@ -3,6 +3,7 @@
 
 mod activations;
 mod deployments;
+pub(super) mod migrations;
 mod sealed;
 mod state;
 
@@ -48,6 +49,7 @@ impl Modify for Schemes {
         (name = "deployments", description = "Functions and services: the modules that a tenant has deployed"),
         (name = "activations", description = "Calls that are over, or under way"),
         (name = "sealed", description = "Sealed CVMs: evidence, sessions, packages, key brokers"),
+        (name = "migrations", description = "Tenants that move to other nodes with all that runs in them"),
         (name = "state", description = "What runs now"),
         (name = "administration", description = "Tenants; on the administrative socket, or with the administrator's token")
     )
@@ -63,6 +65,9 @@ fn documented() -> OpenApiRouter<Arc<Node>> {
         .routes(routes!(activations::list))
         .routes(routes!(activations::get))
         .routes(routes!(state::ps))
+        .routes(routes!(migrations::begin, migrations::list))
+        .routes(routes!(migrations::get, migrations::cancel))
+        .routes(routes!(migrations::events))
         .routes(routes!(sealed::set_manifest, sealed::manifest))
         .routes(routes!(sealed::packages))
         .routes(routes!(sealed::put_package, sealed::remove_package))
@@ -104,6 +109,9 @@ mod tests {
             "/v1/activations",
             "/v1/activations/{id}",
             "/v1/ps",
+            "/v1/migrations",
+            "/v1/migrations/{id}",
+            "/v1/migrations/{id}/events",
             "/v1/tenants",
             "/v1/tenants/{name}",
         ] {
@@ -116,6 +124,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(paths.len(), 17);
+        assert_eq!(paths.len(), 20);
     }
 }
