@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Command::Logs(args) => node::drive::logs(&args),
         Command::Describe(args) => node::drive::describe(&args),
         Command::Rm(args) => node::drive::rm(&args),
+        Command::Migrate(args) => node::migrate::command(&args),
         Command::Platform(args) => sealed::platform(&args),
         Command::Manifest(args) => sealed::manifest(&args),
         Command::Measure(args) => sealed::measure(&args),

@@ -61,6 +61,15 @@ pub struct StartArgs {
     /// Address at which clients of services connect [default: that of --listen]
     #[arg(long, value_name = "IP")]
     pub service_host: Option<IpAddr>,
+    /// Address at which other nodes connect, for migrations [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub peer_listen: Option<SocketAddr>,
+    /// Migrations that may come to this node at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(0..=1024))]
+    pub max_incoming: u32,
+    /// Memory of the CVMs that may come at once
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = crate::values::parse_size)]
+    pub max_incoming_memory: u64,
     /// Physical CPUs that the workers of all CVMs share [default: all that this process may use]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,

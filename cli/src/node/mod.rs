@@ -1,10 +1,12 @@
-//! `nacre node` and the commands that drive a node: `tenant`, `deploy`, `invoke`, `ps`, `logs`, `describe`, `rm`.
+//! `nacre node` and the commands that drive a node: `tenant`, `deploy`, `invoke`, `ps`, `logs`, `describe`, `rm`, `migrate`.
 
 pub mod args;
 pub mod client;
 pub mod context;
 pub mod drive;
 pub mod drive_args;
+pub mod migrate;
+pub mod migrate_args;
 mod start;
 mod tenant;
 

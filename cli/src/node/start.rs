@@ -5,6 +5,7 @@ use super::{read_token, state_dir};
 use crate::failure::Failure;
 use crate::log;
 use crate::top::publish::Publisher;
+use nacre_node::migration::Incomings;
 use nacre_node::{Backend, NodeConfig};
 use std::any::Any;
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ pub fn command(args: StartArgs) -> Result<ExitCode, Failure> {
         listen: args.listen,
         metrics_listen: args.metrics_listen,
         service_host: args.service_host,
+        peer_listen: args.peer_listen,
+        incomings: Incomings { max: args.max_incoming as usize, max_memory_bytes: args.max_incoming_memory },
         cpus: args.cpus,
         backend,
         admin_token,
