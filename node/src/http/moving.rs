@@ -76,7 +76,10 @@ fn caller(node: &Node, request: &Request) -> Option<Arc<Tenant>> {
 
 /// Migrations that this node knows are asked about here, wherever their tenant is now.
 fn own_affair(node: &Node, request: &Request) -> bool {
-    let Some(rest) = request.uri().path().strip_prefix("/v1/migrations/") else { return false };
+    let path = request.uri().path();
+    let Some(rest) = path.strip_prefix("/v1/migrations/") else {
+        return path == "/v1/migrations" && *request.method() == Method::GET;
+    };
     let id = rest.split('/').next().and_then(crate::names::MigrationId::parse);
     id.is_some_and(|id| node.migrations.knows(id))
 }

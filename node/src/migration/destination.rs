@@ -122,7 +122,7 @@ async fn accept(
     let room = manager.take_room(offer.staged.tenant.limits.memory_bytes)?;
     check(manager, &offer)?;
     let net = manager.net.clone().ok_or("that node listens to no nodes")?;
-    let Offer { id, lanes, bandwidth, staged, .. } = offer;
+    let Offer { id, mode, lanes, bandwidth, staged, .. } = offer;
     let mut listeners = HashMap::new();
     for service in &staged.services {
         let listener = manager.services.listen(&staged.tenant.name, &service.name, service.port).await;
@@ -136,7 +136,7 @@ async fn accept(
     }
     let drafts = code(manager, &net, &staged, ears, mouth).await?;
     let tenant = staged.tenant.name.clone();
-    let record = Incoming { id, tenant, from, begun_ms: now_ms(), state: InState::Receiving };
+    let record = Incoming { id, tenant, from, mode, begun_ms: now_ms(), state: InState::Receiving };
     manager.store.stage(record, staged.clone(), drafts).await.map_err(|error| match error {
         StoreError::Edit(EditError::Exists) => {
             "the tenant is on its way to that node already; wait for it".to_owned()

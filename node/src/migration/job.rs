@@ -1,6 +1,6 @@
 //! A migration away from here as it goes on: what is shown of it, and its cancelling. In memory; what has to survive is in the store.
 
-use super::{Mode, OutState, Outgoing};
+use super::{InState, Incoming, Mode, OutState, Outgoing, PeerName};
 use crate::names::{MigrationId, TenantName, now_ms, rfc3339};
 use nacre_vmm::migration::MoveNews;
 use serde::Serialize;
@@ -129,6 +129,24 @@ impl MigrationView {
             OutState::Lost { reason } => (Step::Lost, Some(reason.clone())),
         };
         Self { step, error, ..Self::new(record) }
+    }
+
+    /// Of one to here, as far as this end knows it.
+    #[must_use]
+    pub fn incoming(record: &Incoming, own: String) -> Self {
+        let (step, error) = match &record.state {
+            InState::Receiving => (Step::Copying, None),
+            InState::Staged => (Step::Staged, None),
+            InState::Running => (Step::Running, None),
+            InState::Complete => (Step::Complete, None),
+            InState::Failed { reason } => (Step::Aborted, Some(reason.clone())),
+            InState::Lost { reason } => (Step::Lost, Some(reason.clone())),
+        };
+        let peer = PeerName { url: own, fingerprint: record.from };
+        let (id, tenant, mode, begun_ms) = (record.id, record.tenant.clone(), record.mode, record.begun_ms);
+        let state = OutState::Offered;
+        let record = Outgoing { id, tenant, uuid: String::new(), peer, mode, begun_ms, state };
+        Self { step, error, ..Self::new(&record) }
     }
 
     fn new(record: &Outgoing) -> Self {
@@ -282,7 +300,7 @@ impl Job {
 
 /// A migration's record as it begins.
 #[must_use]
-pub fn begin(tenant: &crate::tenants::Tenant, peer: super::PeerName, mode: Mode) -> Outgoing {
+pub fn begin(tenant: &crate::tenants::Tenant, peer: PeerName, mode: Mode) -> Outgoing {
     Outgoing {
         id: MigrationId::new(),
         tenant: tenant.name().clone(),
@@ -315,7 +333,7 @@ mod tests {
             id: MigrationId([1; 16]),
             tenant: TenantName::new("a").unwrap(),
             uuid: "u".into(),
-            peer: super::super::PeerName { url: "b:1".into(), fingerprint: Digest([2; 32]) },
+            peer: PeerName { url: "b:1".into(), fingerprint: Digest([2; 32]) },
             mode: Mode::Hybrid,
             begun_ms: 3,
             state: OutState::Offered,

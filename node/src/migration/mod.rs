@@ -248,6 +248,21 @@ impl Migrations {
         Ok(found.into_values().rev().collect())
     }
 
+    /// One migration, in either direction.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn view(&self, id: MigrationId) -> Result<Option<MigrationView>, crate::store::StoreError> {
+        if let Some(job) = self.job(id) {
+            return Ok(Some(job.view()));
+        }
+        if let Some(record) = self.store.outgoing()?.iter().find(|record| record.id == id) {
+            return Ok(Some(MigrationView::stored(record)));
+        }
+        let own = self.net.as_ref().and_then(|net| net.address()).unwrap_or_default();
+        Ok(self.store.incoming_of(id)?.map(|record| MigrationView::incoming(&record, own)))
+    }
+
     /// A place for a tenant that comes.
     fn take_room(self: &Arc<Self>, memory_bytes: u64) -> Result<Room, String> {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);

@@ -266,3 +266,6 @@ pub(crate) fn private_directory(dir: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 #[path = "store_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod migration_tests;

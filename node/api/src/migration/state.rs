@@ -243,6 +243,9 @@ pub struct Incoming {
     pub tenant: TenantName,
     /// Where from: the key of that node. Nobody else may ask about it.
     pub from: Digest,
+    /// How.
+    #[serde(default)]
+    pub mode: Mode,
     /// When it began, in milliseconds since 1970.
     pub begun_ms: u64,
     /// How far it is.

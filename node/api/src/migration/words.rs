@@ -104,6 +104,8 @@ pub struct Offer {
     pub source: Option<String>,
     /// Identifies the guest image and the CVM's shape, in hexadecimal digits: both ends need the same.
     pub image: String,
+    /// How it moves.
+    pub mode: Mode,
     /// Connections for memory.
     pub lanes: usize,
     /// Bytes per second that the source may send, if that is limited.

@@ -142,8 +142,7 @@ pub(super) async fn list(
 fn find(node: &Node, who: &Who, id: &str) -> Result<(MigrationId, MigrationView), ApiError> {
     let id =
         MigrationId::parse(id).ok_or_else(|| ApiError::bad("A migration's id has 32 hexadecimal digits."))?;
-    let text = id.to_string();
-    let view = node.migrations.all()?.into_iter().find(|view| view.id == text && who.may_see(&view.tenant));
+    let view = node.migrations.view(id)?.filter(|view| who.may_see(&view.tenant));
     Ok((id, view.ok_or_else(ApiError::missing)?))
 }
 
