@@ -19,6 +19,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// Where `/metrics` is served without a key, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where other nodes connect; without it this node knows no others.
+    pub peer_listen: Option<SocketAddr>,
     /// Where clients of services connect, if not where the public API listens.
     pub service_host: Option<IpAddr>,
     /// Everything durable is below this directory.
@@ -52,6 +54,7 @@ impl NodeConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3233)),
             metrics_listen: None,
+            peer_listen: None,
             service_host: None,
             state_dir,
             platform_dir: None,

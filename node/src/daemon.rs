@@ -4,6 +4,7 @@ use crate::compile::Compiler;
 use crate::config::NodeConfig;
 use crate::http::{self, Listeners};
 use crate::invoke::Invoker;
+use crate::peers::{Peers, PeersError};
 use crate::platform::NodePlatform;
 use crate::runner::{Publish, Runner};
 use crate::services::Services;
@@ -35,6 +36,9 @@ pub enum StartError {
     /// The platform's files.
     #[error(transparent)]
     Platform(#[from] nacre_attest::software::SoftwareError),
+    /// The node's key, or the nodes it trusts.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
     /// No way to make CVMs.
     #[error("/dev/kvm can't be opened: {0}; load the kvm module, or join the kvm group")]
     Kvm(std::io::Error),
@@ -77,6 +81,8 @@ pub struct Node {
     pub invoker: Arc<Invoker>,
     /// Who signs the reports of its CVMs.
     pub platform: Arc<NodePlatform>,
+    /// Other nodes; none without a peer port.
+    pub peers: Option<Peers>,
     /// Where clients reach it.
     pub url: String,
     /// Since when.
@@ -87,8 +93,19 @@ pub struct Node {
     pub stopping: watch::Sender<bool>,
 }
 
-/// Tells that the node is ready: where it listens, and the path of its administrative socket.
-pub type Ready<'r> = &'r mut dyn FnMut(SocketAddr, &std::path::Path);
+/// Where a node is.
+#[derive(Debug)]
+pub struct Addresses {
+    /// Its public interface.
+    pub public: SocketAddr,
+    /// Its peer port, if it has one.
+    pub peers: Option<SocketAddr>,
+    /// The path of its administrative socket.
+    pub admin: PathBuf,
+}
+
+/// Tells that the node is ready, and where it is.
+pub type Ready<'r> = &'r mut dyn FnMut(&Addresses);
 
 /// Runs a node until SIGTERM or SIGINT, or the end of standard input if the configuration says so. `ready` is called once it serves.
 ///
@@ -119,7 +136,9 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
     let store = Arc::new(Store::open(&config.state_dir)?);
     let listeners = listen(&config).await?;
     let address = listeners.public.local_addr().map_err(system)?;
-    let node = Arc::new(assemble(config, store, publish, address)?);
+    let peer_address = listeners.peers.as_ref().map(TcpListener::local_addr).transpose().map_err(system)?;
+    let peers = peer_address.map(|address| know_peers(&config, address)).transpose()?;
+    let node = Arc::new(assemble(config, store, publish, address, peers)?);
     let (runner, upkeep) = (node.runner.clone(), tokio::time::interval(UPKEEP));
     let background = [
         tokio::spawn(async move { runner.reap().await }),
@@ -139,7 +158,7 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
     let socket = admin_socket(&node.config);
     let serving = tokio::spawn(http::serve(node.clone(), listeners));
     tracing::info!(%address, state_dir = %node.config.state_dir.display(), "the node serves");
-    ready(address, &socket);
+    ready(&Addresses { public: address, peers: peer_address, admin: socket.clone() });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -187,6 +206,7 @@ fn assemble(
     store: Arc<Store>,
     publish: Option<Publish>,
     address: SocketAddr,
+    peers: Option<Peers>,
 ) -> Result<Node, StartError> {
     let cpus = config.cpus.map_or_else(CpuConfig::machine, CpuConfig::new);
     let manager = CpuManager::new(cpus)?;
@@ -201,6 +221,7 @@ fn assemble(
         tenants: Tenants::load(store.directory().tenants()),
         invoker: Arc::new(Invoker::new(store.clone(), runner.clone(), api_host.clone())),
         url: api_host,
+        peers,
         platform,
         services: Services::new(runner.clone(), config.service_host.unwrap_or(address.ip())),
         store,
@@ -211,6 +232,22 @@ fn assemble(
         connections: AtomicUsize::new(0),
         stopping: watch::channel(false).0,
     })
+}
+
+/// Who this node is for others, and where they reach it: where it listens, or under the machine's name if that is everywhere.
+fn know_peers(config: &NodeConfig, address: SocketAddr) -> Result<Peers, PeersError> {
+    let peers = Peers::open(&config.state_dir)?;
+    let url = if address.ip().is_unspecified() {
+        // A machine that does not tell its name has none that others know.
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{}:{}", machine.trim(), address.port()).parse().ok()
+    } else {
+        Some(address.into())
+    };
+    if let Some(url) = url {
+        peers.reached_at(url);
+    }
+    Ok(peers)
 }
 
 /// The path of the administrative socket.
@@ -229,6 +266,10 @@ async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
         Some(address) => Some(tcp(address).await?),
         None => None,
     };
+    let peers = match config.peer_listen {
+        Some(address) => Some(tcp(address).await?),
+        None => None,
+    };
     let path = admin_socket(config);
     let unix = || {
         use std::os::unix::fs::PermissionsExt;
@@ -242,5 +283,5 @@ async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
         Ok(listener)
     };
     let admin = unix().map_err(|error| StartError::Socket { path: path.display().to_string(), error })?;
-    Ok(Listeners { public, metrics, admin })
+    Ok(Listeners { public, metrics, peers, admin })
 }

@@ -4,6 +4,7 @@
 //! public listener    /api/v1/...  /v1/...  /ping  /healthz  /readyz          keys of tenants
 //!                    /v1/tenants  /metrics                                   the administrator's token, if one is set
 //! admin socket       all of it, administration and metrics without a token   whoever may open the socket: its owner
+//! peer port          /peer/v1/...                                            nodes that are trusted
 //! metrics listener   /metrics  /healthz  /readyz
 //! ```
 
@@ -14,6 +15,8 @@ mod impatient;
 mod layer;
 pub mod native;
 pub mod openwhisk;
+pub mod peer;
+mod peers_admin;
 mod server;
 pub(crate) mod watch;
 
@@ -36,6 +39,8 @@ pub struct Listeners {
     pub public: TcpListener,
     /// Metrics alone.
     pub metrics: Option<TcpListener>,
+    /// Other nodes.
+    pub peers: Option<TcpListener>,
     /// Administration.
     pub admin: UnixListener,
 }
@@ -51,12 +56,18 @@ pub async fn serve(node: Arc<Node>, listeners: Listeners) {
             server::serve(listener, Front { router, calls: None }, node.clone()).await;
         }
     };
-    tokio::join!(public, admin, metrics);
+    let peers = async {
+        if let (Some(listener), Some(peers)) = (listeners.peers, &node.peers) {
+            let router = finish(peer::router(&node));
+            crate::peers::serve(peers.clone(), listener, router, node.stopping.subscribe()).await;
+        }
+    };
+    tokio::join!(public, admin, metrics, peers);
 }
 
 /// Everything, for the public or for the administrator.
 fn router(node: &Arc<Node>, administrator: bool) -> Router {
-    let guarded = admin::router(node).merge(metrics_router(node));
+    let guarded = admin::router(node).merge(peers_admin::router(node)).merge(metrics_router(node));
     let guarded = if administrator {
         guarded
     } else {

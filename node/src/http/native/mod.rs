@@ -6,7 +6,7 @@ mod deployments;
 mod sealed;
 mod state;
 
-use super::admin;
+use super::{admin, peers_admin};
 use crate::daemon::Node;
 use axum::Router;
 use axum::http::header;
@@ -49,7 +49,7 @@ impl Modify for Schemes {
         (name = "activations", description = "Calls that are over, or under way"),
         (name = "sealed", description = "Sealed CVMs: evidence, sessions, packages, key brokers"),
         (name = "state", description = "What runs now"),
-        (name = "administration", description = "Tenants; on the administrative socket, or with the administrator's token")
+        (name = "administration", description = "Tenants and other nodes; on the administrative socket, or with the administrator's token")
     )
 )]
 struct Description;
@@ -78,6 +78,7 @@ fn documented() -> OpenApiRouter<Arc<Node>> {
 pub fn description() -> utoipa::openapi::OpenApi {
     let (_, mut description) = documented().split_for_parts();
     description.merge(admin::documented().into_openapi());
+    description.merge(peers_admin::documented().into_openapi());
     description
 }
 
@@ -106,6 +107,9 @@ mod tests {
             "/v1/ps",
             "/v1/tenants",
             "/v1/tenants/{name}",
+            "/v1/identity",
+            "/v1/peers",
+            "/v1/peers/{fingerprint}",
         ] {
             let methods = paths.get(path).and_then(|path| path.as_object());
             for (method, operation) in methods.unwrap_or_else(|| panic!("{path} is not described")) {
@@ -116,6 +120,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(paths.len(), 17);
+        assert_eq!(paths.len(), 20);
     }
 }
