@@ -14,7 +14,7 @@ use nacre_engine::CpuTarget;
 
 use crate::{
     host_cpu,
-    node::args::{NodeArgs, NodeCommand, TenantArgs, WorkerArgs},
+    node::args::{NodeArgs, TenantArgs, WorkerArgs},
     node::drive_args::{DeployArgs, DescribeArgs, InvokeArgs, LogsArgs, PsArgs, RmArgs},
     node::migrate_args::MigrateArgs,
     sealed::args::{
@@ -95,9 +95,7 @@ impl Command {
             Self::Demo(args) => args.json,
             Self::Bench(args) => args.json(),
             Self::Top(args) => args.json,
-            Self::Node(args) => match &args.command {
-                NodeCommand::Start(args) => args.json,
-            },
+            Self::Node(args) => args.json(),
             Self::Tenant(args) => args.json(),
             Self::Deploy(args) => args.json,
             Self::Invoke(args) => args.json,

@@ -20,10 +20,10 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// Where `/metrics` is served without a key, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where other nodes connect; without it this node knows no others.
+    pub peer_listen: Option<SocketAddr>,
     /// Where clients of services connect, if not where the public API listens.
     pub service_host: Option<IpAddr>,
-    /// Where other nodes connect, if anywhere.
-    pub peer_listen: Option<SocketAddr>,
     /// What is taken of other nodes at once.
     pub incomings: Incomings,
     /// Everything durable is below this directory.
@@ -57,8 +57,8 @@ impl NodeConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3233)),
             metrics_listen: None,
-            service_host: None,
             peer_listen: None,
+            service_host: None,
             incomings: Incomings { max: 4, max_memory_bytes: 16 << 30 },
             state_dir,
             platform_dir: None,

@@ -80,14 +80,14 @@ pub struct Node {
     pub runner: Arc<Runner>,
     /// Programs that run all the time.
     pub services: Arc<Services>,
-    /// Other nodes, if they are listened to.
-    pub peers: Option<Peers>,
     /// Tenants that move between nodes.
     pub migrations: Arc<Migrations>,
     /// Calls.
     pub invoker: Arc<Invoker>,
     /// Who signs the reports of its CVMs.
     pub platform: Arc<NodePlatform>,
+    /// Other nodes; none without a peer port.
+    pub peers: Option<Peers>,
     /// Where clients reach it.
     pub url: String,
     /// Since when.
@@ -98,8 +98,19 @@ pub struct Node {
     pub stopping: watch::Sender<bool>,
 }
 
-/// Tells that the node is ready: where it listens, and the path of its administrative socket.
-pub type Ready<'r> = &'r mut dyn FnMut(SocketAddr, &std::path::Path);
+/// Where a node is.
+#[derive(Debug)]
+pub struct Addresses {
+    /// Its public interface.
+    pub public: SocketAddr,
+    /// Its peer port, if it has one.
+    pub peers: Option<SocketAddr>,
+    /// The path of its administrative socket.
+    pub admin: PathBuf,
+}
+
+/// Tells that the node is ready, and where it is.
+pub type Ready<'r> = &'r mut dyn FnMut(&Addresses);
 
 /// Runs a node until SIGTERM or SIGINT, or the end of standard input if the configuration says so. `ready` is called once it serves.
 ///
@@ -128,9 +139,11 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
     // Before anything is changed: a second node must not get in the way of the first.
     let store = Arc::new(Store::open(&config.state_dir)?);
-    let mut listeners = listen(&config).await?;
+    let listeners = listen(&config).await?;
     let address = listeners.public.local_addr().map_err(system)?;
-    let node = Arc::new(assemble(config, store, publish, address)?);
+    let peer_address = listeners.peers.as_ref().map(TcpListener::local_addr).transpose().map_err(system)?;
+    let peers = peer_address.map(|address| know_peers(&config, address)).transpose()?;
+    let node = Arc::new(assemble(config, store, publish, address, peers)?);
     let (runner, upkeep) = (node.runner.clone(), tokio::time::interval(UPKEEP));
     let background = [
         tokio::spawn(async move { runner.reap().await }),
@@ -152,13 +165,9 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
         }
     }
     let socket = admin_socket(&node.config);
-    if let (Some(peers), Some(listener)) = (&node.peers, listeners.peers.take()) {
-        let router = http::peer_router(&node);
-        tokio::spawn(crate::peers::serve(peers.clone(), listener, router, node.stopping.subscribe()));
-    }
     let serving = tokio::spawn(http::serve(node.clone(), listeners));
     tracing::info!(%address, state_dir = %node.config.state_dir.display(), "the node serves");
-    ready(address, &socket);
+    ready(&Addresses { public: address, peers: peer_address, admin: socket.clone() });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -206,6 +215,7 @@ fn assemble(
     store: Arc<Store>,
     publish: Option<Publish>,
     address: SocketAddr,
+    peers: Option<Peers>,
 ) -> Result<Node, StartError> {
     let cpus = config.cpus.map_or_else(CpuConfig::machine, CpuConfig::new);
     let manager = CpuManager::new(cpus)?;
@@ -216,7 +226,6 @@ fn assemble(
         Runner::new(store.clone(), compiler.clone(), manager, platform.clone(), config.max_cvms, publish);
     let runner = Arc::new(runner);
     let api_host = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
-    let peers = config.peer_listen.map(|_| Peers::open(&config.state_dir)).transpose()?;
     let net = peers.clone().map(|peers| Arc::new(peers) as Arc<dyn Net>);
     let relay = net.clone().map(|net| Arc::new(Relays { net, store: store.clone() }) as Arc<dyn RelayTo>);
     let host = config.service_host.unwrap_or(address.ip());
@@ -247,6 +256,22 @@ fn assemble(
         connections: AtomicUsize::new(0),
         stopping: watch::channel(false).0,
     })
+}
+
+/// Who this node is for others, and where they reach it: where it listens, or under the machine's name if that is everywhere.
+fn know_peers(config: &NodeConfig, address: SocketAddr) -> Result<Peers, PeersError> {
+    let peers = Peers::open(&config.state_dir)?;
+    let url = if address.ip().is_unspecified() {
+        // A machine that does not tell its name has none that others know.
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{}:{}", machine.trim(), address.port()).parse().ok()
+    } else {
+        Some(address.into())
+    };
+    if let Some(url) = url {
+        peers.reached_at(url);
+    }
+    Ok(peers)
 }
 
 /// The path of the administrative socket.

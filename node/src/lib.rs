@@ -31,7 +31,7 @@ pub mod tenants;
 pub use nacre_node_api::{limits, names, outcome, records};
 
 pub use config::{Backend, NodeConfig};
-pub use daemon::{StartError, run};
+pub use daemon::{Addresses, StartError, run};
 
 // The smaller crate repeats these, so that it need not know the compiler.
 const _: () = assert!(

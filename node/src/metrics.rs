@@ -72,7 +72,12 @@ impl Interface {
         let [openwhisk, admin, native, other] = &INTERFACES;
         match path {
             path if path.starts_with("/api/") => openwhisk,
-            path if path.starts_with("/v1/tenants") => admin,
+            path if ["/v1/tenants", "/v1/peers", "/v1/identity"]
+                .iter()
+                .any(|admin| path.starts_with(admin)) =>
+            {
+                admin
+            }
             path if path.starts_with("/v1/") => native,
             _ => other,
         }

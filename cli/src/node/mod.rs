@@ -7,6 +7,7 @@ pub mod drive;
 pub mod drive_args;
 pub mod migrate;
 pub mod migrate_args;
+mod peers;
 mod start;
 mod tenant;
 
@@ -30,10 +31,12 @@ const DEFAULT_NODE: &str = "http://127.0.0.1:3233";
 /// `nacre node`.
 ///
 /// # Errors
-/// Why the node does not start.
+/// Why the node does not start, or what it says.
 pub fn command(args: NodeArgs) -> Result<ExitCode, Failure> {
     match args.command {
         NodeCommand::Start(args) => start(*args),
+        NodeCommand::Identity(args) => peers::identity(&args),
+        NodeCommand::Trust(args) => peers::trust(&args),
     }
 }
 

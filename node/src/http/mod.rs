@@ -4,6 +4,7 @@
 //! public listener    /api/v1/...  /v1/...  /ping  /healthz  /readyz          keys of tenants
 //!                    /v1/tenants  /metrics                                   the administrator's token, if one is set
 //! admin socket       all of it, administration and metrics without a token   whoever may open the socket: its owner
+//! peer port          /peer/v1/...                                            nodes that are trusted
 //! metrics listener   /metrics  /healthz  /readyz
 //! ```
 
@@ -15,6 +16,8 @@ mod layer;
 mod moving;
 pub mod native;
 pub mod openwhisk;
+pub mod peer;
+mod peers_admin;
 mod server;
 pub(crate) mod watch;
 
@@ -54,12 +57,18 @@ pub async fn serve(node: Arc<Node>, listeners: Listeners) {
             server::serve(listener, Front { router, calls: None }, node.clone()).await;
         }
     };
-    tokio::join!(public, admin, metrics);
+    let peers = async {
+        if let (Some(listener), Some(peers)) = (listeners.peers, &node.peers) {
+            let router = peer_router(&node);
+            crate::peers::serve(peers.clone(), listener, router, node.stopping.subscribe()).await;
+        }
+    };
+    tokio::join!(public, admin, metrics, peers);
 }
 
 /// Everything, for the public or for the administrator.
 fn router(node: &Arc<Node>, administrator: bool) -> Router {
-    let guarded = admin::router(node).merge(metrics_router(node));
+    let guarded = admin::router(node).merge(peers_admin::router(node)).merge(metrics_router(node));
     let guarded = if administrator {
         guarded
     } else {
@@ -74,10 +83,10 @@ fn router(node: &Arc<Node>, administrator: bool) -> Router {
 }
 
 /// What other nodes may ask.
-pub fn peer_router(node: &Arc<Node>) -> Router {
+fn peer_router(node: &Arc<Node>) -> Router {
     let moving = axum::middleware::from_fn_with_state(node.clone(), moving::around_forwarded);
     let tenants = openwhisk::router(node).merge(native::router(node)).route_layer(moving);
-    finish(crate::migration::peers::router(&node.migrations, tenants))
+    finish(peer::router(node).merge(crate::migration::peers::router(&node.migrations, tenants)))
 }
 
 /// What no route takes, and the layer around everything.

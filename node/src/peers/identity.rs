@@ -22,6 +22,7 @@ use x509_cert::certificate::TbsCertificate;
 use x509_cert::der::asn1::{GeneralizedTime, UtcTime};
 use x509_cert::der::{DateTime, EncodePem};
 use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::BasicConstraints;
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{SubjectPublicKeyInfoOwned, SubjectPublicKeyInfoRef};
@@ -120,12 +121,14 @@ fn certificate(key: &SigningKey) -> Result<String, builder::Error> {
     let spki = key.verifying_key().to_public_key_der().map_err(x509_cert::spki::Error::from)?;
     let mut serial = [1; 17];
     random(&mut serial[1..]);
-    let builder = CertificateBuilder::new(
+    let mut builder = CertificateBuilder::new(
         SelfSigned(Name::from_str(SUBJECT)?),
         SerialNumber::new(&serial)?,
         for_ever()?,
         SubjectPublicKeyInfoOwned::try_from(spki.as_bytes())?,
     )?;
+    // A certificate without any extension is one of version 1, which rustls does not read.
+    builder.add_extension(&BasicConstraints { ca: false, path_len_constraint: None })?;
     Ok(builder.build::<_, DerSignature>(key)?.to_pem(LineEnding::LF)?)
 }
 
@@ -139,7 +142,7 @@ fn for_ever() -> x509_cert::der::Result<Validity> {
     ))
 }
 
-/// Issuer and subject are the same, and there are no extensions.
+/// Issuer and subject are the same; extensions are added one by one.
 struct SelfSigned(Name);
 
 impl BuilderProfile for SelfSigned {

@@ -52,7 +52,7 @@ use rustls::crypto::CryptoProvider;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -111,7 +111,7 @@ impl Peers {
         self.core.identity.fingerprint
     }
 
-    /// Says where other nodes reach this one, for what they are told. Where nothing was said it is where it listens; the first word counts.
+    /// Says where other nodes reach this one, for what they are told; the first word counts.
     pub fn reached_at(&self, address: PeerUrl) {
         let _ = self.core.address.set(address);
     }
@@ -232,10 +232,5 @@ impl Peers {
         patience: Duration,
     ) -> (Ticket, impl Future<Output = Result<TcpStream, PeerError>> + Send + use<>) {
         self.tickets.issue(from, patience)
-    }
-
-    /// Where it listens is where it is reached, unless somebody said better.
-    fn listens_at(&self, address: SocketAddr) {
-        self.reached_at(address.into());
     }
 }

@@ -96,11 +96,6 @@ pub async fn serve(peers: Peers, listener: TcpListener, router: Router, mut stop
         Ok(config) => TlsAcceptor::from(config),
         Err(error) => return tracing::error!(%error, "the peer port can't be served"),
     };
-    if let Ok(address) = listener.local_addr()
-        && !address.ip().is_unspecified()
-    {
-        peers.listens_at(address);
-    }
     let (places, unknown) = (Semaphore::new(MAX_CONNECTIONS), Semaphore::new(MAX_STRANGERS));
     let (places, unknown) = (Arc::new(places), Arc::new(unknown));
     let strangers = Strangers::default();

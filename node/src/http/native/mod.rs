@@ -7,7 +7,7 @@ pub(super) mod migrations;
 mod sealed;
 mod state;
 
-use super::admin;
+use super::{admin, peers_admin};
 use crate::daemon::Node;
 use axum::Router;
 use axum::http::header;
@@ -51,7 +51,7 @@ impl Modify for Schemes {
         (name = "sealed", description = "Sealed CVMs: evidence, sessions, packages, key brokers"),
         (name = "migrations", description = "Tenants that move to other nodes with all that runs in them"),
         (name = "state", description = "What runs now"),
-        (name = "administration", description = "Tenants; on the administrative socket, or with the administrator's token")
+        (name = "administration", description = "Tenants and other nodes; on the administrative socket, or with the administrator's token")
     )
 )]
 struct Description;
@@ -83,6 +83,7 @@ fn documented() -> OpenApiRouter<Arc<Node>> {
 pub fn description() -> utoipa::openapi::OpenApi {
     let (_, mut description) = documented().split_for_parts();
     description.merge(admin::documented().into_openapi());
+    description.merge(peers_admin::documented().into_openapi());
     description
 }
 
@@ -114,6 +115,9 @@ mod tests {
             "/v1/migrations/{id}/events",
             "/v1/tenants",
             "/v1/tenants/{name}",
+            "/v1/identity",
+            "/v1/peers",
+            "/v1/peers/{fingerprint}",
         ] {
             let methods = paths.get(path).and_then(|path| path.as_object());
             for (method, operation) in methods.unwrap_or_else(|| panic!("{path} is not described")) {
@@ -124,6 +128,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(paths.len(), 20);
+        assert_eq!(paths.len(), 23);
     }
 }
