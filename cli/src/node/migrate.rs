@@ -46,7 +46,9 @@ pub fn command(args: &MigrateArgs) -> Result<ExitCode, Failure> {
     let order = serde_json::json!({
         "name": name, "to": to, "mode": args.mode.word(), "bandwidth": args.bandwidth, "lanes": args.lanes,
     });
-    let installed = ctrlc::set_handler(|| drop(PRESSED.fetch_add(1, Ordering::SeqCst)));
+    let installed = ctrlc::set_handler(|| {
+        PRESSED.fetch_add(1, Ordering::SeqCst);
+    });
     installed.map_err(|error| Failure::new("nacre", format_args!("no handler for Ctrl-C: {error}")))?;
     let begun =
         client.send(Method::POST, PATH, JSON, order.to_string().into_bytes())?.success(name)?.json()?;
