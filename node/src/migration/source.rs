@@ -152,6 +152,8 @@ struct Source {
     commit: Option<Commit>,
     delivery: Option<JoinHandle<Answer>>,
     runs_there: bool,
+    /// The guest has nothing more to give.
+    finished: bool,
     /// What the other node said before the guest ended it.
     refused: Option<String>,
     rejoining: Arc<Mutex<HashSet<u32>>>,
@@ -217,6 +219,7 @@ impl Source {
             commit: None,
             delivery: None,
             runs_there: false,
+            finished: false,
             refused: None,
             rejoining: Arc::default(),
         })
@@ -264,7 +267,11 @@ impl Source {
             MoveNews::Parked => self.parked().await,
             MoveNews::Commit(commit, outstanding) => self.gone(commit, outstanding).await,
             MoveNews::Aborted(_, text) if self.commit.is_none() => return self.aborted(text).await,
-            MoveNews::Complete(_) if self.runs_there => return self.complete().await,
+            MoveNews::Complete(_) => {
+                // It may be faster than the other node's disk.
+                self.finished = true;
+                return self.end().await;
+            }
             MoveNews::Broken(channel, text) if self.commit.is_some() => self.rejoin(channel, &text),
             _ => {}
         }
@@ -318,7 +325,10 @@ impl Source {
 
     async fn heard_node(&mut self, word: Result<DestinationWord, NetError>) -> Flow {
         match word {
-            Ok(DestinationWord::Running { .. }) if self.commit.is_some() => self.runs_there().await,
+            Ok(DestinationWord::Running { .. }) if self.commit.is_some() => {
+                self.runs_there().await;
+                return self.end().await;
+            }
             Ok(DestinationWord::Refused { reason }) if self.commit.is_none() => {
                 self.refused.get_or_insert(reason);
                 self.moving.cancel();
@@ -353,6 +363,11 @@ impl Source {
         }
     }
 
+    /// Over, if the other node has everything and says that it runs.
+    async fn end(&mut self) -> Flow {
+        if self.finished && self.runs_there { self.complete().await } else { Flow::On }
+    }
+
     async fn complete(&mut self) -> Flow {
         self.keep(OutEvent::Complete).await;
         self.plan.departing.machine().stop().await;
@@ -374,7 +389,10 @@ impl Source {
     async fn delivered(&mut self, answer: Answer) -> Flow {
         self.delivery = None;
         match answer {
-            Answer::Running => self.runs_there().await,
+            Answer::Running => {
+                self.runs_there().await;
+                return self.end().await;
+            }
             Answer::Complete => {
                 self.runs_there().await;
                 if self.plan.departing.machine().has_ended() {
