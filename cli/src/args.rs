@@ -14,8 +14,9 @@ use nacre_engine::CpuTarget;
 
 use crate::{
     host_cpu,
-    node::args::{NodeArgs, NodeCommand, TenantArgs, WorkerArgs},
+    node::args::{NodeArgs, TenantArgs, WorkerArgs},
     node::drive_args::{DeployArgs, DescribeArgs, InvokeArgs, LogsArgs, PsArgs, RmArgs},
+    node::migrate_args::MigrateArgs,
     sealed::args::{
         AttestArgs, AttestCommand, KeybrokerArgs, KeybrokerCommand, ManifestArgs, ManifestCommand,
         MeasureArgs, PlatformArgs, PlatformCommand, TunnelArgs,
@@ -65,6 +66,8 @@ pub enum Command {
     Describe(DescribeArgs),
     /// Remove what is deployed
     Rm(RmArgs),
+    /// Move a tenant to another node, with all that runs in it
+    Migrate(MigrateArgs),
     /// Make the root of a software platform, for development
     Platform(PlatformArgs),
     /// Make and sign a tenant's manifest
@@ -92,9 +95,7 @@ impl Command {
             Self::Demo(args) => args.json,
             Self::Bench(args) => args.json(),
             Self::Top(args) => args.json,
-            Self::Node(args) => match &args.command {
-                NodeCommand::Start(args) => args.json,
-            },
+            Self::Node(args) => args.json(),
             Self::Tenant(args) => args.json(),
             Self::Deploy(args) => args.json,
             Self::Invoke(args) => args.json,
@@ -102,6 +103,7 @@ impl Command {
             Self::Logs(args) => args.json,
             Self::Describe(args) => args.json,
             Self::Rm(args) => args.json,
+            Self::Migrate(args) => args.json,
             Self::Platform(PlatformArgs { command: PlatformCommand::Init(args) }) => args.json,
             Self::Manifest(args) => match &args.command {
                 ManifestCommand::Init(args) => args.json,

@@ -8,7 +8,9 @@ use nacre_cli::{
     args::{Cli, Command},
     bench, compile, demo, execute,
     failure::{EXIT_USAGE, Failure},
-    log, node, run, sealed, top,
+    log,
+    node::{self, args::NodeCommand},
+    run, sealed, top,
 };
 
 /// Calls of functions allocate on one thread what another frees, which this one is made for.
@@ -21,8 +23,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),
     };
-    // A node has a log of its own, always.
-    if !matches!(cli.command, Command::Node(_)) {
+    // A node that runs has a log of its own, always.
+    if !matches!(&cli.command, Command::Node(args) if matches!(args.command, NodeCommand::Start(_))) {
         log::init();
     }
     tracing::debug!(since_start_us = log::since_start().as_micros() as u64, "command line parsed");
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Logs(args) => node::drive::logs(&args),
         Command::Describe(args) => node::drive::describe(&args),
         Command::Rm(args) => node::drive::rm(&args),
+        Command::Migrate(args) => node::migrate::command(&args),
         Command::Platform(args) => sealed::platform(&args),
         Command::Manifest(args) => sealed::manifest(&args),
         Command::Measure(args) => sealed::measure(&args),

@@ -1,5 +1,6 @@
 //! What a node is started with.
 
+use crate::migration::Incomings;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,8 +20,12 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// Where `/metrics` is served without a key, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where other nodes connect; without it this node knows no others.
+    pub peer_listen: Option<SocketAddr>,
     /// Where clients of services connect, if not where the public API listens.
     pub service_host: Option<IpAddr>,
+    /// What is taken of other nodes at once.
+    pub incomings: Incomings,
     /// Everything durable is below this directory.
     pub state_dir: PathBuf,
     /// The software platform whose root signs for this node; in the state directory if none is named.
@@ -52,7 +57,9 @@ impl NodeConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3233)),
             metrics_listen: None,
+            peer_listen: None,
             service_host: None,
+            incomings: Incomings { max: 4, max_memory_bytes: 16 << 30 },
             state_dir,
             platform_dir: None,
             cpus: None,

@@ -4,9 +4,13 @@ use crate::compile::Compiler;
 use crate::config::NodeConfig;
 use crate::http::{self, Listeners};
 use crate::invoke::Invoker;
+use crate::migration::Migrations;
+use crate::migration::net::Net;
+use crate::migration::relay::Relays;
+use crate::peers::{Peers, PeersError};
 use crate::platform::NodePlatform;
 use crate::runner::{Publish, Runner};
-use crate::services::Services;
+use crate::services::{Begin, RelayTo, Services};
 use crate::store::{Store, StoreError};
 use crate::tenants::Tenants;
 use nacre_vmm::elastic::ElasticError;
@@ -35,6 +39,9 @@ pub enum StartError {
     /// The platform's files.
     #[error(transparent)]
     Platform(#[from] nacre_attest::software::SoftwareError),
+    /// The node's key, or the nodes it trusts.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
     /// No way to make CVMs.
     #[error("/dev/kvm can't be opened: {0}; load the kvm module, or join the kvm group")]
     Kvm(std::io::Error),
@@ -66,17 +73,21 @@ pub struct Node {
     /// What is durable.
     pub store: Arc<Store>,
     /// Who may come in.
-    pub tenants: Tenants,
+    pub tenants: Arc<Tenants>,
     /// Modules to code.
     pub compiler: Arc<Compiler>,
     /// CVMs.
     pub runner: Arc<Runner>,
     /// Programs that run all the time.
-    pub services: Services,
+    pub services: Arc<Services>,
+    /// Tenants that move between nodes.
+    pub migrations: Arc<Migrations>,
     /// Calls.
     pub invoker: Arc<Invoker>,
     /// Who signs the reports of its CVMs.
     pub platform: Arc<NodePlatform>,
+    /// Other nodes; none without a peer port.
+    pub peers: Option<Peers>,
     /// Where clients reach it.
     pub url: String,
     /// Since when.
@@ -87,8 +98,19 @@ pub struct Node {
     pub stopping: watch::Sender<bool>,
 }
 
-/// Tells that the node is ready: where it listens, and the path of its administrative socket.
-pub type Ready<'r> = &'r mut dyn FnMut(SocketAddr, &std::path::Path);
+/// Where a node is.
+#[derive(Debug)]
+pub struct Addresses {
+    /// Its public interface.
+    pub public: SocketAddr,
+    /// Its peer port, if it has one.
+    pub peers: Option<SocketAddr>,
+    /// The path of its administrative socket.
+    pub admin: PathBuf,
+}
+
+/// Tells that the node is ready, and where it is.
+pub type Ready<'r> = &'r mut dyn FnMut(&Addresses);
 
 /// Runs a node until SIGTERM or SIGINT, or the end of standard input if the configuration says so. `ready` is called once it serves.
 ///
@@ -119,7 +141,9 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
     let store = Arc::new(Store::open(&config.state_dir)?);
     let listeners = listen(&config).await?;
     let address = listeners.public.local_addr().map_err(system)?;
-    let node = Arc::new(assemble(config, store, publish, address)?);
+    let peer_address = listeners.peers.as_ref().map(TcpListener::local_addr).transpose().map_err(system)?;
+    let peers = peer_address.map(|address| know_peers(&config, address)).transpose()?;
+    let node = Arc::new(assemble(config, store, publish, address, peers)?);
     let (runner, upkeep) = (node.runner.clone(), tokio::time::interval(UPKEEP));
     let background = [
         tokio::spawn(async move { runner.reap().await }),
@@ -131,15 +155,19 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
             }
         }),
     ];
+    node.migrations.recover()?;
     for tenant in node.tenants.all() {
+        let lost = node.store.directory().lost(tenant.name());
         for service in node.store.directory().services(tenant.name()) {
-            node.services.start(&tenant, service, None).await;
+            let lost = lost.as_ref().filter(|lost| lost.services.contains(&service.name));
+            let begin = lost.map_or(Begin::Fresh, |lost| Begin::Lost(lost.reason.clone()));
+            node.services.start(&tenant, service, None, begin).await;
         }
     }
     let socket = admin_socket(&node.config);
     let serving = tokio::spawn(http::serve(node.clone(), listeners));
     tracing::info!(%address, state_dir = %node.config.state_dir.display(), "the node serves");
-    ready(address, &socket);
+    ready(&Addresses { public: address, peers: peer_address, admin: socket.clone() });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -187,6 +215,7 @@ fn assemble(
     store: Arc<Store>,
     publish: Option<Publish>,
     address: SocketAddr,
+    peers: Option<Peers>,
 ) -> Result<Node, StartError> {
     let cpus = config.cpus.map_or_else(CpuConfig::machine, CpuConfig::new);
     let manager = CpuManager::new(cpus)?;
@@ -197,12 +226,28 @@ fn assemble(
         Runner::new(store.clone(), compiler.clone(), manager, platform.clone(), config.max_cvms, publish);
     let runner = Arc::new(runner);
     let api_host = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
+    let net = peers.clone().map(|peers| Arc::new(peers) as Arc<dyn Net>);
+    let relay = net.clone().map(|net| Arc::new(Relays { net, store: store.clone() }) as Arc<dyn RelayTo>);
+    let host = config.service_host.unwrap_or(address.ip());
+    let services = Arc::new(Services::new(runner.clone(), host, relay));
+    let tenants = Arc::new(Tenants::load(store.directory().tenants()));
+    let migrations = Migrations::new(
+        store.clone(),
+        runner.clone(),
+        services.clone(),
+        tenants.clone(),
+        net,
+        config.incomings,
+    );
+    let invoker = Invoker::new(store.clone(), runner.clone(), migrations.clone(), api_host.clone());
     Ok(Node {
-        tenants: Tenants::load(store.directory().tenants()),
-        invoker: Arc::new(Invoker::new(store.clone(), runner.clone(), api_host.clone())),
+        tenants,
+        invoker: Arc::new(invoker),
+        peers,
+        migrations,
         url: api_host,
         platform,
-        services: Services::new(runner.clone(), config.service_host.unwrap_or(address.ip())),
+        services,
         store,
         compiler,
         runner,
@@ -211,6 +256,22 @@ fn assemble(
         connections: AtomicUsize::new(0),
         stopping: watch::channel(false).0,
     })
+}
+
+/// Who this node is for others, and where they reach it: where it listens, or under the machine's name if that is everywhere.
+fn know_peers(config: &NodeConfig, address: SocketAddr) -> Result<Peers, PeersError> {
+    let peers = Peers::open(&config.state_dir)?;
+    let url = if address.ip().is_unspecified() {
+        // A machine that does not tell its name has none that others know.
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{}:{}", machine.trim(), address.port()).parse().ok()
+    } else {
+        Some(address.into())
+    };
+    if let Some(url) = url {
+        peers.reached_at(url);
+    }
+    Ok(peers)
 }
 
 /// The path of the administrative socket.
@@ -229,6 +290,10 @@ async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
         Some(address) => Some(tcp(address).await?),
         None => None,
     };
+    let peers = match config.peer_listen {
+        Some(address) => Some(tcp(address).await?),
+        None => None,
+    };
     let path = admin_socket(config);
     let unix = || {
         use std::os::unix::fs::PermissionsExt;
@@ -242,5 +307,5 @@ async fn listen(config: &NodeConfig) -> Result<Listeners, StartError> {
         Ok(listener)
     };
     let admin = unix().map_err(|error| StartError::Socket { path: path.display().to_string(), error })?;
-    Ok(Listeners { public, metrics, admin })
+    Ok(Listeners { public, metrics, peers, admin })
 }

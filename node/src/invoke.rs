@@ -3,6 +3,7 @@
 //! A call goes on when its client goes away: it runs in a task of its own. What is acknowledged when: see [`crate::store`].
 
 use crate::limits::MAX_PARAMETERS_BYTES;
+use crate::migration::Migrations;
 use crate::names::{ActivationId, now_ms};
 use crate::records::{Action, Activation, KeyValue, Pending};
 use crate::runner::{Request, Runner};
@@ -83,6 +84,7 @@ impl<T: Send + 'static> Drop for Detached<T> {
 pub struct Invoker {
     store: Arc<Store>,
     runner: Arc<Runner>,
+    migrations: Arc<Migrations>,
     api_host: String,
     /// Every call under way holds a clone; taken when the node stops.
     under_way: std::sync::Mutex<Option<mpsc::Sender<()>>>,
@@ -92,10 +94,15 @@ pub struct Invoker {
 impl Invoker {
     /// `api_host` is what actions are told in `__OW_API_HOST`.
     #[must_use]
-    pub fn new(store: Arc<Store>, runner: Arc<Runner>, api_host: String) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        runner: Arc<Runner>,
+        migrations: Arc<Migrations>,
+        api_host: String,
+    ) -> Self {
         let (sender, receiver) = mpsc::channel(1);
         let (under_way, drained) = (std::sync::Mutex::new(Some(sender)), Mutex::new(receiver));
-        Self { store, runner, api_host, under_way, drained }
+        Self { store, runner, migrations, api_host, under_way, drained }
     }
 
     /// Calls an action. With `patience` it waits that long for the end.
@@ -155,6 +162,9 @@ impl Invoker {
             let activation = Arc::new(this.run(&tenant, &action, id, start_ms, stdin).await);
             if let Err(error) = this.store.record(tenant.owner().clone(), activation.clone()).await {
                 tracing::error!(%error, "an activation is not kept");
+            }
+            if !this.migrations.is_quiet() {
+                this.migrations.tell_owner(&tenant, &activation).await;
             }
             drop(held);
             activation

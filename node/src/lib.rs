@@ -9,6 +9,8 @@
 //! * [`compile`]: modules become code in child processes, bounded and in fair order.
 //! * [`platform`]: who signs reports of its CVMs.
 //! * [`runner`]: one CVM per tenant; the only module that knows the VMM. [`services`]: programs that run all the time.
+//! * [`migration`]: tenants that move between nodes.
+//! * [`peers`]: other nodes: who they are, which are trusted, and the way to them.
 //! * [`metrics`]: what is counted. [`daemon`]: start, signals, end.
 #![forbid(unsafe_code)]
 
@@ -18,6 +20,8 @@ pub mod daemon;
 pub mod http;
 pub mod invoke;
 pub mod metrics;
+pub mod migration;
+pub mod peers;
 pub mod platform;
 pub mod runner;
 pub mod services;
@@ -27,7 +31,7 @@ pub mod tenants;
 pub use nacre_node_api::{limits, names, outcome, records};
 
 pub use config::{Backend, NodeConfig};
-pub use daemon::{StartError, run};
+pub use daemon::{Addresses, StartError, run};
 
 // The smaller crate repeats these, so that it need not know the compiler.
 const _: () = assert!(

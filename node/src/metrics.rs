@@ -7,6 +7,7 @@ mod durations;
 
 pub use durations::Durations;
 
+use crate::migration::Step;
 use crate::records::Status;
 use crate::runner::View;
 use durations::BUCKETS;
@@ -44,6 +45,12 @@ fn describe() {
     describe_counter!("nacre_store_changes_total", "Changes that the store's transactions had.");
     describe_counter!("nacre_service_connections_total", "Connections that services accepted.");
     describe_counter!("nacre_service_restarts_total", "Services that were started again.");
+    describe_counter!("nacre_migrations_total", "Migrations away from here that ended, by outcome.");
+    describe_counter!("nacre_tenants_lost_total", "Tenants whose memory was lost in a migration.");
+    describe_histogram!(
+        "nacre_migration_downtime_seconds",
+        "Time from parked tasks here until the other node said that they run."
+    );
 }
 
 /// What is counted for every request to one kind of interface: to look a counter up costs as much as a tenth of a call.
@@ -65,7 +72,12 @@ impl Interface {
         let [openwhisk, admin, native, other] = &INTERFACES;
         match path {
             path if path.starts_with("/api/") => openwhisk,
-            path if path.starts_with("/v1/tenants") => admin,
+            path if ["/v1/tenants", "/v1/peers", "/v1/identity"]
+                .iter()
+                .any(|admin| path.starts_with(admin)) =>
+            {
+                admin
+            }
             path if path.starts_with("/v1/") => native,
             _ => other,
         }
@@ -143,6 +155,24 @@ pub fn service_connection() {
 /// A service was started again.
 pub fn service_restart() {
     counter!("nacre_service_restarts_total").increment(1);
+}
+
+/// A migration away from here ended.
+pub fn migration(outcome: Step, downtime_ms: Option<f64>) {
+    let outcome = match outcome {
+        Step::Complete => "complete",
+        Step::Lost => "lost",
+        _ => "aborted",
+    };
+    counter!("nacre_migrations_total", "outcome" => outcome).increment(1);
+    if let Some(ms) = downtime_ms {
+        histogram!("nacre_migration_downtime_seconds").record(ms / 1e3);
+    }
+}
+
+/// A tenant's memory is nowhere any more.
+pub fn lost_tenant() {
+    counter!("nacre_tenants_lost_total").increment(1);
 }
 
 /// A CVM was launched.

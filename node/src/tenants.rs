@@ -1,6 +1,7 @@
 //! Tenants as the node serves them: their keys, and what of their limits is in use.
 
 use crate::limits::TenantLimits;
+use crate::migration::Away;
 use crate::names::{TenantName, hex, now_ms, parse_hex};
 use crate::records::TenantRecord;
 use crate::store::commit::Owner;
@@ -11,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 
 /// Characters of a key; 64 of them have 380 bits.
 const KEY_CHARACTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -105,6 +107,18 @@ fn hash(salt: &[u8; 16], key: &str) -> [u8; 32] {
     Sha256::new().chain_update(salt).chain_update(key).finalize().into()
 }
 
+/// Where a tenant is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// Here.
+    #[default]
+    Here,
+    /// Its tasks are parked, to go on elsewhere or here: who wants something waits.
+    Parked,
+    /// At another node.
+    Away(Arc<Away>),
+}
+
 /// A tenant in service.
 #[derive(Debug)]
 pub struct Tenant {
@@ -116,6 +130,9 @@ pub struct Tenant {
     running: AtomicU64,
     body_bytes: AtomicU64,
     removed: AtomicBool,
+    standing: watch::Sender<Standing>,
+    /// Requests that wait for it to stand somewhere.
+    waiting: AtomicU64,
 }
 
 /// Something of a limit; given back when this is dropped.
@@ -161,6 +178,8 @@ impl Tenant {
             running: zero(),
             body_bytes: zero(),
             removed: AtomicBool::new(false),
+            standing: watch::Sender::default(),
+            waiting: zero(),
         })
     }
 
@@ -186,6 +205,32 @@ impl Tenant {
     #[must_use]
     pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+
+    /// Where it is, and when that changes.
+    #[must_use]
+    pub fn watch_standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// It is somewhere else now, or may be.
+    pub fn stand(&self, standing: Standing) {
+        self.standing.send_replace(standing);
+    }
+
+    /// A place for one more request that waits until it stands somewhere, of `most`.
+    ///
+    /// # Errors
+    /// How many wait.
+    pub fn begin_waiting(self: &Arc<Self>, most: u64) -> Result<Share, u64> {
+        take(&self.waiting, 1, most)?;
+        Ok(Share { tenant: self.clone(), what: |tenant| &tenant.waiting, amount: 1 })
     }
 
     /// A place for one more activation, or how many there are.
@@ -258,6 +303,23 @@ impl Tenants {
             known.as_ref().map_or(([0; 16], [0; 32]), |tenant| (tenant.salt, tenant.key_hash));
         let fits = bool::from(hash(&salt, &credentials.key).ct_eq(&wanted));
         known.filter(|_| fits)
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn named(&self, name: &TenantName) -> Option<Arc<Tenant>> {
+        let tenants = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        tenants.values().find(|tenant| tenant.name() == name).cloned()
+    }
+
+    /// A tenant has come; one that was here before stays the same if its record does.
+    pub fn welcome(&self, record: &TenantRecord) -> Option<Arc<Tenant>> {
+        if let Some(known) = self.named(&record.name).filter(|known| known.record == *record) {
+            return Some(known);
+        }
+        self.remove(&record.name);
+        self.add(record.clone());
+        self.named(&record.name)
     }
 
     /// All of them.

@@ -55,6 +55,7 @@ pub struct Node<'n> {
     place: &'n Place,
     process: Live,
     address: SocketAddr,
+    peer_address: Option<SocketAddr>,
 }
 
 /// A tenant: its name and credentials.
@@ -97,12 +98,18 @@ impl<'n> Node<'n> {
         let mut process = Live::start(&mut command)?;
         let ready: Value = serde_json::from_str(&process.hear()?)?;
         let address = ready["listen"].as_str().context("it says where it listens")?.parse()?;
-        Ok(Node { nacre, place, process, address })
+        let peer_address = ready["peer_listen"].as_str().map(str::parse).transpose()?;
+        Ok(Node { nacre, place, process, address, peer_address })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where other nodes reach it, if it was started with `--peer-listen`.
+    pub fn peer_address(&self) -> Result<SocketAddr> {
+        self.peer_address.context("it has no peer port")
     }
 
     /// Its URL.

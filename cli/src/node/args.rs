@@ -2,6 +2,7 @@
 
 use crate::values::{parse_memory, parse_time_limit};
 use clap::{Args, Subcommand, value_parser};
+use nacre_node::peers::{Fingerprint, PeerUrl};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,69 @@ pub struct NodeArgs {
 pub enum NodeCommand {
     /// Run a node in the foreground, until SIGTERM or Ctrl-C
     Start(Box<StartArgs>),
+    /// Show who a node is for other nodes, and how they come to trust it
+    Identity(IdentityArgs),
+    /// Trust another node, list those that are trusted, or trust one no more
+    Trust(Box<TrustArgs>),
+}
+
+impl NodeArgs {
+    /// Whether output is to be JSON.
+    #[must_use]
+    pub fn json(&self) -> bool {
+        match &self.command {
+            NodeCommand::Start(args) => args.json,
+            NodeCommand::Identity(args) => args.json,
+            NodeCommand::Trust(args) => args.json,
+        }
+    }
+}
+
+/// `nacre node identity`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  nacre node identity\n  nacre node identity --json | jq -r .fingerprint")]
+pub struct IdentityArgs {
+    /// The node's administration
+    #[command(flatten)]
+    pub target: AdminTarget,
+    /// Print the result, or an error, as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nacre node trust`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "nacre node trust HOST:PORT --fingerprint HEX [--name NAME]\n       nacre node trust --list\n       nacre node trust --remove HEX",
+    after_help = "Nodes trust each other by their keys, and both have to: run `nacre node identity` on each, and what it prints on the other. Without \
+    --fingerprint the other node is asked for it, and nothing is changed.\n\nExamples:\n  \
+    nacre node trust 10.0.0.2:3234 --fingerprint 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --name east\n  \
+    nacre node trust --list\n  \
+    nacre node trust --remove 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["peer", "list", "remove"]))]
+pub struct TrustArgs {
+    /// The other node's --peer-listen
+    #[arg(value_name = "HOST:PORT")]
+    pub peer: Option<PeerUrl>,
+    /// Its fingerprint, as `nacre node identity` prints it there
+    #[arg(long, value_name = "HEX", requires = "peer")]
+    pub fingerprint: Option<Fingerprint>,
+    /// What to call it
+    #[arg(long, value_name = "NAME", requires = "peer")]
+    pub name: Option<String>,
+    /// List the nodes that are trusted
+    #[arg(long)]
+    pub list: bool,
+    /// Trust the node with this fingerprint no more; its connections end
+    #[arg(long, value_name = "HEX")]
+    pub remove: Option<Fingerprint>,
+    /// The node's administration
+    #[command(flatten)]
+    pub target: AdminTarget,
+    /// Print the result, or an error, as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `--backend`.
@@ -49,7 +113,7 @@ pub enum LogFormat {
 #[command(after_help = "Examples:\n  \
     nacre node start\n  \
     nacre node start --listen 0.0.0.0:3233 --state-dir /var/lib/nacre --cpus 8 --log-format json\n  \
-    nacre node start --metrics-listen 127.0.0.1:9100\n\n\
+    nacre node start --metrics-listen 127.0.0.1:9100 --peer-listen 10.0.0.1:3234\n\n\
     Log: NACRE_LOG, such as info (default), debug or nacre_node=debug,warn; on standard error.")]
 pub struct StartArgs {
     /// Address of the HTTP interface; port 0 takes a free one
@@ -58,9 +122,18 @@ pub struct StartArgs {
     /// Everything durable is kept here [default: $XDG_STATE_HOME/nacre, else ~/.local/state/nacre]
     #[arg(long, value_name = "DIR", env = "NACRE_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Address for other nodes, which have to be trusted (nacre node trust) [default: no other nodes]
+    #[arg(long, value_name = "ADDR")]
+    pub peer_listen: Option<SocketAddr>,
     /// Address at which clients of services connect [default: that of --listen]
     #[arg(long, value_name = "IP")]
     pub service_host: Option<IpAddr>,
+    /// Migrations that may come to this node at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(0..=1024))]
+    pub max_incoming: u32,
+    /// Memory of the CVMs that may come at once
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = crate::values::parse_size)]
+    pub max_incoming_memory: u64,
     /// Physical CPUs that the workers of all CVMs share [default: all that this process may use]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,

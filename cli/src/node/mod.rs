@@ -1,10 +1,13 @@
-//! `nacre node` and the commands that drive a node: `tenant`, `deploy`, `invoke`, `ps`, `logs`, `describe`, `rm`.
+//! `nacre node` and the commands that drive a node: `tenant`, `deploy`, `invoke`, `ps`, `logs`, `describe`, `rm`, `migrate`.
 
 pub mod args;
 pub mod client;
 pub mod context;
 pub mod drive;
 pub mod drive_args;
+pub mod migrate;
+pub mod migrate_args;
+mod peers;
 mod start;
 mod tenant;
 
@@ -28,10 +31,12 @@ const DEFAULT_NODE: &str = "http://127.0.0.1:3233";
 /// `nacre node`.
 ///
 /// # Errors
-/// Why the node does not start.
+/// Why the node does not start, or what it says.
 pub fn command(args: NodeArgs) -> Result<ExitCode, Failure> {
     match args.command {
         NodeCommand::Start(args) => start(*args),
+        NodeCommand::Identity(args) => peers::identity(&args),
+        NodeCommand::Trust(args) => peers::trust(&args),
     }
 }
 

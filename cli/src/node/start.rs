@@ -5,6 +5,7 @@ use super::{read_token, state_dir};
 use crate::failure::Failure;
 use crate::log;
 use crate::top::publish::Publisher;
+use nacre_node::migration::Incomings;
 use nacre_node::{Backend, NodeConfig};
 use std::any::Any;
 use std::process::ExitCode;
@@ -28,7 +29,9 @@ pub fn command(args: StartArgs) -> Result<ExitCode, Failure> {
     let config = NodeConfig {
         listen: args.listen,
         metrics_listen: args.metrics_listen,
+        peer_listen: args.peer_listen,
         service_host: args.service_host,
+        incomings: Incomings { max: args.max_incoming as usize, max_memory_bytes: args.max_incoming_memory },
         cpus: args.cpus,
         backend,
         admin_token,
@@ -41,12 +44,18 @@ pub fn command(args: StartArgs) -> Result<ExitCode, Failure> {
     };
     log::init_daemon(args.log_format == LogFormat::Json);
     let json = args.json;
-    let mut ready = |address: std::net::SocketAddr, socket: &std::path::Path| {
+    let mut ready = |at: &nacre_node::Addresses| {
+        let peers = at.peers.map(|address| address.to_string());
         if json {
-            let object = serde_json::json!({ "listen": address.to_string(), "admin_socket": socket.to_string_lossy() });
+            let object = serde_json::json!({
+                "listen": at.public.to_string(),
+                "peer_listen": peers,
+                "admin_socket": at.admin.to_string_lossy(),
+            });
             println!("{object}");
         } else {
-            println!("nacre node: http://{address}, administration at {}", socket.display());
+            let peers = peers.map(|address| format!(", other nodes at {address}")).unwrap_or_default();
+            println!("nacre node: http://{}{peers}, administration at {}", at.public, at.admin.display());
         }
     };
     let publish: nacre_node::runner::Publish = Arc::new(|name, cvm| {

@@ -2,11 +2,13 @@
 //! everything that strangers write is read here.
 //!
 //! * [`names`], [`limits`]: parts. [`records`]: what the store keeps. [`wire`]: OpenWhisk's JSON, [`body`]: JSON at all.
+//! * [`migration`]: what a node keeps of migrations, and what two nodes say to each other about one.
 //! * [`outcome`]: from what a program wrote to the result of its activation.
 #![forbid(unsafe_code)]
 
 pub mod body;
 pub mod limits;
+pub mod migration;
 pub mod names;
 pub mod outcome;
 pub mod records;

@@ -283,6 +283,52 @@ impl fmt::Display for PackageId {
     }
 }
 
+/// Names a migration: 16 random bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MigrationId(pub [u8; 16]);
+
+impl MigrationId {
+    /// A new one.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut bytes = [0; 16];
+        random(&mut bytes);
+        Self(bytes)
+    }
+
+    /// Reads 32 hexadecimal digits.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        parse_hex(text).map(Self)
+    }
+}
+
+impl Default for MigrationId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TryFrom<String> for MigrationId {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("a migration's id has 32 hexadecimal digits")
+    }
+}
+
+impl From<MigrationId> for String {
+    fn from(id: MigrationId) -> String {
+        hex(&id.0)
+    }
+}
+
+impl fmt::Display for MigrationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
 /// Lower-case hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {

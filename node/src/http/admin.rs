@@ -1,6 +1,7 @@
 //! Administration: tenants. On the administrator's socket, or with the administrator's token.
 
 use super::error::ApiError;
+use super::extract;
 use super::native::ErrorBody;
 use crate::daemon::Node;
 use crate::limits::TenantLimits;
@@ -13,18 +14,15 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use http_body_util::{BodyExt, Limited};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use std::time::Duration;
 use subtle::ConstantTimeEq;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 /// Largest body of an administrative request in bytes.
 const MAX_BODY: usize = 64 << 10;
-const BODY_PATIENCE: Duration = Duration::from_secs(15);
 
 pub(super) fn documented() -> OpenApiRouter<Arc<Node>> {
     OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(remove))
@@ -36,19 +34,27 @@ pub(super) fn router(node: &Arc<Node>) -> Router {
 
 /// Lets only the administrator's token through. Without one there is nothing here.
 pub(super) async fn needs_token(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
-    let Some(token) = &node.config.admin_token else { return ApiError::missing().into_response() };
+    if node.config.admin_token.is_none() {
+        return ApiError::missing().into_response();
+    }
     let given =
         request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
-    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
-    // Digests are of one length, so that the comparison tells nothing about the token's.
-    let digest = |bytes: &[u8]| Sha256::digest(bytes);
-    if bool::from(digest(given).ct_eq(&digest(token.as_bytes()))) {
+    if is_token(&node, given) {
         next.run(request).await
     } else {
         let text =
             "This needs the administrator's token as a bearer token, or the socket in the state directory.";
         ApiError::new(StatusCode::UNAUTHORIZED, text).into_response()
     }
+}
+
+/// Whether a header's value is the administrator's token.
+pub(super) fn is_token(node: &Node, given: &[u8]) -> bool {
+    let Some(token) = &node.config.admin_token else { return false };
+    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+    // Digests are of one length, so that the comparison tells nothing about the token's.
+    let digest = |bytes: &[u8]| Sha256::digest(bytes);
+    bool::from(digest(given).ct_eq(&digest(token.as_bytes())))
 }
 
 /// A new tenant.
@@ -97,9 +103,7 @@ async fn list(State(node): State<Arc<Node>>) -> Json<Vec<TenantView>> {
     responses((status = 201, body = TenantView), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
         (status = 409, body = ErrorBody)))]
 async fn add(State(node): State<Arc<Node>>, body: Body) -> Result<(StatusCode, Json<TenantView>), ApiError> {
-    let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, MAX_BODY).collect()).await;
-    let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body came too slowly.");
-    let body = body.map_err(slow)?.map_err(|_| ApiError::too_large(None, MAX_BODY as u64))?.to_bytes();
+    let body = extract::small(body, MAX_BODY).await?;
     let NewTenant { name, limits } = nacre_node_api::body::record(&body)?;
     let credentials = Credentials::random();
     let record = credentials.record(name, limits.checked()?);

@@ -98,7 +98,8 @@ impl From<StoreError> for ApiError {
                 | EditError::PortTaken
                 | EditError::OtherOwner
                 | EditError::OlderManifest(_)
-                | EditError::SameManifestVersion(_),
+                | EditError::SameManifestVersion(_)
+                | EditError::Step(_),
             ) => StatusCode::CONFLICT,
             StoreError::Edit(EditError::TooMany(_)) => StatusCode::FORBIDDEN,
             StoreError::Edit(EditError::TooMuch) => StatusCode::PAYLOAD_TOO_LARGE,

@@ -8,7 +8,7 @@ use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::{HeaderMap, StatusCode, header, request::Parts};
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use nacre_node_api::body;
 use serde::Deserialize;
 use std::future::{Future, poll_fn};
@@ -223,6 +223,26 @@ where
     }
     let bytes = bytes.whole();
     Ok(Content { bytes, _share: share })
+}
+
+/// Reads a small body of at most `most` bytes that belongs to no tenant: of the administrator, or of another node.
+///
+/// # Errors
+/// 413 if it is longer, 408 if it comes too slowly, 400 if it breaks off.
+pub async fn small<B>(body: B, most: usize) -> Result<Bytes, ApiError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let body = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, most).collect()).await;
+    let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request's body came too slowly.");
+    let broken = |error: Box<dyn std::error::Error + Send + Sync>| {
+        if error.is::<LengthLimitError>() {
+            return ApiError::too_large(None, most as u64);
+        }
+        ApiError::bad("The request's body broke off, or is badly chunked.")
+    };
+    Ok(body.map_err(slow)?.map_err(broken)?.to_bytes())
 }
 
 /// The next piece of a body, all of which has to be there at `end`: some time from the first wait on.

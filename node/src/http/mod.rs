@@ -4,6 +4,7 @@
 //! public listener    /api/v1/...  /v1/...  /ping  /healthz  /readyz          keys of tenants
 //!                    /v1/tenants  /metrics                                   the administrator's token, if one is set
 //! admin socket       all of it, administration and metrics without a token   whoever may open the socket: its owner
+//! peer port          /peer/v1/...                                            nodes that are trusted
 //! metrics listener   /metrics  /healthz  /readyz
 //! ```
 
@@ -12,10 +13,13 @@ pub mod error;
 pub mod extract;
 mod impatient;
 mod layer;
+mod moving;
 pub mod native;
 pub mod openwhisk;
+pub mod peer;
+mod peers_admin;
 mod server;
-mod watch;
+pub(crate) mod watch;
 
 use crate::daemon::Node;
 use crate::metrics::Gauges;
@@ -36,6 +40,8 @@ pub struct Listeners {
     pub public: TcpListener,
     /// Metrics alone.
     pub metrics: Option<TcpListener>,
+    /// Other nodes.
+    pub peers: Option<TcpListener>,
     /// Administration.
     pub admin: UnixListener,
 }
@@ -51,18 +57,36 @@ pub async fn serve(node: Arc<Node>, listeners: Listeners) {
             server::serve(listener, Front { router, calls: None }, node.clone()).await;
         }
     };
-    tokio::join!(public, admin, metrics);
+    let peers = async {
+        if let (Some(listener), Some(peers)) = (listeners.peers, &node.peers) {
+            let router = peer_router(&node);
+            crate::peers::serve(peers.clone(), listener, router, node.stopping.subscribe()).await;
+        }
+    };
+    tokio::join!(public, admin, metrics, peers);
 }
 
 /// Everything, for the public or for the administrator.
 fn router(node: &Arc<Node>, administrator: bool) -> Router {
-    let guarded = admin::router(node).merge(metrics_router(node));
+    let guarded = admin::router(node).merge(peers_admin::router(node)).merge(metrics_router(node));
     let guarded = if administrator {
         guarded
     } else {
         guarded.route_layer(axum::middleware::from_fn_with_state(node.clone(), admin::needs_token))
     };
-    finish(openwhisk::router(node).merge(native::router(node)).merge(health_router(node)).merge(guarded))
+    let moving = axum::middleware::from_fn_with_state(node.clone(), moving::around);
+    let mut tenants = openwhisk::router(node).merge(native::router(node)).route_layer(moving);
+    if administrator {
+        tenants = tenants.layer(axum::Extension(native::migrations::Administrator));
+    }
+    finish(tenants.merge(health_router(node)).merge(guarded))
+}
+
+/// What other nodes may ask.
+fn peer_router(node: &Arc<Node>) -> Router {
+    let moving = axum::middleware::from_fn_with_state(node.clone(), moving::around_forwarded);
+    let tenants = openwhisk::router(node).merge(native::router(node)).route_layer(moving);
+    finish(peer::router(node).merge(crate::migration::peers::router(&node.migrations, tenants)))
 }
 
 /// What no route takes, and the layer around everything.

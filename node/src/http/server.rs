@@ -97,7 +97,7 @@ impl Service<Request<Incoming>> for Attended {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let busy = self.watch.busy();
         match &self.front.calls {
-            Some(node) if is_call(&request).is_some() => {
+            Some(node) if node.migrations.is_quiet() && is_call(&request).is_some() => {
                 let (head, node) = (Head::of(&request), node.clone());
                 Box::pin(async move {
                     let _busy = busy;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// What one connection does.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     begin: Instant,
     /// Requests that are being answered, and answers that the client does not take.
     busy: AtomicUsize,
@@ -18,7 +18,7 @@ pub(super) struct Watch {
 
 /// The connection is busy while this lives.
 #[derive(Debug)]
-pub(super) struct Busy(Arc<Watch>);
+pub(crate) struct Busy(Arc<Watch>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -29,19 +29,19 @@ impl Drop for Busy {
 
 impl Watch {
     /// Of a new connection.
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let (busy, since_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
         Arc::new(Self { begin: Instant::now(), busy, since_ms })
     }
 
     /// The connection begins to be busy.
-    pub(super) fn busy(self: &Arc<Self>) -> Busy {
+    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
     }
 
     /// Comes back when the connection was not busy for so long.
-    pub(super) async fn idle(&self, patience: Duration) {
+    pub(crate) async fn idle(&self, patience: Duration) {
         loop {
             let since = self.begin + Duration::from_millis(self.since_ms.load(Ordering::Relaxed));
             let busy = self.busy.load(Ordering::Relaxed) != 0;

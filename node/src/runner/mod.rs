@@ -6,23 +6,28 @@
 
 mod live;
 pub mod machine;
+mod moving;
 mod sealed;
 pub mod serving;
 
-pub use machine::{Reply, Request};
+pub use machine::{Ended, Reply, Request};
+pub use moving::{Arriving, Departing, image_of};
 pub use sealed::SealedError;
 
 use crate::compile::Compiler;
+use crate::limits::TenantLimits;
+use crate::names::TenantName;
 use crate::outcome::{End, Left};
 use crate::platform::{Manifest, NodePlatform};
 use crate::records::{ModuleRef, Service};
 use crate::store::Store;
-use crate::tenants::Tenant;
+use crate::tenants::{Standing, Tenant};
 use live::{Live, NoCode};
-use machine::{CallFailed, Ended, Machine, MachineSpec};
+use machine::{CallFailed, Machine, MachineSpec};
 use nacre_attest::manifest::SignedManifest;
 use nacre_vmm::elastic::CpuStats;
 use nacre_vmm::link::LinkStats;
+use nacre_vmm::tunnel::Adopted;
 use nacre_vmm::{CpuLimits, CpuManager, Cvm};
 use serving::ServiceCode;
 use std::any::Any;
@@ -124,6 +129,13 @@ pub struct InService {
     pub serving: serving::Serving,
     live: Arc<Live>,
     _held: Held,
+}
+
+impl InService {
+    /// Its tenant, and it with that, has moved to another node.
+    pub fn forget(self) {
+        self.serving.forget();
+    }
 }
 
 /// One tenant's CVM as it is now.
@@ -284,6 +296,24 @@ impl Runner {
         }
     }
 
+    /// Goes on with a service's program that came with its tenant.
+    ///
+    /// # Errors
+    /// If its CVM has ended since.
+    pub async fn go_on_serving(
+        self: &Arc<Self>,
+        tenant: &Arc<Tenant>,
+        program: Adopted,
+        log: serving::Log,
+    ) -> Result<InService, String> {
+        let seat = self.seat(tenant);
+        seat.busy.fetch_add(1, Ordering::SeqCst);
+        let held = Held(self.clone(), seat);
+        let live = held.1.get().ok_or("the CVM that it came with has ended")?;
+        let serving = live.machine.go_on_serving(program, log).map_err(|error| error.0)?;
+        Ok(InService { serving, _held: held, live })
+    }
+
     /// A service has ended: its CVM too?
     pub async fn served(&self, service: InService) {
         let InService { serving, _held, live } = service;
@@ -302,7 +332,10 @@ impl Runner {
         if let Some(live) = seat.get() {
             return Ok(live);
         }
-        self.make_room(seat).await?;
+        if seat.tenant.standing() != Standing::Here {
+            return Err(Ended("the tenant has moved to another node; ask again".into()));
+        }
+        self.make_room(Some(seat)).await?;
         for _ in 0..MAX_LAUNCHES {
             let live = self.launch(&seat.tenant).await?;
             // A manifest that came meanwhile found no CVM to end; one that comes from now on waits for this one.
@@ -324,8 +357,19 @@ impl Runner {
 
     /// Launches a CVM with the manifest that its tenant has now, and brings the packages in.
     async fn launch(&self, tenant: &Arc<Tenant>) -> Result<Arc<Live>, Ended> {
-        let limits = tenant.limits();
         let manifest = self.manifest(tenant)?;
+        let live = self.launch_bare(tenant.name(), tenant.limits(), manifest).await?;
+        self.bring_packages(&live, tenant).await;
+        Ok(live)
+    }
+
+    /// Launches a CVM for a tenant, and brings nothing in.
+    async fn launch_bare(
+        &self,
+        name: &TenantName,
+        limits: &TenantLimits,
+        manifest: Option<Manifest>,
+    ) -> Result<Arc<Live>, Ended> {
         let hash = manifest.as_ref().map(|manifest| manifest.hash);
         let spec = MachineSpec {
             memory_bytes: limits.memory_bytes,
@@ -342,13 +386,11 @@ impl Runner {
         let launched = tokio::task::spawn_blocking(move || Machine::launch(spec)).await;
         let machine = launched.map_err(|error| Ended(error.to_string()))??;
         crate::metrics::launched(begin.elapsed());
-        let name = tenant.name().as_str();
+        let name = name.as_str();
         tracing::info!(tenant = name, elapsed_us = begin.elapsed().as_micros() as u64, "CVM launched");
         let shown = self.publish.as_ref().map(|publish| publish(name, machine.cvm()));
         let generation = self.launches.fetch_add(1, Ordering::Relaxed);
-        let live = Arc::new(Live::new(machine, generation, hash, limits.memory_bytes / 4, shown));
-        self.bring_packages(&live, tenant).await;
-        Ok(live)
+        Ok(Arc::new(Live::new(machine, generation, hash, limits.memory_bytes / 4, shown)))
     }
 
     /// The manifest that a tenant's CVM is launched with.
@@ -368,15 +410,17 @@ impl Runner {
     }
 
     /// Ends the CVM that is idle longest, if there are as many as may be.
-    async fn make_room(&self, wanting: &Arc<Seat>) -> Result<(), Ended> {
+    async fn make_room(&self, wanting: Option<&Arc<Seat>>) -> Result<(), Ended> {
         let seats: Vec<Arc<Seat>> = self.seats().values().cloned().collect();
         let occupied: Vec<&Arc<Seat>> = seats.iter().filter(|seat| seat.get().is_some()).collect();
         if occupied.len() < self.max_cvms {
             return Ok(());
         }
-        let idle = occupied
-            .iter()
-            .filter(|seat| seat.busy.load(Ordering::SeqCst) == 0 && !Arc::ptr_eq(seat, wanting));
+        let is_idle = |seat: &&&Arc<Seat>| {
+            let wants = wanting.is_some_and(|wanting| Arc::ptr_eq(seat, wanting));
+            seat.busy.load(Ordering::SeqCst) == 0 && !wants
+        };
+        let idle = occupied.iter().filter(is_idle);
         let Some(oldest) = idle.min_by_key(|seat| seat.last_used.load(Ordering::Relaxed)) else {
             return Err(Ended(format!("{} CVMs are at work, as many as this node may have", occupied.len())));
         };

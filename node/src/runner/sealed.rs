@@ -52,6 +52,11 @@ impl Sealing {
     pub(super) fn new(generation: u64) -> Self {
         Self { generation, packages: Mutex::default(), provisioned: watch::Sender::new(false) }
     }
+
+    /// It has all it needs.
+    pub(super) fn provisioned(&self) {
+        self.provisioned.send_replace(true);
+    }
 }
 
 impl Runner {

@@ -5,6 +5,7 @@ use crate::names::PackageId;
 use crate::outcome::End;
 use nacre_compile::program::Program as Compiled;
 use nacre_vmm::program::{Connector, ProgramEvent, ProgramId, ProgramSpec, RunOptions};
+use nacre_vmm::tunnel::Adopted;
 use nacre_vmm::{Cvm, CvmError};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -28,12 +29,28 @@ pub struct Serving {
     pub ended: oneshot::Receiver<End>,
     cvm: Arc<Cvm>,
     id: ProgramId,
+    moved: bool,
+}
+
+impl Serving {
+    /// Its number in its CVM.
+    #[must_use]
+    pub fn program(&self) -> u32 {
+        self.id.0
+    }
+
+    /// It has moved to another CVM, where it goes on.
+    pub fn forget(mut self) {
+        self.moved = true;
+    }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // One that has ended already is not there any more.
-        self.cvm.end_program(self.id);
+        if !self.moved {
+            // One that has ended already is not there any more.
+            self.cvm.end_program(self.id);
+        }
     }
 }
 
@@ -60,7 +77,27 @@ impl Machine {
         thread.map_err(|error| Ended(format!("the kernel gives no thread: {error}")))?;
         let begun = start.recv();
         let (connector, id) = begun.map_err(|_| Ended(self.cvm().end_error().to_string()))?;
-        Ok(Serving { connector, ended, cvm: self.cvm().clone(), id })
+        Ok(Serving { connector, ended, cvm: self.cvm().clone(), id, moved: false })
+    }
+
+    /// Goes on with a service's program that came with its tenant.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub fn go_on_serving(&self, program: Adopted, log: Log) -> Result<Serving, Ended> {
+        let Adopted { id, events, .. } = program;
+        let cvm = self.cvm().clone();
+        let connector = cvm.connector(id);
+        let (tell, ended) = oneshot::channel();
+        let follow = move || {
+            let next = || events.recv().ok_or_else(|| cvm.end_error());
+            let consumed = |stream, end| cvm.consumed(id, stream, end);
+            let end = follow_events(next, consumed, &log);
+            let _ = tell.send(end.unwrap_or_else(|error| End::Lost(error.to_string())));
+        };
+        let thread = std::thread::Builder::new().name("service".into()).spawn(follow);
+        thread.map_err(|error| Ended(format!("the kernel gives no thread: {error}")))?;
+        Ok(Serving { connector, ended, cvm: self.cvm().clone(), id, moved: false })
     }
 }
 
@@ -82,11 +119,20 @@ fn follow(
     // It has no standard input. This fails only when the CVM has ended, which shows below.
     let _ = program.stdin().end();
     started(program.connector(), program.id);
+    follow_events(|| program.next_event(), |stream, end| program.consumed(stream, end), log)
+}
+
+/// Follows a program to its end; what it writes is told.
+fn follow_events(
+    next: impl Fn() -> Result<ProgramEvent, CvmError>,
+    consumed: impl Fn(u32, u64) -> Result<(), CvmError>,
+    log: &Log,
+) -> Result<End, CvmError> {
     loop {
-        match program.next_event()? {
+        match next()? {
             ProgramEvent::Output { stream, bytes, end } => {
                 log(stream, &bytes);
-                program.consumed(stream, end)?;
+                consumed(stream, end)?;
             }
             ProgramEvent::Exited(exit) => return Ok(end_of(exit)),
             ProgramEvent::InputCredit(_) | ProgramEvent::Message(..) => {}

@@ -8,6 +8,7 @@
 //!             +---------------------------------------------------+
 //!   clients -> kernel's queue -> gateway: accepts while it runs -> the CVM's relay
 //! ```
+//! A tenant that moved away leaves its gateways behind: they relay new clients to the node that has it.
 //! The port is listened on from the deployment on; connections are accepted only while the program runs, so that clients
 //! wait in the kernel's queue while it is started again. Once accepted a socket is handed to the CVM's relay
 //! for good: bytes, ends of streams and backpressure are its affair, in both directions.
@@ -16,9 +17,11 @@ mod gateway;
 mod log;
 mod supervisor;
 
+pub use gateway::RelayTo;
 pub use log::LogRing;
-pub use supervisor::{Phase, Status};
+pub use supervisor::{Begin, Phase, Status};
 
+use crate::migration::ProgramWord;
 use crate::names::{EntityName, TenantName};
 use crate::records::Service;
 use crate::runner::Runner;
@@ -27,7 +30,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use supervisor::Supervised;
+use supervisor::{Means, Supervised};
 use tokio::net::TcpListener;
 
 type Key = (TenantName, EntityName);
@@ -36,14 +39,15 @@ type Key = (TenantName, EntityName);
 pub struct Services {
     runner: Arc<Runner>,
     host: IpAddr,
+    relay: Option<Arc<dyn RelayTo>>,
     running: Mutex<HashMap<Key, Arc<Supervised>>>,
 }
 
 impl Services {
-    /// No services yet; clients connect at `host`.
+    /// No services yet; clients connect at `host`. `relay` is the way to services of tenants that moved away.
     #[must_use]
-    pub fn new(runner: Arc<Runner>, host: IpAddr) -> Self {
-        Self { runner, host, running: Mutex::default() }
+    pub fn new(runner: Arc<Runner>, host: IpAddr, relay: Option<Arc<dyn RelayTo>>) -> Self {
+        Self { runner, host, relay, running: Mutex::default() }
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<Key, Arc<Supervised>>> {
@@ -79,12 +83,22 @@ impl Services {
         tenant: &Arc<Tenant>,
         service: Arc<Service>,
         listener: Option<Arc<TcpListener>>,
+        begin: Begin,
     ) {
         let key = (tenant.name().clone(), service.name.clone());
         self.stop(&key.0, &key.1).await;
         let address = self.address(service.port);
-        let supervised = Supervised::start(self.runner.clone(), tenant.clone(), service, address, listener);
+        let means = Means { runner: self.runner.clone(), relay: self.relay.clone(), address };
+        let supervised = Supervised::start(means, tenant.clone(), service, listener, begin);
         self.running().insert(key, supervised);
+    }
+
+    /// The programs of a tenant's services, for the node that it moves to.
+    #[must_use]
+    pub fn programs(&self, tenant: &TenantName) -> Vec<ProgramWord> {
+        let running = self.running();
+        let own = running.iter().filter(|((owner, _), _)| owner == tenant);
+        own.map(|((_, name), supervised)| supervised.program(name.clone())).collect()
     }
 
     /// Ends a service and gives its port back.

@@ -1,14 +1,18 @@
 //! Keeps one service running: starts it, waits for its end, starts it again as its policy says, with growing pauses.
 
-use super::gateway;
+use super::gateway::{Gateway, RelayTo};
 use super::log::LogRing;
+use crate::migration::ProgramWord;
+use crate::names::EntityName;
 use crate::outcome::End;
 use crate::records::Service;
 use crate::runner::Runner;
-use crate::tenants::Tenant;
+use crate::tenants::{Standing, Tenant};
 use nacre_vmm::program::Connector;
+use nacre_vmm::tunnel::Adopted;
 use serde::Serialize;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -37,6 +41,22 @@ pub enum Phase {
     Ended,
     /// It can't be started.
     Failed,
+    /// Its tenant is at another node: clients are relayed there.
+    Moved,
+    /// Its memory was lost in a migration. It is not started again before it is deployed again, or removed.
+    Lost,
+}
+
+/// How a service begins.
+pub enum Begin {
+    /// Its program is started.
+    Fresh,
+    /// Its program has come with its tenant.
+    Arrived(Adopted),
+    /// Its program was over where it came from, for good: how.
+    Over(String),
+    /// It is lost: why.
+    Lost(String),
 }
 
 /// How a service is.
@@ -51,6 +71,8 @@ pub struct Status {
     pub last_end: Option<String>,
     /// Connections now.
     pub connections: usize,
+    /// Of clients that are relayed to the node where its tenant is now.
+    pub relayed: usize,
 }
 
 /// The same with what the gateway needs.
@@ -60,6 +82,8 @@ pub(super) struct State {
     restarts: u64,
     last_end: Option<String>,
     pub(super) connector: Option<Connector>,
+    /// The program's number.
+    program: Option<u32>,
 }
 
 /// A service and the tasks that keep it.
@@ -69,18 +93,27 @@ pub(super) struct Supervised {
     port: u16,
     listener: Mutex<Option<Arc<TcpListener>>>,
     log: Arc<LogRing>,
+    relayed: Arc<AtomicUsize>,
     task: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a supervisor works with.
+pub(super) struct Means {
+    pub(super) runner: Arc<Runner>,
+    pub(super) relay: Option<Arc<dyn RelayTo>>,
+    pub(super) address: SocketAddr,
 }
 
 impl Supervised {
     pub(super) fn start(
-        runner: Arc<Runner>,
+        means: Means,
         tenant: Arc<Tenant>,
         service: Arc<Service>,
-        address: SocketAddr,
         listener: Option<Arc<TcpListener>>,
+        begin: Begin,
     ) -> Arc<Self> {
-        let state = State { phase: Phase::Starting, restarts: 0, last_end: None, connector: None };
+        let phase = Phase::Starting;
+        let state = State { phase, restarts: 0, last_end: None, connector: None, program: None };
         let (tell, state) = watch::channel(state);
         let (stop, stopped) = watch::channel(false);
         let log = Arc::new(LogRing::default());
@@ -91,13 +124,23 @@ impl Supervised {
             port,
             listener: Mutex::new(listener.clone()),
             log: log.clone(),
+            relayed: Arc::default(),
             task: Mutex::default(),
         });
-        let keeper = Keeper { runner, tenant, service, tell, log };
+        let Means { runner, relay, address } = means;
+        let standing = tenant.watch_standing();
+        let keeper =
+            Keeper { runner, tenant, service, tell, log, relay, standing, relayed: this.relayed.clone() };
         let weak = Arc::downgrade(&this);
         let body = async move {
             let mut stopped = stopped;
             let keep = async {
+                let begin = match begin {
+                    // Clients are refused.
+                    Begin::Lost(reason) => return keeper.note(Phase::Lost, None, Some(reason)),
+                    Begin::Over(end) => return keeper.note(Phase::Ended, None, Some(end)),
+                    begin => begin,
+                };
                 let listener = match listener {
                     Some(listener) => listener,
                     None => keeper.listen(address).await,
@@ -105,7 +148,7 @@ impl Supervised {
                 if let Some(this) = weak.upgrade() {
                     *this.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener.clone());
                 }
-                keeper.keep(listener).await;
+                keeper.keep(listener, begin).await;
                 // Over for good: clients are refused rather than kept waiting.
                 if let Some(this) = weak.upgrade() {
                     this.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -132,7 +175,16 @@ impl Supervised {
             restarts: state.restarts,
             last_end: state.last_end.clone(),
             connections: state.connector.as_ref().map_or(0, |connector| connector.stats().open),
+            relayed: self.relayed.load(Ordering::Relaxed),
         }
+    }
+
+    /// Its program, for the node that its tenant moves to.
+    pub(super) fn program(&self, service: EntityName) -> ProgramWord {
+        let state = self.state.borrow();
+        let over = matches!(state.phase, Phase::Ended | Phase::Failed | Phase::Lost);
+        let over = over.then(|| state.last_end.clone().unwrap_or_default());
+        ProgramWord { service, program: state.program, over }
     }
 
     pub(super) fn logs(&self) -> Vec<String> {
@@ -158,6 +210,9 @@ struct Keeper {
     service: Arc<Service>,
     tell: watch::Sender<State>,
     log: Arc<LogRing>,
+    relay: Option<Arc<dyn RelayTo>>,
+    standing: watch::Receiver<Standing>,
+    relayed: Arc<AtomicUsize>,
 }
 
 impl Keeper {
@@ -188,20 +243,53 @@ impl Keeper {
     }
 
     /// Keeps the program running until its policy says that it is over.
-    async fn keep(&self, listener: Arc<TcpListener>) {
-        let gateway = gateway::run(listener, self.tenant.clone(), self.tell.subscribe());
+    async fn keep(&self, listener: Arc<TcpListener>, begin: Begin) {
+        let gateway = Gateway {
+            listener,
+            tenant: self.tenant.clone(),
+            service: self.service.name.clone(),
+            relay: self.relay.clone(),
+            relayed: self.relayed.clone(),
+        };
         tokio::select! {
-            () = gateway => {}
-            () = self.keep_program() => {}
+            () = gateway.run(self.tell.subscribe()) => {}
+            () = self.keep_program(begin) => {}
         }
     }
 
-    async fn keep_program(&self) {
+    /// Waits until the tenant is away; false if that will not be.
+    async fn away(&self) -> bool {
+        self.standing.clone().wait_for(|standing| matches!(standing, Standing::Away(_))).await.is_ok()
+    }
+
+    /// Waits until the tenant is here.
+    async fn here(&self) {
+        // The tenant outlives its services.
+        let _ = self.standing.clone().wait_for(|standing| *standing == Standing::Here).await;
+    }
+
+    async fn keep_program(&self, begin: Begin) {
         let mut pause = FIRST_PAUSE;
+        let mut arrived = match begin {
+            Begin::Arrived(program) => Some(program),
+            _ => None,
+        };
         loop {
-            self.note(Phase::Starting, None, None);
+            if matches!(self.tenant.standing(), Standing::Away(_)) {
+                self.note(Phase::Moved, None, None);
+            } else {
+                self.note(Phase::Starting, None, None);
+            }
+            self.here().await;
             let begin = Instant::now();
-            let (failed, end) = self.run_once().await;
+            let (failed, end) = match self.run_once(arrived.take()).await {
+                Some(end) => end,
+                // It goes on elsewhere. When the tenant comes back, this is replaced.
+                None => {
+                    self.note(Phase::Moved, None, None);
+                    return std::future::pending().await;
+                }
+            };
             let name = self.tenant.name().as_str();
             tracing::info!(
                 tenant = name,
@@ -223,26 +311,43 @@ impl Keeper {
         }
     }
 
-    /// Runs the program once; whether it failed, and how it ended.
-    async fn run_once(&self) -> (bool, String) {
-        let mut args = vec![self.service.name.as_str().to_owned()];
-        args.extend(self.service.args.iter().cloned());
+    /// Runs the program once, or goes on with one that came; whether it failed, and how it ended. `None` if it moved away.
+    async fn run_once(&self, arrived: Option<Adopted>) -> Option<(bool, String)> {
         let ring = self.log.clone();
         let log = Arc::new(move |stream: u32, bytes: &[u8]| ring.add(stream, bytes));
-        let mut running = match self.runner.serve(&self.tenant, &self.service, args, log).await {
-            Ok(running) => running,
-            Err(error) => return (true, format!("it can't be started: {error}")),
+        let begun = match arrived {
+            Some(program) => self.runner.go_on_serving(&self.tenant, program, log).await,
+            None => {
+                let mut args = vec![self.service.name.as_str().to_owned()];
+                args.extend(self.service.args.iter().cloned());
+                self.runner.serve(&self.tenant, &self.service, args, log).await
+            }
         };
+        let mut running = match begun {
+            Ok(running) => running,
+            Err(error) => return Some((true, format!("it can't be started: {error}"))),
+        };
+        let program = running.serving.program();
+        self.tell.send_modify(|state| state.program = Some(program));
         self.note(Phase::Running, Some(running.serving.connector.clone()), None);
-        let end = (&mut running.serving.ended).await;
-        self.tell.send_modify(|state| state.connector = None);
+        let end = tokio::select! {
+            // What became of a CVM that it is not in any more is nothing of its.
+            biased;
+            true = self.away() => None,
+            end = &mut running.serving.ended => Some(end),
+        };
+        self.tell.send_modify(|state| (state.connector, state.program) = (None, None));
+        let Some(end) = end else {
+            running.forget();
+            return None;
+        };
         self.runner.served(running).await;
-        match end {
+        Some(match end {
             Ok(End::Exit(0)) => (false, "it ended".to_owned()),
             Ok(End::Exit(code)) => (true, format!("it ended with code {code}")),
             Ok(End::Trap(text)) => (true, format!("it trapped: {}", text.lines().next().unwrap_or_default())),
             Ok(End::Error(text) | End::OutOfMemory(text) | End::Lost(text)) => (true, text),
             Ok(End::TimeLimit) | Err(_) => (true, "it was ended".to_owned()),
-        }
+        })
     }
 }

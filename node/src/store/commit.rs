@@ -57,6 +57,15 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Adds a reference to a module that is here.
+    pub(super) fn keep_known_module(&mut self, digest: Digest) -> Result<(), StoreError> {
+        let mut table = self.transaction.open_table(tables::MODULES)?;
+        let count = table.get(&digest.0)?.map(|count| count.value());
+        let count = count.ok_or(super::EditError::Missing)?;
+        table.insert(&digest.0, count + 1)?;
+        Ok(())
+    }
+
     /// Takes a reference away.
     pub(super) fn drop_module(&mut self, digest: Digest) -> Result<(), StoreError> {
         let mut table = self.transaction.open_table(tables::MODULES)?;

@@ -1,10 +1,12 @@
 //! Tenants, actions and services: in the database, and in memory as they are there, so that no request reads the disk for them.
 
 use super::commit::Change;
+use super::migrations::Marks;
 use super::modules::Draft;
 use super::sealed::{self, Sealed};
 use super::{Loaded, Store, StoreError, activations, tables};
 use crate::limits::{MAX_METADATA_BYTES, metadata_bytes};
+use crate::migration::{Away, Lost, Staged, bytes_of};
 use crate::names::{Digest, EntityName, TenantName};
 use crate::records::{Action, ModuleRef, Service, TenantRecord};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
@@ -43,6 +45,9 @@ pub enum EditError {
     /// Another manifest of the same version.
     #[error("the tenant has another manifest of version {0}; raise the version")]
     SameManifestVersion(u64),
+    /// A migration that does not go so.
+    #[error("{0}; look at it with nacre migrate --list")]
+    Step(String),
     /// A new action without code.
     #[error("a new action needs code; send exec with kind and code")]
     NoCode,
@@ -63,6 +68,7 @@ pub struct Directory(RwLock<State>);
 struct State {
     tenants: BTreeMap<TenantName, Arc<TenantRecord>>,
     owned: HashMap<TenantName, Owned>,
+    marks: Marks,
 }
 
 fn weight(action: &Action) -> usize {
@@ -71,8 +77,8 @@ fn weight(action: &Action) -> usize {
 
 impl Directory {
     pub(super) fn new(loaded: Loaded) -> Self {
-        let Loaded { tenants, actions, services, sealed, .. } = loaded;
-        let mut state = State::default();
+        let Loaded { tenants, actions, services, sealed, marks, .. } = loaded;
+        let mut state = State { marks, ..State::default() };
         for tenant in tenants {
             state.tenants.insert(tenant.name.clone(), Arc::new(tenant));
         }
@@ -154,6 +160,41 @@ impl Directory {
         edit(Arc::make_mut(&mut state.owned.entry(tenant.clone()).or_default().sealed));
     }
 
+    /// Where a tenant is that moved away.
+    #[must_use]
+    pub fn away(&self, tenant: &TenantName) -> Option<Away> {
+        self.read().marks.away.get(tenant).cloned()
+    }
+
+    /// What was lost of a tenant.
+    #[must_use]
+    pub fn lost(&self, tenant: &TenantName) -> Option<Lost> {
+        self.read().marks.lost.get(tenant).cloned()
+    }
+
+    pub(super) fn edit_marks(&self, edit: impl FnOnce(&mut Marks)) {
+        edit(&mut self.write().marks);
+    }
+
+    /// A tenant has come; what it had here before is gone.
+    pub(super) fn replace_tenant(&self, staged: Staged) {
+        let Staged { tenant, manifest, actions, services, packages, .. } = staged;
+        let name = tenant.name.clone();
+        let manifest = bytes_of(&manifest).map(Arc::from);
+        let packages = packages.into_iter().map(|package| (package.id, package)).collect();
+        let owned = Owned {
+            bytes: actions.iter().map(weight).sum(),
+            actions: actions.into_iter().map(|action| (action.name.clone(), Arc::new(action))).collect(),
+            services: services.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect(),
+            sealed: Arc::new(Sealed { manifest, packages }),
+        };
+        let mut state = self.write();
+        state.marks.away.remove(&name);
+        state.marks.lost.remove(&name);
+        state.tenants.insert(name.clone(), Arc::new(tenant));
+        state.owned.insert(name, owned);
+    }
+
     /// How many services there are in all.
     #[must_use]
     pub fn service_count(&self) -> usize {
@@ -201,7 +242,7 @@ impl Directory {
     }
 }
 
-type Owning<'t> = TableDefinition<'t, (&'static str, &'static str), &'static [u8]>;
+pub(super) type Owning<'t> = TableDefinition<'t, (&'static str, &'static str), &'static [u8]>;
 
 /// Whether a table has this name of this tenant.
 fn has(
@@ -214,7 +255,7 @@ fn has(
 }
 
 /// Removes all that a tenant has in a table; returns the modules.
-fn remove_all(
+pub(super) fn remove_all(
     transaction: &WriteTransaction,
     table: Owning<'_>,
     tenant: &TenantName,
@@ -283,10 +324,15 @@ impl Store {
                 .open_table(tables::PENDING)?
                 .retain_in((name.as_str(), &[0; 16])..=(name.as_str(), &[255; 16]), |_, _| false)?;
             activations::Tables::open(change.transaction)?.forget(name.as_str())?;
+            for table in [tables::AWAY, tables::LOST] {
+                change.transaction.open_table(table)?.remove(name.as_str())?;
+            }
             change.after(move |directory| {
                 let mut state = directory.write();
                 state.tenants.remove(&name);
                 state.owned.remove(&name);
+                state.marks.away.remove(&name);
+                state.marks.lost.remove(&name);
             });
             Ok(())
         };

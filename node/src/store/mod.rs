@@ -23,6 +23,7 @@ mod chunk;
 pub mod commit;
 mod directory;
 mod lock;
+mod migrations;
 pub mod modules;
 mod sealed;
 pub mod tables;
@@ -211,6 +212,7 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
             tables.insert(&tenant, vec![&activation])?;
         }
     }
+    migrations::restarted(&transaction)?;
     Ok(transaction.commit()?)
 }
 
@@ -219,6 +221,7 @@ struct Loaded {
     actions: Vec<(TenantName, Action)>,
     services: Vec<(TenantName, Service)>,
     sealed: Vec<(TenantName, sealed::Sealed)>,
+    marks: migrations::Marks,
     references: Vec<[u8; 32]>,
 }
 
@@ -249,7 +252,8 @@ fn load(database: &Database) -> Result<Loaded, StoreError> {
     }
     let (actions, services) = (owned(&transaction, tables::ACTIONS)?, owned(&transaction, tables::SERVICES)?);
     let sealed = sealed::load(&transaction)?;
-    Ok(Loaded { tenants, actions, services, sealed, references })
+    let marks = migrations::marks(&transaction)?;
+    Ok(Loaded { tenants, actions, services, sealed, marks, references })
 }
 
 /// A directory that is ours alone.
@@ -262,3 +266,6 @@ pub(crate) fn private_directory(dir: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 #[path = "store_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod migration_tests;

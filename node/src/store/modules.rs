@@ -76,6 +76,12 @@ impl Modules {
         }
     }
 
+    /// Whether a module is here.
+    #[must_use]
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
     /// Reads a module. Blocks.
     ///
     /// # Errors

@@ -10,20 +10,20 @@ use crate::records::{Activation, ModuleRef, Status, Version};
 use crate::tenants::Credentials;
 use serde_json::value::RawValue;
 
-fn name(text: &str) -> EntityName {
+pub(super) fn name(text: &str) -> EntityName {
     EntityName::new(text).unwrap()
 }
 
-fn tenant(text: &str) -> TenantName {
+pub(super) fn tenant(text: &str) -> TenantName {
     TenantName::new(text).unwrap()
 }
 
-fn record(text: &str, activations: u32) -> TenantRecord {
+pub(super) fn record(text: &str, activations: u32) -> TenantRecord {
     Credentials::random()
         .record(tenant(text), TenantLimits { activations, actions: 3, ..TenantLimits::default() })
 }
 
-fn owner(record: &TenantRecord) -> Owner {
+pub(super) fn owner(record: &TenantRecord) -> Owner {
     Owner { name: record.name.clone(), uuid: record.uuid.clone() }
 }
 
@@ -41,7 +41,7 @@ fn action(text: &str, digest: Digest) -> Action {
     }
 }
 
-fn activation(id: ActivationId, action: &str, text: &str) -> Arc<Activation> {
+pub(super) fn activation(id: ActivationId, action: &str, text: &str) -> Arc<Activation> {
     let call = Pending {
         action: name(action),
         version: Version::FIRST,
@@ -52,7 +52,7 @@ fn activation(id: ActivationId, action: &str, text: &str) -> Arc<Activation> {
     Arc::new(Activation { status: Status::Success, result, ..call.interrupted(id, 2) })
 }
 
-async fn put(store: &Store, owner: &str, text: &str, module: &[u8]) -> Result<Action, StoreError> {
+pub(super) async fn put(store: &Store, owner: &str, text: &str, module: &[u8]) -> Result<Action, StoreError> {
     use sha2::Digest as _;
     let digest = Digest(sha2::Sha256::digest(module).into());
     let draft = store.modules().draft(digest, module)?;

@@ -34,6 +34,17 @@ pub const MANIFESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("ma
 /// (tenant, id) -> [`Package`](crate::records::Package).
 pub const PACKAGES: TableDefinition<'_, (&str, &[u8; 16]), &[u8]> = TableDefinition::new("packages");
 
+/// Migration -> [`Outgoing`](crate::migration::Outgoing).
+pub const OUTGOING: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("outgoing migrations");
+/// Migration -> [`Incoming`](crate::migration::Incoming).
+pub const INCOMING: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("incoming migrations");
+/// Migration -> [`Staged`](crate::migration::Staged): nobody sees it before its tenant runs here.
+pub const STAGED: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("staged tenants");
+/// Tenant -> [`Away`](crate::migration::Away): it has moved, and is never started here.
+pub const AWAY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("moved tenants");
+/// Tenant -> [`Lost`](crate::migration::Lost).
+pub const LOST: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("lost tenants");
+
 /// A tenant as this transaction sees it.
 pub(super) fn tenant(transaction: &WriteTransaction, name: &str) -> Result<Option<TenantRecord>, StoreError> {
     let table = transaction.open_table(TENANTS)?;

@@ -12,9 +12,8 @@ use crate::cvm::{Cvm, CvmError};
 use crate::link::{Sender, window_of};
 use crate::vcpu::Shared;
 use nacre_abi::message::{Header, Kind, NO_PROGRAM};
-use nacre_abi::migrate::{
-    COMMIT_BYTES, FIRST_LANE, MoveEvent, MoveFailure, MoveMode, MoveProgress, MoveReport, MoveWord, SendOrder,
-};
+pub use nacre_abi::migrate::{COMMIT_BYTES, MoveFailure, MoveMode, MoveProgress, MoveReport};
+use nacre_abi::migrate::{FIRST_LANE, MoveEvent, MoveWord, SendOrder};
 use pipes::{Bells, Relay};
 use std::collections::HashMap;
 use std::io;

@@ -10,7 +10,7 @@ use crate::invoke::Invoked;
 use crate::limits::{ActionLimits, MAX_BLOCKING, MAX_PARAMETERS_BYTES};
 use crate::names::{EntityName, now_ms, rfc3339};
 use crate::records::{Action, ModuleRef, Restart, Service, Version};
-use crate::services::Status;
+use crate::services::{Begin, Status};
 use crate::tenants::Tenant;
 use axum::Json;
 use axum::body::Body;
@@ -197,7 +197,8 @@ async fn deploy_service(
         Ok(Service { name: key, version, module, port, restart, args, package: None, updated_ms: now_ms() })
     };
     let service = Arc::new(node.store.edit_service(tenant.name().clone(), name, draft, edit).await?);
-    node.services.start(tenant, service.clone(), Some(listener)).await;
+    node.store.found(tenant.name().clone(), service.name.clone()).await?;
+    node.services.start(tenant, service.clone(), Some(listener), Begin::Fresh).await;
     let is_new = service.version == Version::FIRST;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(DeploymentView::service(node, tenant, &service))))
@@ -211,6 +212,7 @@ pub(super) async fn remove(State(node): State<Arc<Node>>, place: Place) -> Resul
     let (tenant, name) = (place.tenant.name(), place.entity()?);
     if node.store.directory().service(tenant, name.as_str()).is_some() {
         node.store.remove_service(tenant.clone(), name.clone()).await?;
+        node.store.found(tenant.clone(), name.clone()).await?;
         node.services.stop(tenant, &name).await;
     } else {
         node.store.remove_action(tenant.clone(), name).await?;

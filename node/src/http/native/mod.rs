@@ -3,10 +3,11 @@
 
 mod activations;
 mod deployments;
+pub(super) mod migrations;
 mod sealed;
 mod state;
 
-use super::admin;
+use super::{admin, peers_admin};
 use crate::daemon::Node;
 use axum::Router;
 use axum::http::header;
@@ -48,8 +49,9 @@ impl Modify for Schemes {
         (name = "deployments", description = "Functions and services: the modules that a tenant has deployed"),
         (name = "activations", description = "Calls that are over, or under way"),
         (name = "sealed", description = "Sealed CVMs: evidence, sessions, packages, key brokers"),
+        (name = "migrations", description = "Tenants that move to other nodes with all that runs in them"),
         (name = "state", description = "What runs now"),
-        (name = "administration", description = "Tenants; on the administrative socket, or with the administrator's token")
+        (name = "administration", description = "Tenants and other nodes; on the administrative socket, or with the administrator's token")
     )
 )]
 struct Description;
@@ -63,6 +65,9 @@ fn documented() -> OpenApiRouter<Arc<Node>> {
         .routes(routes!(activations::list))
         .routes(routes!(activations::get))
         .routes(routes!(state::ps))
+        .routes(routes!(migrations::begin, migrations::list))
+        .routes(routes!(migrations::get, migrations::cancel))
+        .routes(routes!(migrations::events))
         .routes(routes!(sealed::set_manifest, sealed::manifest))
         .routes(routes!(sealed::packages))
         .routes(routes!(sealed::put_package, sealed::remove_package))
@@ -78,6 +83,7 @@ fn documented() -> OpenApiRouter<Arc<Node>> {
 pub fn description() -> utoipa::openapi::OpenApi {
     let (_, mut description) = documented().split_for_parts();
     description.merge(admin::documented().into_openapi());
+    description.merge(peers_admin::documented().into_openapi());
     description
 }
 
@@ -104,8 +110,14 @@ mod tests {
             "/v1/activations",
             "/v1/activations/{id}",
             "/v1/ps",
+            "/v1/migrations",
+            "/v1/migrations/{id}",
+            "/v1/migrations/{id}/events",
             "/v1/tenants",
             "/v1/tenants/{name}",
+            "/v1/identity",
+            "/v1/peers",
+            "/v1/peers/{fingerprint}",
         ] {
             let methods = paths.get(path).and_then(|path| path.as_object());
             for (method, operation) in methods.unwrap_or_else(|| panic!("{path} is not described")) {
@@ -116,6 +128,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(paths.len(), 17);
+        assert_eq!(paths.len(), 23);
     }
 }

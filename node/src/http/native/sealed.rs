@@ -9,6 +9,7 @@ use crate::http::extract::{self, Caller, Options, Place};
 use crate::names::{EntityName, PackageId, now_ms, rfc3339};
 use crate::records::{ModuleRef, Package, Service, Version};
 use crate::runner::SealedError;
+use crate::services::Begin;
 use crate::store::{EditError, StoreError};
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -311,7 +312,8 @@ pub(super) async fn run_service(
         Ok(Service { name: key, version, module, port, restart, args, package, updated_ms: now_ms() })
     };
     let service = Arc::new(node.store.edit_service(tenant.name().clone(), name, draft, edit).await?);
-    node.services.start(tenant, service.clone(), Some(listener)).await;
+    node.store.found(tenant.name().clone(), service.name.clone()).await?;
+    node.services.start(tenant, service.clone(), Some(listener), Begin::Fresh).await;
     Ok((StatusCode::CREATED, Json(DeploymentView::service(&node, tenant, &service))))
 }
 
@@ -325,6 +327,7 @@ pub(super) async fn stop_service(
 ) -> Result<StatusCode, ApiError> {
     let name = service_name(package_id(&place)?)?;
     node.store.remove_service(place.tenant.name().clone(), name.clone()).await?;
+    node.store.found(place.tenant.name().clone(), name.clone()).await?;
     node.services.stop(place.tenant.name(), &name).await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,0 +1,76 @@
+//! A Commit that must arrive: asked until the destination's node says that its guest runs, or that it does not know it any more.
+
+use super::net::{COMMIT, Net};
+use super::{AskCommit, Commit, CommitAnswer, Migrations, OutEvent, OutState, Outgoing, PeerName};
+use crate::names::MigrationId;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Pauses between two attempts: first and longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+
+/// What the destination says in the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It runs.
+    Running,
+    /// It needs nothing more from here.
+    Complete,
+    /// It does not know it.
+    Unknown(String),
+}
+
+/// Delivers a Commit. `alone`: the CVM here is gone, so that nothing more can be fetched; then it goes on until the other side needs nothing
+/// more. `running`: the other node has said so before.
+pub async fn deliver(
+    net: Arc<dyn Net>,
+    peer: PeerName,
+    id: MigrationId,
+    commit: Option<Commit>,
+    alone: bool,
+    running: bool,
+) -> Answer {
+    let mut pause = PAUSES.0;
+    let commit = commit.filter(|_| !running);
+    let question = serde_json::to_value(AskCommit { id, commit, alone }).unwrap_or_default();
+    loop {
+        let answer = net.ask(&peer.url, COMMIT, question.clone()).await;
+        match answer.map(serde_json::from_value::<CommitAnswer>) {
+            Ok(Ok(CommitAnswer::Running)) if !alone => return Answer::Running,
+            Ok(Ok(CommitAnswer::Complete)) => return Answer::Complete,
+            Ok(Ok(CommitAnswer::Unknown)) => {
+                return Answer::Unknown(format!("{} does not know the migration any more", peer.url));
+            }
+            Ok(Ok(CommitAnswer::Running | CommitAnswer::Waiting)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the answer to a Commit is not understood"),
+            Err(error) => tracing::warn!(%error, "a Commit is not delivered yet"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Delivers a Commit that a former run of the node has left.
+pub(super) async fn after_restart(manager: Arc<Migrations>, record: Outgoing) {
+    let Some(net) = manager.net.clone() else {
+        tracing::warn!(id = %record.id, "a Commit waits to be delivered; start the node with --peer-listen");
+        return;
+    };
+    let (commit, running) = match &record.state {
+        OutState::Gone { commit, .. } => (Some(commit.clone()), false),
+        _ => (None, true),
+    };
+    let event = match deliver(net, record.peer.clone(), record.id, commit, true, running).await {
+        Answer::Running | Answer::Complete => OutEvent::Complete,
+        Answer::Unknown(reason) => OutEvent::Unknown(reason),
+    };
+    match manager.store.step_out(record.id, event).await {
+        Ok(Outgoing { state: OutState::Lost { .. }, .. }) => {
+            if let Some(tenant) = manager.tenants.named(&record.tenant) {
+                manager.lost(&tenant).await;
+            }
+        }
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "a step of a migration is not kept"),
+    }
+}

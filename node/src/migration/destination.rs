@@ -1,0 +1,590 @@
+//! The destination of a migration: takes a tenant's records and its memory, and goes on with it.
+
+use super::line::{Ears, Mouth, PATIENCE, line};
+use super::net::{Duplex, Net, NetError};
+use super::{
+    AskCommit, AskRejoin, Commit, CommitAnswer, DestinationWord, InEvent, InState, Incoming, Incomings,
+    MAX_LANES, Migrations, Offer, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, Tickets,
+    VERSION, bytes_of, tunnel,
+};
+use crate::names::{Digest, EntityName, MigrationId, now_ms};
+use crate::runner::{Arriving, image_of};
+use crate::services::Begin;
+use crate::store::modules::Draft;
+use crate::store::{EditError, StoreError};
+use crate::tenants::Standing;
+use nacre_vmm::migration::{MoveNews, Moving, Streams};
+use nacre_vmm::tunnel::{Adopted, Roster};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// Largest module that is taken, and all of a tenant's together, in bytes.
+const MAX_MODULE_BYTES: u64 = 1 << 30;
+const MAX_MODULES_BYTES: u64 = 8 << 30;
+/// News of the guest that wait to be dealt with.
+const MAX_NEWS: usize = 1024;
+/// How long a staged CVM waits for its Commit once its source is out of reach. Then the tenant is lost, if it was gone from there.
+const STAGED_PATIENCE: Duration = Duration::from_secs(3600);
+/// How long one who asks waits for the guest.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long what is on its way may take when the source's CVM is gone: then no more comes.
+const REST_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the CVM has ended.
+const LOOK: Duration = Duration::from_secs(1);
+/// First guess of the bandwidth, in bytes per second.
+const BANDWIDTH: u64 = 1 << 30;
+/// Between attempts to write that the tenant is here, when the disk refuses.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+
+/// What others tell a migration to here, beside its line.
+pub enum Order {
+    /// The Commit, maybe once more; the source's CVM is gone if `alone`. Told once it has been dealt with.
+    Commit {
+        /// What activates the guest.
+        commit: Option<Commit>,
+        /// Nothing more can be fetched.
+        alone: bool,
+        /// The tenant runs, or it will not.
+        told: oneshot::Sender<()>,
+    },
+    /// Another connection in place of one that broke.
+    Rejoin(u32, std::net::TcpStream),
+}
+
+/// Takes a tenant that another node brings.
+pub async fn attend(manager: Arc<Migrations>, from: Digest, stream: Box<dyn Duplex>) {
+    let (mut ears, mut mouth) = line(stream);
+    let accepted = match ears.hear_soon().await {
+        Ok(SourceWord::Offer(offer)) => accept(&manager, from, *offer, &mut ears, &mut mouth).await,
+        Ok(_) => Err("the first word is no offer; update the older node".to_owned()),
+        Err(error) => Err(error.0),
+    };
+    match accepted {
+        Ok(ready) => Arrival::new(manager, ready, ears, mouth).follow().await,
+        Err(reason) => {
+            tracing::info!(reason, "a migration to here is refused");
+            // Who brought it may have gone.
+            let _ = mouth.say(&DestinationWord::Refused { reason }).await;
+        }
+    }
+}
+
+/// What was made ready for a tenant.
+struct Ready {
+    id: MigrationId,
+    staged: Staged,
+    listeners: HashMap<EntityName, Arc<TcpListener>>,
+    arriving: Arriving,
+    moving: Moving,
+    news: mpsc::Receiver<MoveNews>,
+    room: Room,
+}
+
+/// Checks all that can be checked before anything is spent.
+fn check(manager: &Migrations, offer: &Offer) -> Result<(), String> {
+    let Offer { version, staged, lanes, image, .. } = offer;
+    if *version != VERSION {
+        return Err(format!(
+            "that node speaks version {VERSION} of migrations, this one {version}; update the older one"
+        ));
+    }
+    let total: u64 = staged.modules().map(|(_, bytes)| bytes).fold(0, u64::saturating_add);
+    if !staged.is_sound() || !(1..=MAX_LANES).contains(lanes) || total > MAX_MODULES_BYTES {
+        return Err(
+            "the tenant's records do not fit together; look at the source's version and limits".into()
+        );
+    }
+    let own = image_of(&staged.tenant.limits).map_err(|error| error.0)?;
+    if own != *image {
+        return Err("that node has another guest image; update the older node".into());
+    }
+    let (name, uuid) = (&staged.tenant.name, &staged.tenant.uuid);
+    if let Some(here) = manager.store.directory().tenant(name.as_str())
+        && (here.uuid != *uuid || manager.store.directory().away(name).is_none())
+    {
+        return Err(format!(
+            "that node has a tenant {name} already; remove that one, or choose another node"
+        ));
+    }
+    Ok(())
+}
+
+async fn accept(
+    manager: &Arc<Migrations>,
+    from: Digest,
+    offer: Offer,
+    ears: &mut Ears,
+    mouth: &mut Mouth,
+) -> Result<Ready, String> {
+    let room = manager.take_room(offer.staged.tenant.limits.memory_bytes)?;
+    check(manager, &offer)?;
+    let net = manager.net.clone().ok_or("that node listens to no nodes")?;
+    let Offer { id, mode, lanes, bandwidth, staged, .. } = offer;
+    let mut listeners = HashMap::new();
+    for service in &staged.services {
+        let listener = manager.services.listen(&staged.tenant.name, &service.name, service.port).await;
+        let listener = listener.map_err(|error| {
+            let address = manager.services.address(service.port);
+            format!(
+                "{address} can't be listened on at that node: {error}; free the port, or choose another node"
+            )
+        })?;
+        listeners.insert(service.name.clone(), listener);
+    }
+    let drafts = code(manager, &net, &staged, ears, mouth).await?;
+    let tenant = staged.tenant.name.clone();
+    let record = Incoming { id, tenant, from, mode, begun_ms: now_ms(), state: InState::Receiving };
+    manager.store.stage(record, staged.clone(), drafts).await.map_err(|error| match error {
+        StoreError::Edit(EditError::Exists) => {
+            "the tenant is on its way to that node already; wait for it".to_owned()
+        }
+        StoreError::Edit(EditError::Missing) => {
+            "a module was removed at that node meanwhile; try again".to_owned()
+        }
+        error => error.to_string(),
+    })?;
+    let connected = connect(manager, &net, from, &staged, (lanes, bandwidth), mouth).await;
+    match connected {
+        Ok((arriving, moving, news)) => Ok(Ready { id, staged, listeners, arriving, moving, news, room }),
+        Err(reason) => {
+            fail(manager, id, &reason).await;
+            Err(reason)
+        }
+    }
+}
+
+async fn fail(manager: &Migrations, id: MigrationId, reason: &str) {
+    if let Err(error) = manager.store.step_in(id, InEvent::Failed(reason.to_owned())).await {
+        tracing::error!(%error, "the end of a migration is not kept; the next start ends it");
+    }
+}
+
+/// Has the modules sent that are not here.
+async fn code(
+    manager: &Arc<Migrations>,
+    net: &Arc<dyn Net>,
+    staged: &Staged,
+    ears: &mut Ears,
+    mouth: &mut Mouth,
+) -> Result<Vec<Draft>, String> {
+    let said = |error: NetError| error.0;
+    let wanted: HashMap<Digest, u64> =
+        staged.modules().filter(|(digest, _)| !manager.store.modules().has(digest)).collect();
+    let modules = wanted.keys().copied().collect();
+    mouth.say(&DestinationWord::Wanted { modules, fingerprint: net.own() }).await.map_err(said)?;
+    let (mut drafts, mut came) = (Vec::new(), HashSet::new());
+    loop {
+        match ears.hear_soon().await.map_err(said)? {
+            SourceWord::Code { digest, bytes } => {
+                if wanted.get(&digest) != Some(&bytes) || bytes > MAX_MODULE_BYTES || !came.insert(digest) {
+                    return Err("a module came that was not asked for; update the older node".into());
+                }
+                let module = ears.module(bytes as usize).await.map_err(said)?;
+                let store = manager.store.clone();
+                let draft = move || {
+                    let sum = Digest(<sha2::Sha256 as sha2::Digest>::digest(&module).into());
+                    if sum != digest {
+                        return Err("a module came damaged; try again".to_owned());
+                    }
+                    store.modules().draft(digest, &module).map_err(|error| error.to_string())
+                };
+                let drafted = tokio::task::spawn_blocking(draft).await;
+                drafts.push(drafted.map_err(|error| error.to_string())??);
+            }
+            SourceWord::Begin => return Ok(drafts),
+            SourceWord::Aborted { reason } => return Err(reason),
+            _ => return Err("a word came out of turn; update the older node".into()),
+        }
+    }
+}
+
+/// Launches the receiver and connects it.
+async fn connect(
+    manager: &Arc<Migrations>,
+    net: &Arc<dyn Net>,
+    from: Digest,
+    staged: &Staged,
+    (lanes, bandwidth): (usize, Option<u64>),
+    mouth: &mut Mouth,
+) -> Result<(Arriving, Moving, mpsc::Receiver<MoveNews>), String> {
+    let manifest = bytes_of(&staged.manifest).ok_or("the manifest is damaged; deploy again")?;
+    let tenant = &staged.tenant;
+    let arriving = manager.runner.receive(&tenant.name, &tenant.limits, manifest.into()).await;
+    let arriving = arriving.map_err(|error| format!("that node can't launch a CVM for it: {error}"))?;
+    let connected = async {
+        let mut tickets = Vec::new();
+        let mut awaited = Vec::new();
+        for _ in 0..lanes + 2 {
+            let (ticket, stream) = net.expect(from, PATIENCE)?;
+            tickets.push(ticket);
+            awaited.push(tokio::spawn(stream));
+        }
+        let mut tickets = tickets.into_iter();
+        let mut next = || tickets.next().unwrap_or_default();
+        let (control, demand) = (next(), next());
+        mouth.say(&DestinationWord::Ready(Tickets { control, demand, lanes: tickets.collect() })).await?;
+        let mut streams = Vec::new();
+        for stream in awaited {
+            streams.push(stream.await.map_err(|error| NetError(error.to_string()))??);
+        }
+        let lanes = streams.split_off(2);
+        let (Some(demand), Some(control)) = (streams.pop(), streams.pop()) else {
+            return Err(NetError("connections are missing".into()));
+        };
+        let (tell, news) = mpsc::channel(MAX_NEWS);
+        let on_news = move |news| drop(tell.try_send(news));
+        let streams = Streams { control, demand, lanes };
+        let cvm = arriving.machine().cvm();
+        let moving = cvm.receive_tenant(streams, bandwidth.unwrap_or(BANDWIDTH), on_news);
+        Ok((moving.map_err(|error| NetError(error.to_string()))?, news))
+    };
+    match connected.await {
+        Ok((moving, news)) => Ok((arriving, moving, news)),
+        Err(NetError(reason)) => {
+            arriving.machine().stop().await;
+            Err(reason)
+        }
+    }
+}
+
+/// A tenant that comes.
+struct Arrival {
+    manager: Arc<Migrations>,
+    id: MigrationId,
+    staged: Staged,
+    listeners: HashMap<EntityName, Arc<TcpListener>>,
+    programs: Vec<ProgramWord>,
+    roster: Option<Roster>,
+    /// Programs that came, until their services go on.
+    adopted: Vec<Adopted>,
+    arriving: Arriving,
+    moving: Arc<Moving>,
+    news: mpsc::Receiver<MoveNews>,
+    words: mpsc::Receiver<Result<SourceWord, NetError>>,
+    mouth: Mouth,
+    orders: mpsc::Receiver<Order>,
+    /// Its last records are here: it can be activated.
+    staged_fully: bool,
+    committed: Option<Instant>,
+    runs: bool,
+    /// The source is out of reach since.
+    unreached: Option<Instant>,
+    /// The source's CVM is gone since.
+    alone: Option<Instant>,
+    told: Vec<oneshot::Sender<()>>,
+    _room: Room,
+}
+
+enum Flow {
+    On,
+    Over,
+}
+
+impl Arrival {
+    fn new(manager: Arc<Migrations>, ready: Ready, mut ears: Ears, mouth: Mouth) -> Self {
+        let Ready { id, staged, listeners, arriving, moving, news, room } = ready;
+        let (tell, orders) = mpsc::channel(16);
+        manager.arrivals().insert(id, tell);
+        let (tell, words) = mpsc::channel(16);
+        tokio::spawn(async move {
+            loop {
+                let word = ears.hear().await;
+                let is_last = word.is_err();
+                if tell.send(word).await.is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        Self {
+            manager,
+            id,
+            staged,
+            listeners,
+            programs: Vec::new(),
+            roster: None,
+            adopted: Vec::new(),
+            arriving,
+            moving: Arc::new(moving),
+            news,
+            words,
+            mouth,
+            orders,
+            staged_fully: false,
+            committed: None,
+            runs: false,
+            unreached: None,
+            alone: None,
+            told: Vec::new(),
+            _room: room,
+        }
+    }
+
+    async fn follow(mut self) {
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            let flow = tokio::select! {
+                biased;
+                // The last records before what the guest makes of them.
+                Some(word) = self.words.recv() => self.heard_source(word).await,
+                Some(news) = self.news.recv() => self.heard_guest(news).await,
+                Some(order) = self.orders.recv() => self.ordered(order).await,
+                _ = look.tick() => self.look().await,
+            };
+            if let Flow::Over = flow {
+                break;
+            }
+        }
+        self.manager.arrivals().remove(&self.id);
+    }
+
+    async fn heard_source(&mut self, word: Result<SourceWord, NetError>) -> Flow {
+        match word {
+            Ok(SourceWord::Parked(parked)) if !self.staged_fully => {
+                if let Err(reason) = self.parked(parked).await {
+                    return self.failed(reason).await;
+                }
+            }
+            Ok(SourceWord::Commit { commit }) => self.commit(&commit).await,
+            Ok(SourceWord::Aborted { reason }) if self.committed.is_none() => {
+                return self.failed(reason).await;
+            }
+            Ok(_) => {}
+            Err(error) if !self.staged_fully => return self.failed(error.0).await,
+            Err(_) => drop(self.unreached.get_or_insert_with(Instant::now)),
+        }
+        Flow::On
+    }
+
+    /// The last of its records: durable before the Commit can be used.
+    async fn parked(&mut self, parked: Parked) -> Result<(), String> {
+        let Parked { pending, programs, roster } = parked;
+        if pending.len() > self.staged.tenant.limits.concurrency as usize
+            || programs.len() > self.staged.services.len()
+        {
+            return Err("the last records do not fit the first; update the older node".into());
+        }
+        let roster = bytes_of(&roster).ok_or("the roster is no bytes; update the older node")?;
+        self.roster = Some(tunnel::roster(&roster)?);
+        self.programs = programs;
+        self.manager.store.finish_staging(self.id, pending).await.map_err(|error| error.to_string())?;
+        self.staged_fully = true;
+        Ok(())
+    }
+
+    async fn commit(&mut self, commit: &Commit) {
+        if !self.staged_fully {
+            return;
+        }
+        if let Some(roster) = self.roster.take() {
+            match self.manager.adopt(&self.staged.tenant.uuid, self.arriving.machine(), &roster) {
+                Ok(adopted) => self.adopted = adopted,
+                // The tenant comes all the same; what it had open ends.
+                Err(error) => tracing::error!(error, "what a tenant had open does not go on"),
+            }
+        }
+        if self.moving.commit(&commit.0).is_ok() {
+            self.committed.get_or_insert_with(Instant::now);
+        }
+    }
+
+    async fn heard_guest(&mut self, news: MoveNews) -> Flow {
+        match news {
+            MoveNews::Running(_) if self.committed.is_some() => self.running().await,
+            MoveNews::Complete(_) if self.runs => {
+                self.keep(InEvent::Complete).await;
+                // The source hears it from its own guest, too.
+                let _ = self.mouth.say(&DestinationWord::Complete).await;
+                return Flow::Over;
+            }
+            MoveNews::Aborted(_, text) if !self.runs => return self.failed(text).await,
+            MoveNews::Broken(channel, text) => {
+                tracing::info!(channel, text, "a connection of a migration broke; the source makes it again");
+            }
+            _ => {}
+        }
+        Flow::On
+    }
+
+    async fn keep(&mut self, event: InEvent) {
+        if let Err(error) = self.manager.store.step_in(self.id, event).await {
+            tracing::error!(%error, "a step of a migration is not kept");
+        }
+    }
+
+    /// The guest runs: the tenant is this node's, first on the disk.
+    async fn running(&mut self) {
+        while let Err(error) = self.manager.store.step_in(self.id, InEvent::Running).await {
+            tracing::error!(%error, "a tenant that has come can't be kept; its clients wait");
+            if matches!(error, StoreError::Closed) {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(STORE_PAUSE).await;
+        }
+        self.runs = true;
+        let record = self.staged.tenant.clone();
+        let Some(tenant) = self.manager.tenants.welcome(&record) else { return };
+        self.manager.runner.settle(&tenant, &self.arriving);
+        self.manager.stand(&tenant, Standing::Here);
+        let took = self.committed.map(|since| since.elapsed()).unwrap_or_default();
+        let word = DestinationWord::Running { took_ns: took.as_nanos() as u64 };
+        // If the line is broken the source asks.
+        let _ = self.mouth.say(&word).await;
+        for told in self.told.drain(..) {
+            let _ = told.send(());
+        }
+        for service in self.manager.store.directory().services(&record.name) {
+            let begin = match self.programs.iter().find(|word| word.service == service.name) {
+                Some(ProgramWord { over: Some(end), .. }) => Begin::Over(end.clone()),
+                Some(ProgramWord { program: Some(program), .. }) => {
+                    let adopted = self.adopted.iter().position(|one| one.id.0 == *program);
+                    adopted.map_or(Begin::Fresh, |place| Begin::Arrived(self.adopted.swap_remove(place)))
+                }
+                _ => Begin::Fresh,
+            };
+            let listener = self.listeners.remove(&service.name);
+            self.manager.services.start(&tenant, service, listener, begin).await;
+        }
+        tracing::info!(tenant = record.name.as_str(), id = %self.id, "a tenant has come");
+    }
+
+    async fn ordered(&mut self, order: Order) -> Flow {
+        match order {
+            Order::Commit { commit, alone, told } => {
+                if let Some(commit) = commit.filter(|_| !self.runs) {
+                    self.commit(&commit).await;
+                }
+                if alone {
+                    self.alone.get_or_insert_with(Instant::now);
+                }
+                match self.runs {
+                    true => drop(told.send(())),
+                    false => self.told.push(told),
+                }
+            }
+            Order::Rejoin(channel, stream) => {
+                let moving = self.moving.clone();
+                // It waits for threads to end.
+                tokio::task::spawn_blocking(move || moving.rejoin(channel, stream));
+            }
+        }
+        Flow::On
+    }
+
+    /// Whether what it waits for can still come.
+    async fn look(&mut self) -> Flow {
+        let ended = self.arriving.machine().has_ended();
+        if !self.runs {
+            if ended {
+                return self.failed("the CVM ended before the tenant ran".into()).await;
+            }
+            if self.unreached.is_some_and(|since| since.elapsed() > STAGED_PATIENCE)
+                && self.committed.is_none()
+            {
+                return self.failed("the source is out of reach for too long".into()).await;
+            }
+            return Flow::On;
+        }
+        if ended {
+            return self.lost("its CVM ended before all memory had come").await;
+        }
+        if self.alone.is_some_and(|since| since.elapsed() > REST_PATIENCE) {
+            return self.lost("its source ended before all memory had come").await;
+        }
+        Flow::On
+    }
+
+    async fn failed(&mut self, reason: String) -> Flow {
+        tracing::info!(reason, id = %self.id, "a migration to here failed");
+        self.moving.cancel();
+        self.arriving.machine().stop().await;
+        fail(&self.manager, self.id, &reason).await;
+        let _ = self.mouth.say(&DestinationWord::Refused { reason }).await;
+        Flow::Over
+    }
+
+    async fn lost(&mut self, reason: &str) -> Flow {
+        self.keep(InEvent::SourceLost(reason.to_owned())).await;
+        if let Some(tenant) = self.manager.tenants.named(&self.staged.tenant.name) {
+            self.manager.lost(&tenant).await;
+        }
+        Flow::Over
+    }
+}
+
+impl Migrations {
+    /// What was lost of a tenant is shown as lost, and its CVM ends.
+    pub(super) async fn lost(&self, tenant: &Arc<crate::tenants::Tenant>) {
+        crate::metrics::lost_tenant();
+        let Some(lost) = self.store.directory().lost(tenant.name()) else {
+            self.runner.abandon(tenant).await;
+            return self.stand(tenant, Standing::Here);
+        };
+        tracing::error!(tenant = tenant.name().as_str(), reason = lost.reason, "a tenant's memory is lost");
+        for service in self.store.directory().services(tenant.name()) {
+            if lost.services.contains(&service.name) {
+                self.services.start(tenant, service, None, Begin::Lost(lost.reason.clone())).await;
+            }
+        }
+        self.runner.abandon(tenant).await;
+        self.stand(tenant, Standing::Here);
+    }
+
+    /// A source asks how it stands, and gives the Commit once more.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn answer_commit(&self, from: Digest, question: AskCommit) -> Result<CommitAnswer, StoreError> {
+        let known = |record: Option<Incoming>| record.filter(|record| record.from == from);
+        let Some(record) = known(self.store.incoming_of(question.id)?) else {
+            return Ok(CommitAnswer::Unknown);
+        };
+        let order = self.arrivals().get(&question.id).cloned();
+        if let (Some(order), false) = (order, record.state.is_over()) {
+            let (told, tell) = oneshot::channel();
+            let asked = Order::Commit { commit: question.commit, alone: question.alone, told };
+            if order.send(asked).await.is_ok() {
+                // Dropped when it ends otherwise; the store says how.
+                let _ = tokio::time::timeout(ANSWER_PATIENCE, tell).await;
+            }
+        }
+        Ok(match known(self.store.incoming_of(question.id)?).map(|record| record.state) {
+            None | Some(InState::Failed { .. }) => CommitAnswer::Unknown,
+            Some(InState::Receiving | InState::Staged) => CommitAnswer::Waiting,
+            Some(InState::Running) => CommitAnswer::Running,
+            Some(InState::Complete | InState::Lost { .. }) => CommitAnswer::Complete,
+        })
+    }
+
+    /// A source wants another connection in place of one that broke.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn answer_rejoin(&self, from: Digest, question: AskRejoin) -> Result<RejoinTicket, StoreError> {
+        let known = self.store.incoming_of(question.id)?.is_some_and(|record| record.from == from);
+        let order = self.arrivals().get(&question.id).cloned().filter(|_| known);
+        let fits = (question.channel as usize) < MAX_LANES + 2;
+        let (Some(order), Some(net), true) = (order, &self.net, fits) else {
+            return Ok(RejoinTicket { ticket: None });
+        };
+        let Ok((ticket, stream)) = net.expect(from, PATIENCE) else {
+            return Ok(RejoinTicket { ticket: None });
+        };
+        tokio::spawn(async move {
+            if let Ok(stream) = stream.await {
+                // An arrival that is over needs none.
+                let _ = order.send(Order::Rejoin(question.channel, stream)).await;
+            }
+        });
+        Ok(RejoinTicket { ticket: Some(ticket) })
+    }
+
+    /// What this node takes of others at once.
+    #[must_use]
+    pub fn limits(&self) -> Incomings {
+        self.limits
+    }
+}

@@ -1,0 +1,500 @@
+//! The source of a migration: prepares the destination, follows its own guest, and hands over.
+
+use super::deliver::{Answer, deliver};
+use super::job::{Job, Step};
+use super::line::{Ears, Mouth, line};
+use super::net::{MOVE, Net, NetError, REJOIN};
+use super::{
+    AskRejoin, Away, Commit, DestinationWord, MAX_LANES, Migrations, Mode, MoveOrder, Offer, OutEvent,
+    Outgoing, Parked, RejoinTicket, SourceWord, Staged, Tickets, VERSION, tunnel,
+};
+use crate::names::hex;
+use crate::runner::{Departing, image_of};
+use crate::store::StoreError;
+use crate::tenants::{Standing, Tenant};
+use nacre_attest::manifest::SignedManifest;
+use nacre_vmm::migration::{COMMIT_BYTES, MoveMode, MoveNews, MoveOptions, Moving, Streams};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// News of the guest that wait to be dealt with; a guest that tells more is not heard.
+const MAX_NEWS: usize = 1024;
+/// How long tasks may be parked before the migration is given up: longer than any downtime but that of the baseline.
+const PARKED_PATIENCE: Duration = Duration::from_secs(30);
+const PARKED_PATIENCE_BASELINE: Duration = Duration::from_secs(600);
+/// How often it is looked whether the CVM has ended.
+const LOOK: Duration = Duration::from_secs(1);
+/// Pauses before a broken connection is made again: first and longest.
+const REJOIN_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(10));
+/// Between attempts to write that the tenant is gone, when the disk refuses.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+
+/// What is to move, and where.
+pub struct Plan {
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) departing: Departing,
+    pub(super) record: Outgoing,
+    pub(super) order: MoveOrder,
+    pub(super) net: Arc<dyn Net>,
+}
+
+/// Whether the tenant's manifest lets it move at all. Where to, its guest decides.
+///
+/// # Errors
+/// Why not.
+pub fn check_policy(manager: &Migrations, tenant: &Tenant) -> Result<(), &'static str> {
+    let sealed = manager.store.directory().sealed(tenant.name());
+    let bytes = sealed.manifest.as_deref().ok_or("the tenant has no manifest")?;
+    let manifest = SignedManifest::decode(bytes).ok().and_then(|signed| signed.verify().ok());
+    let manifest = manifest.ok_or("the tenant's manifest is damaged")?;
+    manifest.migration.map(drop).ok_or("the manifest has no migration policy")
+}
+
+/// Moves a tenant; the job says how it went.
+pub(super) async fn run(manager: &Arc<Migrations>, job: &Arc<Job>, plan: Plan) {
+    let mut cancelled = job.cancelled();
+    let asked = tokio::select! {
+        asked = ask(manager, &plan) => asked,
+        () = asked_for(&mut cancelled) => Err(NetError("it was cancelled".into())),
+    };
+    let (record, ears, mouth) = match asked {
+        Ok(asked) => asked,
+        Err(error) => return job.fail(Step::Aborted, &error.0),
+    };
+    job.step(Step::Attesting);
+    if let Err(error) = manager.store.offer(record.clone()).await {
+        return job.fail(Step::Aborted, &error.to_string());
+    }
+    match Source::connect(manager, job, plan, record, ears, mouth).await {
+        Ok(source) => source.follow().await,
+        Err((id, error)) => {
+            if let Err(error) = manager.store.step_out(id, OutEvent::Aborted(error.0.clone())).await {
+                tracing::error!(%error, "the end of a migration is not kept");
+            }
+            job.fail(Step::Aborted, &error.0);
+        }
+    }
+}
+
+/// Everything of a tenant that the other node needs.
+fn staged(manager: &Migrations, tenant: &Tenant) -> Result<Staged, StoreError> {
+    let directory = manager.store.directory();
+    let sealed = directory.sealed(tenant.name());
+    Ok(Staged {
+        tenant: tenant.record.clone(),
+        manifest: hex(sealed.manifest.as_deref().unwrap_or_default()),
+        actions: directory.actions(tenant.name()).iter().map(|action| (**action).clone()).collect(),
+        services: directory.services(tenant.name()).iter().map(|service| (**service).clone()).collect(),
+        packages: sealed.packages.values().copied().collect(),
+        pending: Vec::new(),
+    })
+}
+
+/// Asks the other node, and sends the modules that it lacks.
+async fn ask(manager: &Arc<Migrations>, plan: &Plan) -> Result<(Outgoing, Ears, Mouth), NetError> {
+    let said = |error: &dyn std::fmt::Display| NetError(error.to_string());
+    let staged = staged(manager, &plan.tenant).map_err(|error| said(&error))?;
+    let lanes = plan.departing.machine().cvm().lanes().min(MAX_LANES);
+    let offer = Offer {
+        version: VERSION,
+        id: plan.record.id,
+        source: plan.net.address(),
+        mode: plan.order.mode,
+        image: image_of(plan.tenant.limits()).map_err(|error| said(&error))?,
+        lanes: plan.order.lanes.map_or(lanes, |wanted| wanted.clamp(1, lanes)),
+        bandwidth: plan.order.bandwidth,
+        staged,
+    };
+    let stream = plan.net.stream(&plan.record.peer.url, MOVE, serde_json::Value::Null).await?;
+    let (mut ears, mut mouth) = line(stream);
+    mouth.say(&SourceWord::Offer(Box::new(offer))).await?;
+    let (modules, fingerprint) = match ears.hear_soon().await? {
+        DestinationWord::Wanted { modules, fingerprint } => (modules, fingerprint),
+        other => return Err(refusal(other)),
+    };
+    if fingerprint == plan.net.own() {
+        return Err(NetError("the destination is this node itself; name another".into()));
+    }
+    for digest in modules {
+        let store = manager.store.clone();
+        let read = tokio::task::spawn_blocking(move || store.modules().read(&digest)).await;
+        let module = read.map_err(|error| said(&error))?.map_err(|error| said(&error))?;
+        mouth.say(&SourceWord::Code { digest, bytes: module.len() as u64 }).await?;
+        mouth.send_module(&module).await?;
+    }
+    let mut record = plan.record.clone();
+    record.peer.fingerprint = fingerprint;
+    Ok((record, ears, mouth))
+}
+
+fn refusal(word: DestinationWord) -> NetError {
+    match word {
+        DestinationWord::Refused { reason } => NetError(reason),
+        _ => NetError("the other node answers out of turn; update the older node".into()),
+    }
+}
+
+/// A migration whose guests talk to each other.
+struct Source {
+    manager: Arc<Migrations>,
+    job: Arc<Job>,
+    plan: Plan,
+    record: Outgoing,
+    mouth: Mouth,
+    words: mpsc::Receiver<Result<DestinationWord, NetError>>,
+    moving: Arc<Moving>,
+    news: mpsc::Receiver<MoveNews>,
+    parked: Option<Instant>,
+    commit: Option<Commit>,
+    delivery: Option<JoinHandle<Answer>>,
+    runs_there: bool,
+    /// The guest has nothing more to give.
+    finished: bool,
+    /// What the other node said before the guest ended it.
+    refused: Option<String>,
+    rejoining: Arc<Mutex<HashSet<u32>>>,
+}
+
+/// Whether it goes on.
+enum Flow {
+    On,
+    Over,
+}
+
+impl Source {
+    /// Connects the guests.
+    async fn connect(
+        manager: &Arc<Migrations>,
+        job: &Arc<Job>,
+        plan: Plan,
+        record: Outgoing,
+        mut ears: Ears,
+        mut mouth: Mouth,
+    ) -> Result<Source, (crate::names::MigrationId, NetError)> {
+        let id = record.id;
+        let connect = async {
+            mouth.say(&SourceWord::Begin).await?;
+            let tickets = match ears.hear_soon().await? {
+                DestinationWord::Ready(tickets) => tickets,
+                other => return Err(refusal(other)),
+            };
+            let streams = streams(&plan, tickets).await?;
+            let (tell, news) = mpsc::channel(MAX_NEWS);
+            let mode = match plan.order.mode {
+                Mode::Hybrid => MoveMode::Hybrid,
+                Mode::PreCopy => MoveMode::PreCopy,
+                Mode::PostCopy => MoveMode::PostCopy,
+                Mode::StopAndCopy => MoveMode::StopAndCopy,
+            };
+            let options = MoveOptions { mode, bandwidth: plan.order.bandwidth, ..MoveOptions::default() };
+            let on_news = move |news| drop(tell.try_send(news));
+            let moving = plan.departing.machine().cvm().send_tenant(streams, options, on_news);
+            Ok((moving.map_err(|error| NetError(error.to_string()))?, news))
+        };
+        let (moving, news) = connect.await.map_err(|error| (id, error))?;
+        let (tell, words) = mpsc::channel(16);
+        tokio::spawn(async move {
+            loop {
+                let word = ears.hear().await;
+                let is_last = word.is_err();
+                if tell.send(word).await.is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        Ok(Source {
+            manager: manager.clone(),
+            job: job.clone(),
+            plan,
+            record,
+            mouth,
+            words,
+            moving: Arc::new(moving),
+            news,
+            parked: None,
+            commit: None,
+            delivery: None,
+            runs_there: false,
+            finished: false,
+            refused: None,
+            rejoining: Arc::default(),
+        })
+    }
+
+    /// Until its end.
+    async fn follow(mut self) {
+        let mut cancelled = self.job.cancelled();
+        let mut asked = false;
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            let patience = match self.plan.order.mode {
+                Mode::StopAndCopy => PARKED_PATIENCE_BASELINE,
+                _ => PARKED_PATIENCE,
+            };
+            let late = self.parked.filter(|_| self.commit.is_none() && !asked).map(|since| since + patience);
+            let flow = tokio::select! {
+                // The guest's words first: what it has said about its tenant is what holds.
+                biased;
+                Some(news) = self.news.recv() => self.heard_guest(news).await,
+                Some(word) = self.words.recv() => self.heard_node(word).await,
+                answer = answer(&mut self.delivery) => self.delivered(answer).await,
+                () = asked_for(&mut cancelled), if !asked => {
+                    asked = true;
+                    self.moving.cancel();
+                    Flow::On
+                }
+                () = until(late) => {
+                    asked = true;
+                    self.refused = Some("the other node was not ready in time while tasks were parked".into());
+                    self.moving.cancel();
+                    Flow::On
+                }
+                _ = look.tick() => self.look().await,
+            };
+            if let Flow::Over = flow {
+                return;
+            }
+        }
+    }
+
+    async fn heard_guest(&mut self, news: MoveNews) -> Flow {
+        self.job.note(&news);
+        match news {
+            MoveNews::Parked => self.parked().await,
+            MoveNews::Commit(commit, outstanding) => self.gone(commit, outstanding).await,
+            MoveNews::Aborted(_, text) if self.commit.is_none() => return self.aborted(text).await,
+            MoveNews::Complete(_) => {
+                // It may be faster than the other node's disk.
+                self.finished = true;
+                return self.end().await;
+            }
+            MoveNews::Broken(channel, text) if self.commit.is_some() => self.rejoin(channel, &text),
+            _ => {}
+        }
+        Flow::On
+    }
+
+    /// The gate closes, and the last of the records goes over.
+    async fn parked(&mut self) {
+        self.parked = Some(Instant::now());
+        self.manager.stand(&self.plan.tenant, Standing::Parked);
+        let roster = tunnel::hold(self.plan.departing.machine());
+        let name = self.plan.tenant.name();
+        let pending = self.manager.store.pending_of(name).unwrap_or_default();
+        let word = Parked { pending, programs: self.manager.services.programs(name), roster: hex(&roster) };
+        // A line that is broken shows when it is listened to.
+        let _ = self.mouth.say(&SourceWord::Parked(word)).await;
+    }
+
+    /// **The tenant is gone from here.** Nothing is done before that is on the disk.
+    async fn gone(&mut self, commit: Box<[u8; COMMIT_BYTES]>, outstanding_bytes: u64) {
+        let commit = Commit(commit);
+        loop {
+            let event = OutEvent::Gone { commit: commit.clone(), outstanding_bytes };
+            match self.manager.store.step_out(self.record.id, event).await {
+                Ok(_) => break,
+                // What is not on the disk must not leave. The next start finds no mark, as after any crash.
+                Err(StoreError::Closed) => return std::future::pending().await,
+                Err(error) => {
+                    tracing::error!(%error, "a tenant that is gone can't be marked so; its Commit waits")
+                }
+            }
+            tokio::time::sleep(STORE_PAUSE).await;
+        }
+        let sent = self.mouth.say(&SourceWord::Commit { commit: commit.clone() }).await;
+        self.commit = Some(commit);
+        self.job.step(Step::Gone);
+        if sent.is_err() {
+            self.deliver(false);
+        }
+    }
+
+    /// Delivers the Commit by asking, until there is an answer.
+    fn deliver(&mut self, alone: bool) {
+        let (net, peer, id) = (self.plan.net.clone(), self.record.peer.clone(), self.record.id);
+        let (commit, running) = (self.commit.clone(), self.runs_there);
+        let old = self.delivery.replace(tokio::spawn(deliver(net, peer, id, commit, alone, running)));
+        if let Some(old) = old {
+            old.abort();
+        }
+    }
+
+    async fn heard_node(&mut self, word: Result<DestinationWord, NetError>) -> Flow {
+        match word {
+            Ok(DestinationWord::Running { .. }) if self.commit.is_some() => {
+                self.runs_there().await;
+                return self.end().await;
+            }
+            Ok(DestinationWord::Refused { reason }) if self.commit.is_none() => {
+                self.refused.get_or_insert(reason);
+                self.moving.cancel();
+            }
+            Ok(_) => {}
+            Err(error) if self.commit.is_none() => {
+                self.refused.get_or_insert(error.0);
+                self.moving.cancel();
+            }
+            Err(_) if !self.runs_there => self.deliver(false),
+            Err(_) => {}
+        }
+        Flow::On
+    }
+
+    /// The other node has it: requests and clients go there.
+    async fn runs_there(&mut self) {
+        if std::mem::replace(&mut self.runs_there, true) {
+            return;
+        }
+        let away = Away { to: self.record.peer.clone(), id: self.record.id };
+        self.manager.stand(&self.plan.tenant, Standing::Away(Arc::new(away)));
+        self.job.step(Step::Running);
+        self.manager.runner.vacate(&self.plan.departing);
+        self.manager.leave(&self.plan.tenant, self.plan.departing.machine());
+        self.keep(OutEvent::Running).await;
+    }
+
+    async fn keep(&mut self, event: OutEvent) {
+        if let Err(error) = self.manager.store.step_out(self.record.id, event).await {
+            tracing::error!(%error, "a step of a migration is not kept; it is made again after a restart");
+        }
+    }
+
+    /// Over, if the other node has everything and says that it runs.
+    async fn end(&mut self) -> Flow {
+        if self.finished && self.runs_there { self.complete().await } else { Flow::On }
+    }
+
+    async fn complete(&mut self) -> Flow {
+        self.keep(OutEvent::Complete).await;
+        self.plan.departing.machine().stop().await;
+        self.job.step(Step::Complete);
+        Flow::Over
+    }
+
+    async fn aborted(&mut self, text: String) -> Flow {
+        let reason = self.refused.take().unwrap_or(text);
+        tunnel::go_on(self.plan.departing.machine());
+        self.manager.stand(&self.plan.tenant, Standing::Here);
+        let _ = self.mouth.say(&SourceWord::Aborted { reason: reason.clone() }).await;
+        self.keep(OutEvent::Aborted(reason.clone())).await;
+        self.job.fail(Step::Aborted, &reason);
+        Flow::Over
+    }
+
+    /// An answer to the Commit.
+    async fn delivered(&mut self, answer: Answer) -> Flow {
+        self.delivery = None;
+        match answer {
+            Answer::Running => {
+                self.runs_there().await;
+                return self.end().await;
+            }
+            Answer::Complete => {
+                self.runs_there().await;
+                if self.plan.departing.machine().has_ended() {
+                    return self.complete().await;
+                }
+            }
+            Answer::Unknown(reason) => {
+                self.keep(OutEvent::Unknown(reason.clone())).await;
+                self.plan.departing.machine().stop().await;
+                self.manager.lost(&self.plan.tenant).await;
+                self.job.fail(Step::Lost, &reason);
+                return Flow::Over;
+            }
+        }
+        Flow::On
+    }
+
+    /// Whether its CVM still is there.
+    async fn look(&mut self) -> Flow {
+        if !self.plan.departing.machine().has_ended() || self.delivery.is_some() {
+            return Flow::On;
+        }
+        if self.commit.is_none() {
+            return self.aborted("the CVM ended meanwhile".into()).await;
+        }
+        // What was not fetched yet will not come: the other node has to know.
+        self.deliver(true);
+        Flow::On
+    }
+
+    /// Makes a broken connection again, as long as it takes.
+    fn rejoin(&self, channel: u32, text: &str) {
+        tracing::info!(channel, text, "a connection of a migration broke; it is made again");
+        let rejoining = self.rejoining.clone();
+        if !rejoining.lock().unwrap_or_else(PoisonError::into_inner).insert(channel) {
+            return;
+        }
+        let (net, url, moving) =
+            (self.plan.net.clone(), self.record.peer.url.clone(), Arc::downgrade(&self.moving));
+        let id = self.record.id;
+        tokio::spawn(async move {
+            let mut pause = REJOIN_PAUSES.0;
+            while moving.strong_count() > 0 {
+                if let Ok(stream) = another(&*net, &url, AskRejoin { id, channel }).await {
+                    rejoining.lock().unwrap_or_else(PoisonError::into_inner).remove(&channel);
+                    if let Some(moving) = moving.upgrade() {
+                        // It waits for threads to end.
+                        tokio::task::spawn_blocking(move || moving.rejoin(channel, stream));
+                    }
+                    return;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(REJOIN_PAUSES.1);
+            }
+        });
+    }
+}
+
+async fn another(net: &dyn Net, url: &str, question: AskRejoin) -> Result<std::net::TcpStream, NetError> {
+    let said = |error: serde_json::Error| NetError(error.to_string());
+    let answer = net.ask(url, REJOIN, serde_json::to_value(question).map_err(said)?).await?;
+    let answer: RejoinTicket = serde_json::from_value(answer).map_err(said)?;
+    let ticket = answer.ticket.ok_or_else(|| NetError("the migration is not there".into()))?;
+    net.bare(url, ticket).await
+}
+
+/// The connections that the tickets are for.
+async fn streams(plan: &Plan, tickets: Tickets) -> Result<Streams, NetError> {
+    let url = &plan.record.peer.url;
+    if tickets.lanes.is_empty() || tickets.lanes.len() > MAX_LANES {
+        return Err(NetError("the other node wants another number of lanes; update the older node".into()));
+    }
+    let control = plan.net.bare(url, tickets.control).await?;
+    let demand = plan.net.bare(url, tickets.demand).await?;
+    let mut lanes = Vec::new();
+    for ticket in tickets.lanes {
+        lanes.push(plan.net.bare(url, ticket).await?);
+    }
+    Ok(Streams { control, demand, lanes })
+}
+
+async fn answer(delivery: &mut Option<JoinHandle<Answer>>) -> Answer {
+    match delivery {
+        Some(task) => match task.await {
+            Ok(answer) => answer,
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Comes back when somebody wants the end.
+async fn asked_for(cancelled: &mut watch::Receiver<bool>) {
+    // Without a sender nobody can.
+    if cancelled.wait_for(|cancelled| *cancelled).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
