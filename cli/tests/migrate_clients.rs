@@ -6,7 +6,7 @@ mod migrate_support;
 #[allow(dead_code)]
 mod sealed_support;
 
-use migrate_support::{Migration, PATIENCE, movable_world, pair};
+use migrate_support::{Migration, PATIENCE, PIPELINE, Progress, auditor, movable_world, pair};
 use nacre_abi::migrate::MoveMode;
 use nacre_cli::compile::compile;
 use nacre_cli::module::{Entry, Module};
@@ -14,16 +14,14 @@ use nacre_vmm::Cvm;
 use nacre_vmm::migration::MoveNews;
 use nacre_vmm::program::{Connector, Program, ProgramSpec};
 use nacre_vmm::tunnel::{Kept, Roster};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 const KV: &[u8] = include_bytes!("../../apps/kv/kv.wasm");
-/// Commands that a client has on their way at once.
-const PIPELINE: u64 = 50;
 
 /// A client's end of a new connection to a service.
 fn dial(connector: &Connector) -> TcpStream {
@@ -43,73 +41,6 @@ fn ask(client: &mut TcpStream, line: &str) -> String {
         answer.push(byte[0]);
     }
     String::from_utf8(answer).unwrap()
-}
-
-/// How many numbered records a client has had acknowledged.
-#[derive(Default)]
-struct Progress {
-    done: AtomicU64,
-    stop: AtomicBool,
-    changed: (Mutex<()>, Condvar),
-}
-
-impl Progress {
-    /// Waits until so many more were acknowledged: the client makes progress.
-    fn wait_for(&self, more: u64) {
-        let target = self.done.load(Ordering::SeqCst) + more;
-        let guard = self.changed.0.lock().unwrap();
-        let waited = self
-            .changed
-            .1
-            .wait_timeout_while(guard, PATIENCE, |()| self.done.load(Ordering::SeqCst) < target);
-        assert!(!waited.unwrap().1.timed_out(), "a client's connection makes no progress");
-    }
-}
-
-/// A client that writes numbered records over one connection until it is told to stop, and then reads all of them back: any error, any answer
-/// that is lost or comes twice fails it.
-fn auditor(connector: &Connector, name: &'static str) -> (Arc<Progress>, JoinHandle<u64>) {
-    let stream = dial(connector);
-    let progress = Arc::new(Progress::default());
-    let told = progress.clone();
-    let body = move || {
-        let (mut lines, mut stream) = (BufReader::new(stream.try_clone().unwrap()), stream);
-        let mut line = String::new();
-        let mut expect = |lines: &mut BufReader<TcpStream>, wanted: &str| {
-            line.clear();
-            lines.read_line(&mut line).unwrap();
-            assert_eq!(line, wanted, "{name}");
-        };
-        let mut number = 0;
-        while !told.stop.load(Ordering::SeqCst) {
-            let batch: String = (number..number + PIPELINE)
-                .map(|n| format!("SET {name}{n} v{n}\r\nINCR {name}\r\n"))
-                .collect();
-            stream.write_all(batch.as_bytes()).unwrap();
-            for n in number..number + PIPELINE {
-                expect(&mut lines, "+OK\r\n");
-                expect(&mut lines, &format!(":{}\r\n", n + 1));
-            }
-            number += PIPELINE;
-            told.done.store(number, Ordering::SeqCst);
-            let _guard = told.changed.0.lock().unwrap();
-            told.changed.1.notify_all();
-        }
-        for begin in (0..number).step_by(PIPELINE as usize) {
-            let batch = begin..begin + PIPELINE;
-            let gets: String = batch.clone().map(|n| format!("GET {name}{n}\r\n")).collect();
-            stream.write_all(gets.as_bytes()).unwrap();
-            for n in batch {
-                expect(&mut lines, &format!("${}\r\n", n.to_string().len() + 1));
-                expect(&mut lines, &format!("v{n}\r\n"));
-            }
-        }
-        // An orderly end, both ways.
-        stream.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(lines.read_to_end(&mut Vec::new()).unwrap(), 0);
-        number
-    };
-    (progress, std::thread::spawn(body))
 }
 
 /// Moves a tenant whose clients' hosts are `kept`; `of_destination` are those of the host to which it goes. Returns what the source's host kept and
@@ -164,23 +95,24 @@ fn connections_go_on_over_three_hosts_and_back_to_the_first() {
     let Some(world) = movable_world("connections of a service that moves") else { return };
     let [a, b, c, again] = [(); 4].map(|()| world.launch());
     let program = start(&a);
-    let mut clients = vec![auditor(&program.connector(), "a"), auditor(&program.connector(), "b")];
+    let mut clients =
+        vec![auditor(dial(&program.connector()), "a"), auditor(dial(&program.connector()), "b")];
     clients.iter().for_each(|client| client.0.wait_for(5 * PIPELINE));
 
     let (kept_a, at_b) = go(&a, &b, &[], &[], MoveMode::Hybrid);
-    clients.push(auditor(&at_b.connector(), "c"));
+    clients.push(auditor(dial(&at_b.connector()), "c"));
     clients.iter().for_each(|client| client.0.wait_for(5 * PIPELINE));
     let relayed: usize = b.relayed().iter().map(|one| one.connections).sum();
     assert_eq!((relayed, kept_a.counts().0), (2, 2));
 
     let (kept_b, at_c) = go(&b, &c, &[&kept_a], &[], MoveMode::PostCopy);
-    clients.push(auditor(&at_c.connector(), "d"));
+    clients.push(auditor(dial(&at_c.connector()), "d"));
     clients.iter().for_each(|client| client.0.wait_for(5 * PIPELINE));
 
     // The first host's clients reach it without a link now.
     let (kept_c, back) = go(&c, &again, &[&kept_b], &[&kept_a], MoveMode::PreCopy);
     assert!(!kept_a.is_distant() && kept_b.is_distant() && kept_c.is_distant());
-    clients.push(auditor(&back.connector(), "e"));
+    clients.push(auditor(dial(&back.connector()), "e"));
     clients.iter().for_each(|client| client.0.wait_for(5 * PIPELINE));
     finish(clients);
     assert!(kept_a.is_done() && kept_b.is_done() && kept_c.is_done());
@@ -192,7 +124,7 @@ fn clients_notice_nothing_of_a_migration_that_is_cancelled_when_all_is_parked() 
     let Some(world) = movable_world("connections of a service that stays") else { return };
     let (source, destination) = (world.launch(), world.launch());
     let program = start(&source);
-    let clients = vec![auditor(&program.connector(), "a"), auditor(&program.connector(), "b")];
+    let clients = vec![auditor(dial(&program.connector()), "a"), auditor(dial(&program.connector()), "b")];
     clients.iter().for_each(|client| client.0.wait_for(5 * PIPELINE));
     let (here, _) =
         Migration::begin(&source, &destination, MoveMode::PreCopy).follow(|migration, news| match news {
@@ -205,7 +137,7 @@ fn clients_notice_nothing_of_a_migration_that_is_cancelled_when_all_is_parked() 
         });
     assert!(matches!(here.last(), Some(MoveNews::Aborted(..))), "{here:?}");
     clients.iter().for_each(|client| client.0.wait_for(5 * PIPELINE));
-    let later = auditor(&program.connector(), "c");
+    let later = auditor(dial(&program.connector()), "c");
     later.0.wait_for(PIPELINE);
     finish(clients.into_iter().chain([later]).collect());
 }

@@ -2,7 +2,13 @@
 //! from either node, also when the source was killed meanwhile.
 #![forbid(unsafe_code)]
 
+#[allow(dead_code)]
+mod migrate_support;
+#[allow(dead_code)]
+mod sealed_support;
+
 use hyper::Method;
+use migrate_support::{PIPELINE, auditor};
 use nacre_attest::launch::Measurement;
 use nacre_attest::manifest::{Manifest, Mode};
 use nacre_attest::policy::{AcceptedGuest, ManifestRule, Policy};
@@ -16,6 +22,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything.
@@ -206,8 +213,14 @@ fn a_tenant_moves_to_another_node_and_back() {
     assert!(view["error"].as_str().unwrap().contains("itself"), "{view}");
     kv(HOSTS[0], port, "GET k\r\n", "$5\r\nmoved\r\n");
 
+    // A connection that was open goes on, and every record that was acknowledged is there.
+    let (progress, audit) = auditor(TcpStream::connect((HOSTS[0], port)).unwrap(), "a");
+    progress.wait_for(PIPELINE);
     let view = migrate(&client, &order(&there, "hybrid"));
     assert_eq!(view["step"], "complete", "{view}");
+    progress.wait_for(PIPELINE);
+    progress.stop.store(true, Ordering::SeqCst);
+    audit.join().unwrap();
     assert!(view["downtime_ms"].as_f64().is_some(), "{view}");
     kv(HOSTS[1], port, "GET k\r\n", "$5\r\nmoved\r\n");
     kv(HOSTS[0], port, "GET k\r\n", "$5\r\nmoved\r\n");
@@ -222,9 +235,16 @@ fn a_tenant_moves_to_another_node_and_back() {
     let shown = ask(&client, Method::GET, "/v1/ps", b"");
     assert_eq!(shown["services"][0]["status"]["phase"], "running", "{shown}");
 
-    // Back, in another mode.
+    // Back, in another mode, with clients of both nodes.
+    let audits = HOSTS.map(|host| {
+        auditor(TcpStream::connect((host, port)).unwrap(), if host == HOSTS[0] { "b" } else { "c" })
+    });
+    audits.iter().for_each(|(progress, _)| progress.wait_for(PIPELINE));
     let view = migrate(&other, &order(&here, "pre-copy"));
     assert_eq!(view["step"], "complete", "{view}");
+    audits.iter().for_each(|(progress, _)| progress.wait_for(PIPELINE));
+    audits.iter().for_each(|(progress, _)| progress.stop.store(true, Ordering::SeqCst));
+    audits.into_iter().for_each(|(_, audit)| drop(audit.join().unwrap()));
     kv(HOSTS[0], port, "GET k\r\n", "$5\r\nmoved\r\n");
     kv(HOSTS[1], port, "GET k\r\n", "$5\r\nmoved\r\n");
     drop((first, second));

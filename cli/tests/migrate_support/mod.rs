@@ -5,8 +5,12 @@ use nacre_abi::migrate::MoveMode;
 use nacre_attest::manifest::Mode;
 use nacre_vmm::Cvm;
 use nacre_vmm::migration::{MoveNews, MoveOptions, Moving, Streams};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Longest wait for anything: then something hangs.
@@ -91,4 +95,73 @@ pub fn movable_world(what: &str) -> Option<World> {
     let mut world = World::new(what, Mode::Open)?;
     world.manifest.migration = Some(world.policy().encode());
     Some(world)
+}
+
+/// Commands that a client has on their way at once.
+pub const PIPELINE: u64 = 50;
+
+/// How many numbered records a client has had acknowledged.
+#[derive(Default)]
+pub struct Progress {
+    pub done: AtomicU64,
+    pub stop: AtomicBool,
+    changed: (Mutex<()>, Condvar),
+}
+
+impl Progress {
+    /// Waits until so many more were acknowledged: the client makes progress.
+    pub fn wait_for(&self, more: u64) {
+        let target = self.done.load(Ordering::SeqCst) + more;
+        let guard = self.changed.0.lock().unwrap();
+        let waited = self
+            .changed
+            .1
+            .wait_timeout_while(guard, PATIENCE, |()| self.done.load(Ordering::SeqCst) < target);
+        assert!(!waited.unwrap().1.timed_out(), "a client's connection makes no progress");
+    }
+}
+
+/// A client that writes numbered records over one connection until it is told to stop, and then reads all of them back: any error, any answer
+/// that is lost or comes twice fails it.
+pub fn auditor(stream: TcpStream, name: &'static str) -> (Arc<Progress>, JoinHandle<u64>) {
+    let progress = Arc::new(Progress::default());
+    let told = progress.clone();
+    let body = move || {
+        let (mut lines, mut stream) = (BufReader::new(stream.try_clone().unwrap()), stream);
+        let mut line = String::new();
+        let mut expect = |lines: &mut BufReader<TcpStream>, wanted: &str| {
+            line.clear();
+            lines.read_line(&mut line).unwrap();
+            assert_eq!(line, wanted, "{name}");
+        };
+        let mut number = 0;
+        while !told.stop.load(Ordering::SeqCst) {
+            let batch: String = (number..number + PIPELINE)
+                .map(|n| format!("SET {name}{n} v{n}\r\nINCR {name}\r\n"))
+                .collect();
+            stream.write_all(batch.as_bytes()).unwrap();
+            for n in number..number + PIPELINE {
+                expect(&mut lines, "+OK\r\n");
+                expect(&mut lines, &format!(":{}\r\n", n + 1));
+            }
+            number += PIPELINE;
+            told.done.store(number, Ordering::SeqCst);
+            let _guard = told.changed.0.lock().unwrap();
+            told.changed.1.notify_all();
+        }
+        for begin in (0..number).step_by(PIPELINE as usize) {
+            let batch = begin..begin + PIPELINE;
+            let gets: String = batch.clone().map(|n| format!("GET {name}{n}\r\n")).collect();
+            stream.write_all(gets.as_bytes()).unwrap();
+            for n in batch {
+                expect(&mut lines, &format!("${}\r\n", n.to_string().len() + 1));
+                expect(&mut lines, &format!("v{n}\r\n"));
+            }
+        }
+        // An orderly end, both ways.
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(lines.read_to_end(&mut Vec::new()).unwrap(), 0);
+        number
+    };
+    (progress, std::thread::spawn(body))
 }

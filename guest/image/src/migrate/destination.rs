@@ -129,6 +129,8 @@ impl DestinationAgent {
     /// All memory is committed.
     pub fn memory_is_committed(&mut self) {
         self.memory_committed = true;
+        // Now the source may hear of the round that came.
+        lanes::keep_news();
     }
 
     /// A connection broke, and there is another one.
@@ -334,7 +336,9 @@ impl DestinationAgent {
             lanes::keep_news();
             return true;
         };
+        // The source parks nothing before it has heard of a round: what its tasks would wait for comes first.
         if let Some(Destination::Receiving(receiving)) = &mut self.state
+            && self.memory_committed
             && let Some(frame) = receiving.round_received()
         {
             let _ = self.control.push(frame.frame());

@@ -104,6 +104,8 @@ enum Phase {
     Looking {
         until: u64,
     },
+    /// Tasks run, and nothing is done before the destination is ready.
+    Waiting,
 }
 
 /// The source of one migration.
@@ -112,6 +114,8 @@ pub struct SourceAgent {
     course: Course,
     order: SendOrder,
     scouting: Scouting,
+    /// It has all the memory it will need, and what was sent first.
+    destination_is_ready: bool,
     memory: AgentMemory,
     control: Port,
     demand: Option<Port>,
@@ -168,6 +172,7 @@ impl SourceAgent {
             course: Course::Opening,
             order,
             scouting: Scouting::First,
+            destination_is_ready: false,
             memory,
             control,
             demand: None,
@@ -283,7 +288,10 @@ impl SourceAgent {
     fn waits_for_others(&self) -> bool {
         matches!(
             self.course,
-            Course::Opening | Course::Awaiting | Course::Gone | Course::Round(Phase::Looking { .. })
+            Course::Opening
+                | Course::Awaiting
+                | Course::Gone
+                | Course::Round(Phase::Looking { .. } | Phase::Waiting)
         )
     }
 
@@ -347,6 +355,7 @@ impl SourceAgent {
                 tell(MoveEvent::Staged, 0, &[]);
                 self.report.staged_ns = self.since_park();
             }
+            Ok(Event::RoundReceived(_)) => self.destination_is_ready = true,
             Ok(Event::Running) => tell(MoveEvent::Running, 0, &[]),
             Ok(Event::Complete) => {
                 self.report.window_ns = self.since_park() - self.report.gone_ns;
@@ -388,7 +397,13 @@ impl SourceAgent {
         self.collected_at_ns = clock::monotonic_ns();
         match self.mode() {
             Mode::StopAndCopy | Mode::PostCopy => {
-                self.course = Course::Round(Phase::Sending);
+                // A round of nothing: its answer says that the destination is ready.
+                if let Some(Source::Copying(copying)) = &mut self.state
+                    && copying.begin_round().is_ok()
+                {
+                    all.begin(Duty::Send);
+                    self.course = Course::Round(Phase::Sending);
+                }
             }
             Mode::PreCopy | Mode::Hybrid => {
                 if let Some(Source::Copying(copying)) = &mut self.state
@@ -424,6 +439,12 @@ impl SourceAgent {
                     self.look();
                 }
                 Ok(over)
+            }
+            Course::Round(Phase::Waiting) => {
+                if self.destination_is_ready {
+                    self.begin_parking();
+                }
+                Ok(self.destination_is_ready)
             }
             Course::Round(Phase::Flushing { generation, bumped_ns }) => {
                 if memory::settled() >= *generation {

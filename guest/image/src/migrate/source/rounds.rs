@@ -3,11 +3,14 @@
 use super::{Course, Hold, Phase, SourceAgent, wake_for_lanes};
 use crate::arch::clock;
 use crate::migrate::lanes::{self, Duty};
-use crate::migrate::tell;
+use crate::migrate::{tell, wakes_at};
 use crate::{memory, wasm};
 use nacre_abi::migrate::{MoveEvent, MoveProgress};
 use nacre_migrate::Source;
 use nacre_migrate::flow::{Decision, Measured, Mode, decide};
+
+/// After how long one looks again what was written, while the destination is not ready, in nanoseconds.
+const WAIT_NS: u64 = 5_000_000;
 
 impl SourceAgent {
     /// Everything that changed is marked: whatever is written from now on must be seen the next time.
@@ -55,6 +58,12 @@ impl SourceAgent {
                 self.course = Course::Round(Phase::Sending);
                 wake_for_lanes();
             }
+            Decision::HandOver(_) if !self.destination_is_ready => {
+                drop(all);
+                let until = now + WAIT_NS;
+                wakes_at(until);
+                self.course = Course::Round(Phase::Looking { until });
+            }
             Decision::HandOver(_) => {
                 drop(all);
                 self.begin_parking();
@@ -65,8 +74,11 @@ impl SourceAgent {
     /// A round was sent: looks what changed meanwhile.
     pub(super) fn sent(&mut self, mut all: lanes::AllLanes) {
         if matches!(self.mode(), Mode::StopAndCopy | Mode::PostCopy) {
-            drop(all);
-            return self.begin_parking();
+            if all.flush() {
+                drop(all);
+                self.course = Course::Round(Phase::Waiting);
+            }
+            return;
         }
         if !all.flush() {
             // The barrier is not with the host yet.
