@@ -370,7 +370,7 @@ mod tests {
         let (indices, data) = memory(64);
         let ring = Ring::new(&indices, &data);
         let (mut producer, mut consumer) = (Producer::new(ring), Consumer::new(ring));
-        let mut seen = |producer: &mut Producer<'_>| {
+        let seen = |producer: &mut Producer<'_>| {
             let mut all = Vec::new();
             producer.unread(|incoming| {
                 let mut body = vec![0; incoming.header().len as usize];

@@ -107,9 +107,10 @@ fn benchmark_results_go_to_a_file_or_stdout() {
     let json = |line: &[&str]| match parse::<BenchArgs>(line).unwrap().bench {
         BenchCommand::Invoke(args) => args.json,
         BenchCommand::Elastic(args) => args.json,
+        BenchCommand::Migrate(args) => args.json,
         BenchCommand::ServeReference => None,
     };
-    for bench in ["invoke", "elastic"] {
+    for bench in ["invoke", "elastic", "migrate"] {
         assert_eq!(json(&[bench]), None);
         assert_eq!(json(&[bench, "--json"]), Some(None));
         assert_eq!(json(&[bench, "--json", "r.json"]), Some(Some("r.json".into())));

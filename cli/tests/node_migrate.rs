@@ -244,7 +244,7 @@ fn a_tenant_moves_to_another_node_and_back() {
     assert_eq!(view["step"], "complete", "{view}");
     audits.iter().for_each(|(progress, _)| progress.wait_for(PIPELINE));
     audits.iter().for_each(|(progress, _)| progress.stop.store(true, Ordering::SeqCst));
-    audits.into_iter().for_each(|(_, audit)| drop(audit.join().unwrap()));
+    assert!(audits.into_iter().all(|(_, audit)| audit.join().unwrap() > 0));
     kv(HOSTS[0], port, "GET k\r\n", "$5\r\nmoved\r\n");
     kv(HOSTS[1], port, "GET k\r\n", "$5\r\nmoved\r\n");
     drop((first, second));

@@ -156,12 +156,12 @@ pub fn name(mode: MoveMode) -> &'static str {
 }
 
 /// What was measured of one mode, size and network.
-fn of<'m>(
-    migrations: &'m [Measured],
+fn of(
+    migrations: &[Measured],
     speed: Speed,
     bytes: u64,
     mode: MoveMode,
-) -> impl Iterator<Item = &'m Measured> + Clone {
+) -> impl Iterator<Item = &Measured> + Clone {
     migrations.iter().filter(move |measured| {
         measured.network == speed && measured.bytes == bytes && measured.mode == name(mode)
     })
@@ -241,7 +241,8 @@ fn phases(migrations: &[Measured]) -> Table {
         crate::summary::Summary::of(&all.iter().map(|one| of(one)).collect::<Vec<_>>())
             .map_or(f64::NAN, |summary| summary.median)
     };
-    let columns: [(&str, fn(&Measured) -> f64); 9] = [
+    type Column = (&'static str, fn(&Measured) -> f64);
+    let columns: [Column; 9] = [
         ("parked ms", |one| one.phases.parked_ns / 1e6),
         ("collected", |one| one.phases.collected_ns / 1e6),
         ("sent", |one| one.phases.sent_ns / 1e6),

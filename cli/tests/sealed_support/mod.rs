@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 /// Workers and memory of all CVMs here.
 const WORKERS: u32 = 2;
-const MEMORY_BYTES: u64 = 256 << 20;
+pub const MEMORY_BYTES: u64 = 256 << 20;
 /// Bytes of an answer that the host takes.
 const MAX_ANSWER: usize = 16 << 20;
 

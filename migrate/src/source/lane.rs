@@ -74,7 +74,7 @@ impl<K: Key, S: Storage> SourceLane<K, S> {
     }
 
     /// What would come next, left where it is; `None` if everything was sent.
-    pub fn next(&mut self) -> Option<Unit> {
+    pub fn peek(&mut self) -> Option<Unit> {
         self.ledger.peek()
     }
 

@@ -246,12 +246,6 @@ impl Migrations {
         self.jobs().values().find(|job| job.tenant == *tenant && !job.is_over()).cloned()
     }
 
-    /// Connections and calls of a tenant that end here, though it is elsewhere.
-    #[must_use]
-    pub fn left_behind(&self, tenant: &Tenant) -> (usize, usize) {
-        self.tunnels.counts(&tenant.record.uuid)
-    }
-
     /// All migrations away from here that are known, the newest first.
     ///
     /// # Errors

@@ -47,13 +47,6 @@ impl Tunnels {
             }
         }
     }
-
-    /// Connections and calls of a tenant that end here, though it is elsewhere.
-    #[must_use]
-    pub fn counts(&self, uuid: &str) -> (usize, usize) {
-        let counts = self.of(uuid).into_iter().filter(|kept| kept.is_distant()).map(|kept| kept.counts());
-        counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
-    }
 }
 
 /// Source, all tasks are parked: nothing more goes to the guest. Returns what the destination's host must know, encoded.
@@ -202,7 +195,6 @@ impl Migrations {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "what a tunnel consists of, in one place")]
     fn accept_tunnel(
         &self,
         question: &AskTunnel,

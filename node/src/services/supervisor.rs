@@ -71,7 +71,7 @@ pub struct Status {
     pub last_end: Option<String>,
     /// Connections now.
     pub connections: usize,
-    /// Of clients that are relayed to the node where its tenant is now.
+    /// Of clients that are relayed between this node and others, because its tenant has moved.
     pub relayed: usize,
 }
 
@@ -170,12 +170,13 @@ impl Supervised {
 
     pub(super) fn status(&self) -> Status {
         let state = self.state.borrow();
+        let stats = state.connector.as_ref().map(Connector::stats).unwrap_or_default();
         Status {
             phase: state.phase,
             restarts: state.restarts,
             last_end: state.last_end.clone(),
-            connections: state.connector.as_ref().map_or(0, |connector| connector.stats().open),
-            relayed: self.relayed.load(Ordering::Relaxed),
+            connections: stats.open,
+            relayed: self.relayed.load(Ordering::Relaxed) + stats.relayed,
         }
     }
 

@@ -514,7 +514,7 @@ impl LaneWork {
             if must_pause() {
                 return Ok(if moved { Outcome::Moved } else { Outcome::Blocked });
             }
-            let next = lane.next();
+            let next = lane.peek();
             let bytes = next.map_or(PAGE_BYTES as usize, |unit| unit.place.bytes());
             let needed = DATA_OFFSET + bytes + TAG_BYTES;
             let Some(frame) = self.port.channel().room(needed) else {

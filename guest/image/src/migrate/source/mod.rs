@@ -552,8 +552,8 @@ impl SourceAgent {
 
     /// The destination has everything.
     fn over(&mut self) -> Next {
-        tell(MoveEvent::Complete, 0, &self.report.encode());
         memory::wipe_tenant(true);
+        tell(MoveEvent::Complete, 0, &self.report.encode());
         Next::Gone
     }
 }
