@@ -258,6 +258,7 @@ impl World<'_> {
                     start: GuestVirt(*start),
                     pages: *pages,
                     perms: Perms::Read,
+                    promised: false,
                     hidden: false,
                 };
                 if self.space.settle_runs(area, runs.iter().map(run)).is_ok() && runs.is_empty() {
@@ -283,7 +284,7 @@ impl World<'_> {
     }
 
     fn collect(&mut self, region: u64, how: u8) {
-        let how = [Collect::All, Collect::Written, Collect::Split][usize::from(how % 3)];
+        let how = [Collect::All, Collect::Written, Collect::Split, Collect::SplitAll][usize::from(how % 4)];
         let _ = self.space.collect_region(region, how, &mut |mapping| {
             for piece in 0..mapping.size.bytes() / PAGE_BYTES {
                 let at = number(mapping.start.0 + piece * PAGE_BYTES);
@@ -352,6 +353,7 @@ impl World<'_> {
                 start,
                 pages,
                 perms: if hidden { Perms::ReadWrite } else { perms(*which) },
+                promised: !hidden && which % 7 == 6,
                 hidden,
             });
         }
@@ -367,7 +369,9 @@ impl World<'_> {
         for run in &list {
             for at in 0..run.pages {
                 let page = run.start.0 + at * PAGE_BYTES;
-                let content = self.model[number(page)].filter(|_| !run.hidden).map_or(0, |page| page.content);
+                let content = self.model[number(page)]
+                    .filter(|_| !run.hidden && !run.promised)
+                    .map_or(0, |page| page.content);
                 new[((page - area) / PAGE_BYTES) as usize] =
                     Some(Page { perms: run.perms, content, hidden: run.hidden });
             }

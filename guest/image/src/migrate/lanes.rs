@@ -5,9 +5,9 @@
 //! them their duties. Nothing here uses the tenant's heap: a step runs on the scheduler's stack.
 
 use super::channels::{self, Port, of_lane};
+use super::pace;
 use super::state::{self, may_wait};
 use crate::agent::agent_static;
-use crate::arch::clock;
 use crate::{memory, sched, vcpu};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -39,8 +39,6 @@ const RANGES: [(u64, u64); 2] = [(TENANT_IMAGE_VA, IMAGE_VA_END), (HEAP_VA, TENA
 /// Regions of 2 MiB that one step looks at, bytes that it seals or opens.
 const REGIONS_PER_STEP: usize = 64;
 const BYTES_PER_STEP: usize = 256 << 10;
-/// Content is sent in bursts of so much, if bandwidth is limited.
-const BURST_NS: u64 = 2_000_000;
 
 /// What a lane is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,10 +133,6 @@ agent_static! {
     static WANTED: AtomicBool = AtomicBool::new(false);
     /// Something has to be said to the host, or decided: vCPU 0 looks.
     static NEWS: AtomicBool = AtomicBool::new(false);
-    /// Nanoseconds that a MiB takes at the bandwidth that was asked for; 0 for no limit.
-    static PACE_NS: AtomicU64 = AtomicU64::new(0);
-    /// When the next byte may go, by the monotonic clock.
-    static NEXT_NS: AtomicU64 = AtomicU64::new(0);
 }
 
 /// The claim of one lane.
@@ -297,38 +291,14 @@ pub fn keep_news() {
     NEWS.store(true, Ordering::Release);
 }
 
-/// Limits what is sent, in bytes per second.
-pub fn limit_bandwidth(bytes_per_second: u64) {
-    let pace =
-        if bytes_per_second == u64::MAX { 0 } else { (1_000_000_000 << 20) / bytes_per_second.max(1 << 10) };
-    PACE_NS.store(pace, Ordering::Relaxed);
-    NEXT_NS.store(0, Ordering::Relaxed);
-}
-
-/// When the next byte may go.
-fn must_pause() -> bool {
-    PACE_NS.load(Ordering::Relaxed) != 0 && clock::monotonic_ns() < NEXT_NS.load(Ordering::Relaxed)
-}
-
-fn count_sent(bytes: usize) {
-    let pace = PACE_NS.load(Ordering::Relaxed);
-    if pace != 0 {
-        NEXT_NS.fetch_max(clock::monotonic_ns().saturating_sub(BURST_NS), Ordering::Relaxed);
-        NEXT_NS.fetch_add((pace as u128 * bytes as u128 >> 20) as u64, Ordering::Relaxed);
-    }
-}
-
-/// Until when nothing may be sent.
-pub fn deadline_ns() -> Option<u64> {
-    (!are_done() && must_pause()).then(|| NEXT_NS.load(Ordering::Relaxed))
-}
-
 fn is_ready(number: usize) -> bool {
     let cell = &LANES[number];
     let can_go_on = || match Duty::from_number(cell.duty.load(Ordering::Relaxed)) {
         Duty::None => false,
         Duty::Receive => channels::has_news(of_lane(number)),
-        Duty::Send | Duty::SendLast | Duty::ListLast => channels::has_room(of_lane(number)) && !must_pause(),
+        Duty::Send | Duty::SendLast | Duty::ListLast => {
+            channels::has_room(of_lane(number)) && !pace::must_pause()
+        }
         Duty::CollectAll | Duty::Collect | Duty::SplitAll | Duty::CollectLast => true,
     };
     !cell.blocked.load(Ordering::Relaxed) || can_go_on()
@@ -446,15 +416,16 @@ impl LaneWork {
     fn step(&mut self, duty: Duty) -> Result<Outcome, Reason> {
         match (duty, self.end) {
             (Duty::None, _) => Ok(Outcome::Blocked),
-            // SAFETY: the pointer was made by vCPU 0 when it last had all lanes, and whoever claims this lane has it alone.
+            // Of the pointers below: they were made by vCPU 0 when it last had all lanes, and whoever claims this lane has it alone.
             (Duty::CollectAll | Duty::Collect | Duty::SplitAll | Duty::CollectLast, End::Source(lane)) => {
+                // SAFETY: as said.
                 self.collect(duty, unsafe { &mut *lane })
             }
-            // SAFETY: see above.
             (Duty::Send | Duty::SendLast | Duty::ListLast, End::Source(lane)) => {
+                // SAFETY: as said.
                 self.send(duty == Duty::ListLast, unsafe { &mut *lane })
             }
-            // SAFETY: see above.
+            // SAFETY: as said.
             (Duty::Receive, End::Destination(lane)) => self.receive(unsafe { &mut *lane }),
             _ => Err(Reason::Protocol),
         }
@@ -511,7 +482,7 @@ impl LaneWork {
         let mut moved = self.port.flush().map_err(|_| Reason::Protocol)?;
         let mut budget = BYTES_PER_STEP;
         while budget > 0 {
-            if must_pause() {
+            if pace::must_pause() {
                 return Ok(if moved { Outcome::Moved } else { Outcome::Blocked });
             }
             let next = lane.peek();
@@ -542,7 +513,7 @@ impl LaneWork {
                 self.port.channel().put(length);
                 budget = budget.saturating_sub(length);
                 self.bytes += length as u64;
-                count_sent(length);
+                pace::count_sent(length);
             }
             moved = true;
             self.port.flush().map_err(|_| Reason::Protocol)?;

@@ -2,7 +2,7 @@
 //! what may be said, is `nacre-migrate`'s; here is what it takes from the machine.
 //!
 //! * [`source`], [`destination`]: the two ends, on vCPU 0;
-//! * [`lanes`]: the work that any vCPU does that has nothing else to do: collecting, sealing, opening;
+//! * [`lanes`]: the work that any vCPU does that has nothing else to do: collecting, sealing, opening; [`pace`]: how fast;
 //! * [`channels`]: pipes to the host, and the agent memory that is set aside for all this;
 //! * [`state`]: what moves beside pages; [`waiting`]: tasks that touched a page that is not here yet.
 //!
@@ -12,6 +12,7 @@
 mod channels;
 mod destination;
 mod lanes;
+mod pace;
 mod source;
 mod state;
 mod waiting;
@@ -111,7 +112,7 @@ fn set_active(active: bool) {
 /// Until when nothing has to be done, if that is known.
 pub fn deadline_ns() -> Option<u64> {
     let wakes_at = Some(WAKES_AT_NS.load(Ordering::Relaxed)).filter(|at| *at != 0 && is_active());
-    wakes_at.into_iter().chain(lanes::deadline_ns()).min()
+    wakes_at.into_iter().chain(pace::deadline_ns()).min()
 }
 
 /// The agent waits until then, by the monotonic clock.

@@ -39,8 +39,7 @@ impl Tenant for ParkedTenant {
         }
         drop(self.roots);
         sealed::extinguish();
-        // The gate stays closed for good: a vCPU that the host resumes late finds it so.
-        core::mem::forget(self.stopped);
+        // The gate stays closed for good, because what could open it ends here: a vCPU that the host resumes late finds it so.
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ mod serving;
 use super::channels::{self, AgentMemory, CONTROL, DEMAND, Port, Way, of_lane};
 use super::lanes::{self, Duty, FromHere, Slots};
 use super::state::{self, Roots};
-use super::{Next, tell, tell_failure, wakes_at};
+use super::{Next, pace, tell, tell_failure, wakes_at};
 use crate::agent::agent_static;
 use crate::arch::clock;
 use crate::sealed::{self, Random};
@@ -166,7 +166,7 @@ impl SourceAgent {
         let (state, length) = Source::offer(Hold(()), terms, &mut Random, out)
             .map_err(|_| "a migration is under way: wait for it, or cancel it")?;
         control.channel().put(length);
-        lanes::limit_bandwidth(order.bandwidth);
+        pace::limit_bandwidth(order.bandwidth);
         Ok(SourceAgent {
             state: Some(state),
             course: Course::Opening,
