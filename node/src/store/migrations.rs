@@ -138,7 +138,12 @@ fn step_out(
     event: OutEvent,
 ) -> Result<Option<Outgoing>, StoreError> {
     let Some(mut record) = get::<Outgoing>(transaction, tables::OUTGOING, id)? else { return Ok(None) };
-    record.state = record.state.step(event)?;
+    let state = record.state.clone().step(event)?;
+    // What goes with a step happens once: since then the tenant may have come back, or was deployed again.
+    if state == record.state {
+        return Ok(Some(record));
+    }
+    record.state = state;
     let tenant = tables::tenant(transaction, record.tenant.as_str())?;
     let is_here = tenant.is_some_and(|tenant| tenant.uuid == record.uuid);
     match &record.state {
@@ -168,7 +173,11 @@ fn step_in(
     event: InEvent,
 ) -> Result<Option<(Incoming, Vec<Digest>)>, StoreError> {
     let Some(mut record) = get::<Incoming>(transaction, tables::INCOMING, id)? else { return Ok(None) };
-    record.state = record.state.step(event)?;
+    let state = record.state.clone().step(event)?;
+    if state == record.state {
+        return Ok(Some((record, Vec::new())));
+    }
+    record.state = state;
     let mut unreferenced = Vec::new();
     match &record.state {
         InState::Running => unreferenced = make_visible(transaction, id, &record.tenant)?,
