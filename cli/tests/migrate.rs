@@ -24,7 +24,7 @@ const MOVER: &str = include_str!("mover.wat");
 
 /// The same with more to do: longer than a destination takes to have its memory, before which nothing is parked.
 fn long_mover() -> String {
-    MOVER.replace("(i32.const 15000000)", "(i32.const 100000000)")
+    MOVER.replace("(i32.const 15000000)", "(i32.const 60000000)")
 }
 
 /// As [`MOVER`], but before its end it reads from standard input, which blocks until there is some, or its end.

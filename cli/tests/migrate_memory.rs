@@ -57,8 +57,8 @@ fn count(text: &[u8], (from, to): (u64, u64)) -> usize {
 #[test]
 fn who_sees_all_memory_of_a_source_finds_nothing_of_its_tenant_any_more() {
     let Some(world) = movable_world("memory of a source that is done") else { return };
-    let module = Module::parse(&wat::parse_str(KEEPER).unwrap(), Entry::Command).unwrap();
-    let code = compile(&module, Default::default()).unwrap();
+    let wasm = wat::parse_str(KEEPER).unwrap();
+    let code = compile(&Module::parse(&wasm, Entry::Command).unwrap(), Default::default()).unwrap();
     let planted = "planted-secret-of-the-tenant-".repeat(3);
     for mode in [MoveMode::PreCopy, MoveMode::Hybrid, MoveMode::PostCopy, MoveMode::StopAndCopy] {
         let before = private_memories(sealed_support::MEMORY_BYTES);
