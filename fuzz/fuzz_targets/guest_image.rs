@@ -71,7 +71,9 @@ impl Memory<'_> {
                 (1.., Some(next)) => self.walk(next.0, level - 1, address, visit),
                 _ => match entry::decode(bits) {
                     Leaf::Absent => {}
-                    Leaf::Lazy(_) | Leaf::Hidden { .. } => panic!("the launcher promises nothing"),
+                    Leaf::Lazy(_) | Leaf::Hidden { .. } | Leaf::Missing { .. } => {
+                        panic!("the launcher promises nothing")
+                    }
                     Leaf::Present { frame, perms, .. } => {
                         let size = if level == 0 { Size::Small } else { Size::Large };
                         assert!(level <= 1, "a mapping of an unknown size");
