@@ -434,9 +434,9 @@ impl World<'_> {
             let mut runs = vec![None; AREA_PAGES as usize];
             let mut last = None;
             self.space.runs(whole(area), &mut |run| {
-                let next = (run.start.0, run.perms, run.hidden);
+                let next = (run.start.0, run.perms, run.promised, run.hidden);
                 assert_ne!(last, Some(next), "neighbours are the same");
-                last = run.end().map(|end| (end, run.perms, run.hidden));
+                last = run.end().map(|end| (end, run.perms, run.promised, run.hidden));
                 let first = ((run.start.0 - area) / PAGE_BYTES) as usize;
                 runs[first..first + run.pages as usize].fill(Some((run.perms, run.hidden)));
             });
