@@ -342,6 +342,20 @@ impl Cvm {
         }
     }
 
+    /// Begins one over these streams; returns the number of its lanes.
+    fn begin_migration(
+        &self,
+        streams: Streams,
+        on_news: impl Fn(MoveNews) + Send + Sync + 'static,
+    ) -> Result<usize, CvmError> {
+        let (lanes, most) = (streams.lanes.len(), self.lanes());
+        if !(1..=most).contains(&lanes) {
+            return Err(CvmError::Migration(format!("{lanes} lanes were given, 1 to {most} can be")));
+        }
+        self.migrations.begin(&self.shared, &self.sender, streams, Arc::new(on_news))?;
+        Ok(lanes)
+    }
+
     /// Moves the tenant to the CVM at the other end of the streams, which [receives](Cvm::receive_tenant). `on_news` is called from
     /// several threads, among them the one that reads the guest's rings, and must not wait for anything.
     ///
@@ -353,14 +367,7 @@ impl Cvm {
         options: MoveOptions,
         on_news: impl Fn(MoveNews) + Send + Sync + 'static,
     ) -> Result<Moving, CvmError> {
-        let lanes = streams.lanes.len();
-        if lanes == 0 || lanes > self.lanes() {
-            return Err(CvmError::Migration(format!(
-                "{lanes} lanes were given, 1 to {} can be",
-                self.lanes()
-            )));
-        }
-        self.migrations.begin(&self.shared, &self.sender, streams, Arc::new(on_news))?;
+        let lanes = self.begin_migration(streams, on_news)?;
         let order = SendOrder {
             mode: options.mode,
             lanes: lanes as u32,
@@ -382,14 +389,7 @@ impl Cvm {
         bandwidth: u64,
         on_news: impl Fn(MoveNews) + Send + Sync + 'static,
     ) -> Result<Moving, CvmError> {
-        let lanes = streams.lanes.len();
-        if lanes == 0 || lanes > self.lanes() {
-            return Err(CvmError::Migration(format!(
-                "{lanes} lanes were given, 1 to {} can be",
-                self.lanes()
-            )));
-        }
-        self.migrations.begin(&self.shared, &self.sender, streams, Arc::new(on_news))?;
+        self.begin_migration(streams, on_news)?;
         self.send(Header::new(Kind::MigrateReceive, NO_PROGRAM).arg(bandwidth), &[])?;
         // Now, because when its guest asks for that, the tenant is parked.
         commit_memory(self.shared.clone(), self.sender.clone());
