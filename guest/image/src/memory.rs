@@ -344,6 +344,18 @@ pub fn settle_runs(range: PageRange, runs: impl Iterator<Item = Run> + Clone) ->
     SPACE.get().settle_runs(range, runs).map(|_| ())
 }
 
+/// Regions that are looked at in one go for uniform ones.
+const NOTES_AT_ONCE: u64 = 64;
+
+/// Notes which regions are uniform, so that [`settle_runs`] takes no time for them: does a bounded number from `at` on and returns where to go on,
+/// or `None` at the end. While pages arrive.
+pub fn note_uniform_some(at: u64) -> Option<u64> {
+    let region = SPACE.get().next_region(at.max(HEAP_VA), TENANT_VA_END)?;
+    let end = (region + NOTES_AT_ONCE * LARGE_PAGE_BYTES).min(TENANT_VA_END);
+    SPACE.get().note_uniform_regions(region, end);
+    Some(end)
+}
+
 /// Makes a page that arrives zero without giving it a frame.
 ///
 /// # Errors

@@ -16,7 +16,8 @@
 //! | MISSING | *missing*: its content is elsewhere and comes; an access waits for it | frame, W, NX, PS |
 //! | MISSING, ARRIVING | the same, and its frame belongs to the one who is filling it, not to the entry | frame, W, NX, PS |
 //!
-//! The bit of MISSING says JOINING in a present entry that points to a table: see `page_tables::joins`.
+//! A present entry that points to a table has two marks of its own: JOINING, where MISSING is in others (see `page_tables::joins`),
+//! and UNIFORM, bit 55 (see `page_tables::runs`).
 //!
 //! **Written** means something to two users who do not know of each other: warm instance slots and migration. The processor has
 //! one bit for both, D. Whoever clears D notes it for the other first, in the same atomic operation: WRITTEN is what slots have not
@@ -45,6 +46,9 @@ const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 /// In an entry that points to a table: somebody has begun to put a large page in its place.
 pub const JOINING: u64 = 1 << 11;
+
+/// In an entry that points to a table: all small pages there are, or will be, mapped readable and writable.
+pub const UNIFORM: u64 = 1 << 55;
 
 /// What a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,6 +270,11 @@ pub const fn run_kind(bits: u64) -> u64 {
         Leaf::Lazy(_) => PRESENT | LAZY | bits & (WRITE | NO_EXECUTE),
         _ => PRESENT | bits & (WRITE | NO_EXECUTE),
     }
+}
+
+/// The kind of runs of pages that are mapped, or missing, and allow this.
+pub const fn mapped_kind(perms: Perms) -> u64 {
+    PRESENT | perms.bits()
 }
 
 /// What is allowed in a run of this kind, and whether it is promised, and hidden.

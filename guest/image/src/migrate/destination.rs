@@ -79,6 +79,8 @@ pub struct DestinationAgent {
     wants_cancel: bool,
     /// Pages were settled as the map says.
     settled: bool,
+    /// Where one goes on to look for uniform regions, after each round.
+    noting: Option<u64>,
     report: MoveReport,
     committed_tsc: u64,
 }
@@ -116,6 +118,7 @@ impl DestinationAgent {
             asked_for_memory: false,
             wants_cancel: false,
             settled: false,
+            noting: None,
             report: MoveReport::default(),
             committed_tsc: 0,
         })
@@ -337,6 +340,9 @@ impl DestinationAgent {
             return true;
         };
         // The source parks nothing before it has heard of a round: what its tasks would wait for comes first.
+        if let Some(Destination::Receiving(_)) = &self.state {
+            self.noting.get_or_insert(0);
+        }
         if let Some(Destination::Receiving(receiving)) = &mut self.state
             && self.memory_committed
             && let Some(frame) = receiving.round_received()
@@ -352,6 +358,10 @@ impl DestinationAgent {
         match &self.state {
             Some(Destination::Verifying(verifying)) if lanes::are_done() && verifying.is_complete() => {
                 self.stage()
+            }
+            Some(Destination::Receiving(_)) if self.noting.is_some() => {
+                self.noting = self.noting.and_then(memory::note_uniform_some);
+                Ok(true)
             }
             Some(Destination::Running(_)) => Ok(self.fetch_more()),
             Some(Destination::Done(_)) if self.control.channel().pending() == 0 => Err(self.over()),

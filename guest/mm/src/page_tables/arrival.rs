@@ -202,7 +202,7 @@ impl<M: TableMemory> PageTables<'_, M> {
         if let Some(frame) = pieces {
             let place = self.retired.reserve().ok_or(MapError::OutOfTables)?;
             let large = content.leaf(frame, Perms::ReadWrite);
-            let done = exchange(slot, entry::encode_table(table), large, Size::Large);
+            let done = joins::replace_table(slot, table, large);
             if done {
                 self.free_table(table, place);
             }
@@ -222,7 +222,7 @@ impl<M: TableMemory> PageTables<'_, M> {
         let absent = entries.iter().filter(|entry| entry.load(Ordering::Acquire) == 0).count();
         let promise = self.promise(absent as u64)?;
         let place = self.retired.reserve().ok_or(MapError::OutOfTables)?;
-        if !exchange(slot, entry::encode_table(table), leaf, Size::Large) {
+        if !joins::replace_table(slot, table, leaf) {
             return Ok(false);
         }
         promise.keep();

@@ -9,7 +9,8 @@
 //!   changed small entries then looks whether the directory still points to the table ([`PageTables::keeps`]), and takes the mark
 //!   away if it is there. If the owner's look came first, the join sees what he changed; if it came between, the exchange
 //!   fails; if it came last, the owner does his change again, on the large page. Owners never wait and, without a
-//!   join, never write to the directory, which costs an exit where tables are shadowed.
+//!   join, never write to the directory, which costs an exit where tables are shadowed. The mark UNIFORM, of which
+//!   [`runs`](super::runs) tells, goes the same way.
 //!
 //! A processor may set D in a small entry after a join has looked at it, even after the large page is there. So a join only takes
 //! pages that are written in the view of slots, and its large page counts as written for everybody: nothing can be lost.
@@ -32,6 +33,19 @@ pub(super) enum Installed {
     Ours(GuestPhys),
     /// The entry has changed.
     Changed,
+}
+
+/// Puts a large leaf in the place of a table, whatever marks are on it; false if another one, or none, is there by now.
+pub(super) fn replace_table(slot: &AtomicU64, table: GuestPhys, leaf: Leaf) -> bool {
+    loop {
+        let bits = slot.load(Ordering::SeqCst);
+        if entry::table(bits) != Some(table) {
+            return false;
+        }
+        if exchange(slot, bits, leaf, Size::Large) {
+            return true;
+        }
+    }
 }
 
 impl<M: TableMemory> PageTables<'_, M> {
@@ -78,7 +92,8 @@ impl<M: TableMemory> PageTables<'_, M> {
         }
     }
 
-    /// Whether `table` is still under `slot`, and no join that has not seen the caller's changes to it will succeed.
+    /// Whether `table` is still under `slot`; then no join that has not seen the caller's changes to it will succeed, and nobody
+    /// takes it to be uniform who has not seen them.
     pub(super) fn keeps(&self, slot: &AtomicU64, table: GuestPhys) -> bool {
         fence(Ordering::SeqCst);
         loop {
@@ -86,7 +101,7 @@ impl<M: TableMemory> PageTables<'_, M> {
             if entry::table(bits) != Some(table) {
                 return false;
             }
-            let plain = entry::encode_table(table);
+            let plain = bits & !(entry::JOINING | entry::UNIFORM);
             if bits == plain
                 || slot.compare_exchange(bits, plain, Ordering::SeqCst, Ordering::Relaxed).is_ok()
             {
@@ -161,8 +176,7 @@ impl<M: TableMemory> PageTables<'_, M> {
             }
             Leaf::written(frame, Perms::ReadWrite)
         };
-        // The accessed bit may have been set by the processor since; it is preset, so the comparison holds.
-        if !exchange(slot, entry::encode_table(table), merged, Size::Large) {
+        if !replace_table(slot, table, merged) {
             if pieces.is_none() {
                 let _ = self.free_frame_of(merged, Size::Large);
             }

@@ -625,6 +625,7 @@ fn migrate<'b>(from: &mut World<'_>, mut to: World<'b>, steps: &[Step]) -> World
     collect_all(from, Collect::Written);
     from.round(&mut to, true);
     let runs = all_runs(from.space);
+    to.space.note_uniform_regions(everything().start(), everything().end());
     let flush = to.space.settle_runs(everything(), runs.iter().copied()).unwrap();
     to.flush(flush);
     assert_eq!(to.space.settle_runs(everything(), runs.iter().copied()), Ok(Flush::NotNeeded));

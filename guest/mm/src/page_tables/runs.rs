@@ -1,7 +1,15 @@
 //! What is in use with which permissions, as a list of runs: what the source tells the destination at the end, and what the
 //! destination makes of it.
+//!
+//! Tasks are parked while both is done, so neither may take longer the more memory there is. Nearly all of a large tenant is
+//! mapped readable and writable; a table of which that is true of every small page is **uniform**. While tasks run, and pages
+//! travel, [`PageTables::note_uniform`] marks such tables in their directory; what is marked need not be looked at in the end.
+//! The mark is put there before one looks, and an owner who has changed small entries takes it away afterwards
+//! ([`PageTables::keeps`]): so either who looks sees the change, or the mark goes. What gives a frame to a promise, or takes a page that is there
+//! for missing or the other way round, leaves a uniform table uniform.
 
 use super::*;
+use core::sync::atomic::fence;
 
 /// Pages one after another that allow the same, and are all promised or all not. Neighbours differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,12 +88,48 @@ impl<M: TableMemory> PageTables<'_, M> {
                 open.turn(start, entry::run_kind(bits));
                 continue;
             };
+            if bits & entry::UNIFORM != 0 {
+                open.turn(start, entry::mapped_kind(Perms::ReadWrite));
+                continue;
+            }
             let entries = self.small_entries(table, &Chunk { directory_entry: slot, start, end });
             for (page, entry) in (start..).step_by(PAGE_BYTES as usize).zip(entries) {
                 open.turn(page, entry::run_kind(entry.load(Ordering::Relaxed)));
             }
         }
         open.turn(at, 0);
+    }
+
+    /// Notes for each region (2 MiB) that begins in `start..end` whether it is uniform: then [`runs`](Self::runs) and
+    /// [`settle_runs`](Self::settle_runs) take no time for it. One caller per region at a time, who need not own it.
+    pub fn note_uniform_regions(&self, mut start: u64, end: u64) {
+        let _visit = self.visit();
+        while let Some(region) = self.next_region(start, end) {
+            start = region + LARGE_PAGE_BYTES;
+            if let Some(slot) = self.find_directory_entry(region) {
+                self.note_uniform(slot);
+            }
+        }
+    }
+
+    /// The same for one entry of a directory, by a visitor.
+    pub(super) fn note_uniform(&self, slot: &AtomicU64) {
+        let bits = slot.load(Ordering::Acquire);
+        let Some(table) = entry::table(bits) else { return };
+        let is_uniform = || all_of_kind(self.memory.entries(table), Perms::ReadWrite);
+        // Looked at first without a mark, which is a write to the directory.
+        if bits & (entry::UNIFORM | entry::JOINING) != 0
+            || !is_uniform()
+            || slot
+                .compare_exchange(bits, bits | entry::UNIFORM, Ordering::SeqCst, Ordering::Relaxed)
+                .is_err()
+        {
+            return;
+        }
+        fence(Ordering::SeqCst);
+        if !is_uniform() {
+            self.keeps(slot, table);
+        }
     }
 
     /// Makes the range what the runs say, before tasks run: pages outside of all runs are removed; those in a run get its permissions and
@@ -150,6 +194,10 @@ impl<M: TableMemory> PageTables<'_, M> {
         let table = loop {
             let bits = slot.load(Ordering::Acquire);
             if let Some(table) = entry::table(bits) {
+                if bits & entry::UNIFORM != 0 && perms == Perms::ReadWrite && !promised {
+                    return Ok(Flush::NotNeeded);
+                }
+                self.keeps(slot, table);
                 break table;
             }
             let old = entry::decode(bits);
@@ -167,6 +215,9 @@ impl<M: TableMemory> PageTables<'_, M> {
             }
         };
         let entries = self.small_entries(table, chunk);
+        if !promised && all_of_kind(entries, perms) {
+            return Ok(Flush::NotNeeded);
+        }
         self.promise_absent(entries)?.keep();
         let mut flush = Flush::NotNeeded;
         for entry in entries {
@@ -183,6 +234,7 @@ impl<M: TableMemory> PageTables<'_, M> {
 
     fn settle_hidden(&self, chunk: &Chunk<'_>) -> Result<Flush, MapError> {
         let table = self.split(chunk.directory_entry)?;
+        self.keeps(chunk.directory_entry, table);
         let entries = self.small_entries(table, chunk);
         self.promise_absent(entries)?.keep();
         let hidden = Leaf::Hidden { frame: None, dirty: false, unsent: false };
@@ -202,6 +254,12 @@ impl<M: TableMemory> PageTables<'_, M> {
         let absent = entries.iter().filter(|entry| entry.load(Ordering::Acquire) == 0).count();
         self.promise(absent as u64)
     }
+}
+
+/// Whether all these pages are mapped, or missing, and allow this.
+fn all_of_kind(entries: &[AtomicU64], perms: Perms) -> bool {
+    let kind = entry::mapped_kind(perms);
+    entries.iter().all(|entry| entry::run_kind(entry.load(Ordering::SeqCst)) == kind)
 }
 
 /// What a page becomes in a run.

@@ -22,6 +22,8 @@ pub enum Collect {
     SplitAll,
 }
 
+/// Entries that are looked at together: a line of the cache.
+const ENTRIES_PER_LINE: usize = 8;
 /// End of the addresses that four levels translate.
 const END: u64 = 1 << 48;
 
@@ -85,7 +87,12 @@ impl<M: TableMemory> PageTables<'_, M> {
         loop {
             let bits = slot.load(Ordering::Acquire);
             if let Some(table) = entry::table(bits) {
-                return self.collect_small(region, table, how, visit);
+                let flush = self.collect_small(region, table, how, visit);
+                // Tasks are parked, or soon will be: what is known then need not be looked for.
+                if how != Collect::Written {
+                    self.note_uniform(slot);
+                }
+                return flush;
             }
             let mut show = |leaf| visit(Mapping { start: GuestVirt(region), size: Size::Large, leaf });
             match entry::decode(bits) {
@@ -136,17 +143,20 @@ impl<M: TableMemory> PageTables<'_, M> {
     ) -> Flush {
         let (all, mut flush) = (how == Collect::All, Flush::NotNeeded);
         let mask = entry::to_collect(all);
-        for (number, entry) in self.memory.entries(table).iter().enumerate() {
+        let (lines, _) = self.memory.entries(table).as_chunks::<ENTRIES_PER_LINE>();
+        for (line, entries) in lines.iter().enumerate() {
             // Most pages are neither written nor promised: they cost no more than this.
-            if entry.load(Ordering::Relaxed) & mask == 0 {
+            if entries.iter().fold(0, |any, entry| any | entry.load(Ordering::Relaxed)) & mask == 0 {
                 continue;
             }
-            let Some(leaf) = see_small(entry, all) else { continue };
-            if matches!(leaf, Leaf::Present { unsent: true, .. }) {
-                flush = Flush::Needed;
+            for (number, entry) in entries.iter().enumerate() {
+                let Some(leaf) = see_small(entry, all) else { continue };
+                if matches!(leaf, Leaf::Present { unsent: true, .. }) {
+                    flush = Flush::Needed;
+                }
+                let start = region + (line * ENTRIES_PER_LINE + number) as u64 * PAGE_BYTES;
+                visit(Mapping { start: GuestVirt(start), size: Size::Small, leaf });
             }
-            let start = GuestVirt(region + number as u64 * PAGE_BYTES);
-            visit(Mapping { start, size: Size::Small, leaf });
         }
         flush
     }
