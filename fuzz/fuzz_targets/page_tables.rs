@@ -284,7 +284,7 @@ impl World<'_> {
     }
 
     fn collect(&mut self, region: u64, how: u8) {
-        let how = [Collect::All, Collect::Written, Collect::Split, Collect::SplitAll][usize::from(how % 4)];
+        let how = [Collect::All, Collect::Last, Collect::Split, Collect::SplitAll][usize::from(how % 4)];
         let _ = self.space.collect_region(region, how, &mut |mapping| {
             for piece in 0..mapping.size.bytes() / PAGE_BYTES {
                 let at = number(mapping.start.0 + piece * PAGE_BYTES);

@@ -7,8 +7,10 @@
 //!
 //! - In `hybrid` the downtime does not depend on `B`, because the remainder is fetched after the hand-over. What does is the window
 //!   after Commit in which a crash of either side loses the service, and how many tasks wait for pages: both are
-//!   proportional to `B`. So rounds go on while each makes `B` smaller by a quarter at least (`d/b < 3/4`): from there the sum
-//!   of all further rounds is at most four times `B`. And they end when `B` is what the connection carries in 2 ms: then
+//!   proportional to `B`. So rounds go on while each makes `B` smaller by a quarter at least: then the sum of all further
+//!   rounds is at most four times `B`. That is so if `d/b < 3/4`, but for what a round costs besides: looking for what was written, and the flush,
+//!   in which tasks stand still. Pages are written meanwhile too, so `B` does not fall below what is written in that time, and it is compared
+//!   with what the round began with. And they end when `B` is what the connection carries in 2 ms: then
 //!   another round costs about as much time as two round trips and the parking itself.
 //! - In `pre-copy` everything is sent while tasks are parked, so `B/b` is downtime: rounds go on until that is what the caller
 //!   wants, or until a round stops paying.
@@ -48,6 +50,8 @@ pub struct Measured {
     pub sent_bytes: u64,
     /// Bytes that are dirty now.
     pub dirty_bytes: u64,
+    /// Bytes that were dirty when the last round began.
+    pub dirty_bytes_before: u64,
     /// Bytes that became dirty, per second, over the last round.
     pub dirty_rate: u64,
     /// Bytes that were carried, per second, over the last round.
@@ -90,6 +94,7 @@ pub const SMALL_ENOUGH: Duration = Duration::from_millis(2);
 /// Whether another round pays. See the module's documentation.
 pub fn decide(mode: Mode, measured: &Measured) -> Decision {
     let Measured { rounds, memory_bytes, sent_bytes, dirty_bytes, dirty_rate, bandwidth, .. } = *measured;
+    let mostly = |part: u64, of: u64| u128::from(part) * 4 >= u128::from(of) * 3;
     let goal = match mode {
         Mode::StopAndCopy | Mode::PostCopy => return Decision::HandOver(Why::Mode),
         Mode::PreCopy => measured.downtime_goal,
@@ -101,7 +106,7 @@ pub fn decide(mode: Mode, measured: &Measured) -> Decision {
     let in_goal = u128::from(bandwidth) * goal.as_nanos() / 1_000_000_000;
     if u128::from(dirty_bytes) <= in_goal {
         Decision::HandOver(Why::SmallEnough)
-    } else if u128::from(dirty_rate) * 4 >= u128::from(bandwidth) * 3 {
+    } else if mostly(dirty_rate, bandwidth) || mostly(dirty_bytes, measured.dirty_bytes_before) {
         Decision::HandOver(Why::NotShrinking)
     } else if rounds >= MAX_ROUNDS {
         Decision::HandOver(Why::Rounds)

@@ -8,6 +8,7 @@ fn measured() -> Measured {
         memory_bytes: 4 * GIB,
         sent_bytes: 5 * GIB,
         dirty_bytes: GIB / 4,
+        dirty_bytes_before: GIB,
         dirty_rate: GIB / 8,
         bandwidth: GIB,
         downtime_goal: Duration::from_millis(100),
@@ -32,6 +33,8 @@ fn rounds_go_on_while_they_pay() {
         for (dirty_rate, pays) in [(GIB / 4 * 3 - 1, true), (GIB / 4 * 3, false), (u64::MAX, false)] {
             let expected = if pays { Decision::AnotherRound } else { Decision::HandOver(Why::NotShrinking) };
             assert_eq!(decide(mode, &Measured { dirty_rate, ..measured() }), expected);
+            let dirty_bytes = dirty_rate;
+            assert_eq!(decide(mode, &Measured { dirty_bytes, ..measured() }), expected);
         }
     }
 }
@@ -69,11 +72,36 @@ fn rounds_end_whatever_is_measured() {
             rounds: now.rounds + 1,
             sent_bytes: now.sent_bytes + now.dirty_bytes,
             dirty_bytes: now.dirty_bytes / 2,
+            dirty_bytes_before: now.dirty_bytes,
             ..now
         };
     }
     assert_eq!(decide(Mode::Hybrid, &now), Decision::HandOver(Why::SmallEnough));
     assert_eq!(now.rounds, 11);
+}
+
+#[test]
+fn what_a_round_costs_besides_ends_them_early() {
+    // The same, but 50 ms of each round nothing is sent: what is written in that time stays.
+    let cost = |bytes: u64| bytes / 2 + GIB / 40;
+    let mut now = Measured {
+        rounds: 1,
+        dirty_bytes: 2 * GIB,
+        dirty_bytes_before: 4 * GIB,
+        dirty_rate: GIB / 2,
+        ..measured()
+    };
+    while decide(Mode::Hybrid, &now) == Decision::AnotherRound {
+        now = Measured {
+            rounds: now.rounds + 1,
+            dirty_bytes: cost(now.dirty_bytes),
+            dirty_bytes_before: now.dirty_bytes,
+            ..now
+        };
+    }
+    assert_eq!(decide(Mode::Hybrid, &now), Decision::HandOver(Why::NotShrinking));
+    // Any number of rounds would come to a twentieth.
+    assert_eq!((now.rounds, now.dirty_bytes / (GIB / 200)), (8, 13));
 }
 
 #[test]

@@ -339,10 +339,10 @@ impl DestinationAgent {
             lanes::keep_news();
             return true;
         };
-        // The source parks nothing before it has heard of a round: what its tasks would wait for comes first.
         if let Some(Destination::Receiving(_)) = &self.state {
             self.noting.get_or_insert(0);
         }
+        // The source parks nothing before it has heard of a round: what its tasks would wait for comes first.
         if let Some(Destination::Receiving(receiving)) = &mut self.state
             && self.memory_committed
             && let Some(frame) = receiving.round_received()

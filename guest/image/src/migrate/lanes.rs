@@ -450,7 +450,7 @@ impl LaneWork {
                 Duty::CollectAll => Collect::All,
                 Duty::Collect => Collect::Split,
                 Duty::SplitAll => Collect::SplitAll,
-                _ => Collect::Written,
+                _ => Collect::Last,
             };
             self.regions += 1;
             let (mut marked, mut shown_large) = (Ok(()), 0);

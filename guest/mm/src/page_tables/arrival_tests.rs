@@ -191,11 +191,17 @@ fn a_large_page_is_shown_whole_once_then_in_pieces() {
         assert_eq!(collect(Collect::Split), (vec![], Flush::NotNeeded));
         space.mark_written(range(4, 2));
         let pieces = vec![(at(4), Size::Small), (at(5), Size::Small)];
-        assert_eq!(collect(Collect::Written), (pieces, Flush::Needed));
+        for _ in 0..2 {
+            assert_eq!(collect(Collect::Last), (pieces.clone(), Flush::NotNeeded));
+        }
+        assert_eq!(collect(Collect::Split), (pieces, Flush::Needed));
         assert_eq!((collect(Collect::All).0.len(), collect(Collect::All).1), (512, Flush::NotNeeded));
         assert_eq!(space.rejoin_region(AT.0), Flush::Needed);
-        assert_eq!(collect(Collect::Written), (vec![(AT, Size::Large)], Flush::Needed));
-        assert_eq!(collect(Collect::Written), (vec![], Flush::NotNeeded));
+        assert_eq!(collect(Collect::Last), (vec![(AT, Size::Large)], Flush::NotNeeded));
+        assert_eq!(collect(Collect::SplitAll), (vec![(AT, Size::Large)], Flush::Needed));
+        assert_eq!(collect(Collect::Last), (vec![], Flush::NotNeeded));
+        space.mark_written(range(0, WHOLE));
+        assert_eq!(space.rejoin_region(AT.0), Flush::Needed);
         // Where slots track, small pages stay.
         let _ = space.track(range(0, 1));
         assert_eq!(space.rejoin_region(AT.0), Flush::NotNeeded);

@@ -208,12 +208,8 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => Just(Perms::ReadWrite),
         1 => Just(Perms::ReadExecute)
     ];
-    let how = prop_oneof![
-        Just(Collect::All),
-        Just(Collect::Written),
-        Just(Collect::Split),
-        Just(Collect::SplitAll)
-    ];
+    let how =
+        prop_oneof![Just(Collect::All), Just(Collect::Last), Just(Collect::Split), Just(Collect::SplitAll)];
     prop_oneof![
         5 => (page(), pages(), perms).prop_map(|(a, b, c)| Step::Map(a, b, c)),
         1 => (page(), pages()).prop_map(|(a, b)| Step::Unmap(a, b)),
@@ -622,7 +618,7 @@ fn migrate<'b>(from: &mut World<'_>, mut to: World<'b>, steps: &[Step]) -> World
         from.check();
     }
     // Parked.
-    collect_all(from, Collect::Written);
+    collect_all(from, Collect::Last);
     from.round(&mut to, true);
     let runs = all_runs(from.space);
     to.space.note_uniform_regions(everything().start(), everything().end());

@@ -13,8 +13,9 @@ use super::*;
 pub enum Collect {
     /// All that are present, written or not; large ones stay. For the first round.
     All,
-    /// Those that were written; large ones stay.
-    Written,
+    /// Those that were written. Nothing is changed, so they count as written as before: for the last time, when nobody writes any more.
+    /// Where tables are shadowed the first change of each costs an exit.
+    Last,
     /// Those that were written. A large one is shown whole for the last time: then it is small ones, none of which counts as written.
     /// If there is no table for that it stays.
     Split,
@@ -78,7 +79,7 @@ impl<M: TableMemory> PageTables<'_, M> {
 
     /// Shows the pages of the region (2 MiB) at `region` that migration has to hear of: those that were written since the last
     /// collection (`how` says more), and those that are promised, each time. A page counts as not written from just before
-    /// it is shown. What is hidden or missing is not shown.
+    /// it is shown, but for the last time. What is hidden or missing is not shown.
     ///
     /// One caller per region at a time, who need not own it; `visit` must not give the processor away.
     pub fn collect_region(&self, region: u64, how: Collect, visit: &mut dyn FnMut(Mapping)) -> Flush {
@@ -88,8 +89,7 @@ impl<M: TableMemory> PageTables<'_, M> {
             let bits = slot.load(Ordering::Acquire);
             if let Some(table) = entry::table(bits) {
                 let flush = self.collect_small(region, table, how, visit);
-                // Tasks are parked, or soon will be: what is known then need not be looked for.
-                if how != Collect::Written {
+                if how != Collect::Last {
                     self.note_uniform(slot);
                 }
                 return flush;
@@ -97,6 +97,7 @@ impl<M: TableMemory> PageTables<'_, M> {
             let mut show = |leaf| visit(Mapping { start: GuestVirt(region), size: Size::Large, leaf });
             match entry::decode(bits) {
                 leaf @ Leaf::Lazy(_) => show(leaf),
+                leaf @ Leaf::Present { unsent: true, .. } if how == Collect::Last => show(leaf),
                 leaf @ Leaf::Present { unsent, .. } if unsent || how == Collect::All => {
                     if !self.see_large(slot, bits, how) {
                         continue;
@@ -141,8 +142,8 @@ impl<M: TableMemory> PageTables<'_, M> {
         how: Collect,
         visit: &mut dyn FnMut(Mapping),
     ) -> Flush {
-        let (all, mut flush) = (how == Collect::All, Flush::NotNeeded);
-        let mask = entry::to_collect(all);
+        let mut flush = Flush::NotNeeded;
+        let mask = entry::to_collect(how == Collect::All);
         let (lines, _) = self.memory.entries(table).as_chunks::<ENTRIES_PER_LINE>();
         for (line, entries) in lines.iter().enumerate() {
             // Most pages are neither written nor promised: they cost no more than this.
@@ -150,8 +151,8 @@ impl<M: TableMemory> PageTables<'_, M> {
                 continue;
             }
             for (number, entry) in entries.iter().enumerate() {
-                let Some(leaf) = see_small(entry, all) else { continue };
-                if matches!(leaf, Leaf::Present { unsent: true, .. }) {
+                let Some(leaf) = see_small(entry, how) else { continue };
+                if how != Collect::Last && matches!(leaf, Leaf::Present { unsent: true, .. }) {
                     flush = Flush::Needed;
                 }
                 let start = region + (line * ENTRIES_PER_LINE + number) as u64 * PAGE_BYTES;
@@ -183,20 +184,21 @@ impl<M: TableMemory> PageTables<'_, M> {
     }
 }
 
-/// Makes a small page count as seen; returns what it was if it has to be shown.
-fn see_small(entry: &AtomicU64, all: bool) -> Option<Leaf> {
+/// Makes a small page count as seen, unless it is for the last time; returns what it was if it has to be shown.
+fn see_small(entry: &AtomicU64, how: Collect) -> Option<Leaf> {
     loop {
         let bits = entry.load(Ordering::Acquire);
         let leaf = entry::decode(bits);
         match leaf {
             Leaf::Lazy(_) => return Some(leaf),
+            Leaf::Present { unsent: true, .. } if how == Collect::Last => return Some(leaf),
             Leaf::Present { unsent: true, .. } => {
                 let seen = entry::seen(bits, View::Migration);
                 if entry.compare_exchange(bits, seen, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                     return Some(leaf);
                 }
             }
-            Leaf::Present { .. } => return all.then_some(leaf),
+            Leaf::Present { .. } => return (how == Collect::All).then_some(leaf),
             _ => return None,
         }
     }

@@ -128,6 +128,7 @@ pub struct SourceAgent {
     /// When the last collection was, and the last round's sending began.
     collected_at_ns: u64,
     sent_before: u64,
+    dirty_before: u64,
     bandwidth: u64,
     dirty_rate: u64,
     wants_cancel: bool,
@@ -183,6 +184,7 @@ impl SourceAgent {
             parked_at_ns: 0,
             collected_at_ns: 0,
             sent_before: 0,
+            dirty_before: 0,
             bandwidth: 0,
             dirty_rate: 0,
             wants_cancel: false,

@@ -37,6 +37,7 @@ impl SourceAgent {
             memory_bytes: memory::frames().committed_pages().0 * nacre_abi::PAGE_BYTES,
             sent_bytes: sent,
             dirty_bytes: dirty,
+            dirty_bytes_before: self.dirty_before,
             dirty_rate: self.dirty_rate,
             bandwidth: self.bandwidth,
             downtime_goal: core::time::Duration::from_nanos(self.order.downtime_goal_ns),
@@ -52,7 +53,7 @@ impl SourceAgent {
                     bandwidth: self.bandwidth,
                 };
                 tell(MoveEvent::Progress, 0, &progress.encode());
-                self.sent_before = sent;
+                (self.sent_before, self.dirty_before) = (sent, dirty);
                 all.begin(Duty::Send);
                 drop(all);
                 self.course = Course::Round(Phase::Sending);
