@@ -1,5 +1,6 @@
 //! A Commit that must arrive: asked until the destination's node says that its guest runs, or that it does not know it any more.
 
+use super::destination::STAGED_PATIENCE;
 use super::net::{COMMIT, Net};
 use super::{AskCommit, Commit, CommitAnswer, Migrations, OutEvent, OutState, Outgoing, PeerName};
 use crate::names::MigrationId;
@@ -47,6 +48,15 @@ pub async fn deliver(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Tells the destination of a migration that ended with a former run of this node that nothing comes any more: it would wait for long.
+pub(super) async fn tell_end(manager: Arc<Migrations>, record: Outgoing) {
+    if let Some(net) = manager.net.clone() {
+        let end = deliver(net, record.peer.clone(), record.id, None, true, false);
+        // Then it has given up by itself.
+        let _ = tokio::time::timeout(STAGED_PATIENCE, end).await;
     }
 }
 

@@ -28,7 +28,7 @@ const MAX_MODULES_BYTES: u64 = 8 << 30;
 /// News of the guest that wait to be dealt with.
 const MAX_NEWS: usize = 1024;
 /// How long a staged CVM waits for its Commit once its source is out of reach. Then the tenant is lost, if it was gone from there.
-const STAGED_PATIENCE: Duration = Duration::from_secs(3600);
+pub(super) const STAGED_PATIENCE: Duration = Duration::from_secs(3600);
 /// How long one who asks waits for the guest.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long what is on its way may take when the source's CVM is gone: then no more comes.
@@ -453,6 +453,9 @@ impl Arrival {
 
     async fn ordered(&mut self, order: Order) -> Flow {
         match order {
+            Order::Commit { commit: None, alone: true, .. } if !self.runs && self.committed.is_none() => {
+                return self.failed("the source ended before the tenant was gone from there".into()).await;
+            }
             Order::Commit { commit, alone, told } => {
                 if let Some(commit) = commit.filter(|_| !self.runs) {
                     self.commit(&commit).await;

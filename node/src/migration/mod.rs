@@ -177,6 +177,12 @@ impl Migrations {
                 tokio::spawn(deliver::after_restart(self.clone(), record));
             }
         }
+        for record in self.store.interrupted() {
+            if matches!(record.state, OutState::Lost { .. }) {
+                crate::metrics::lost_tenant();
+            }
+            tokio::spawn(deliver::tell_end(self.clone(), record.clone()));
+        }
         Ok(())
     }
 

@@ -32,6 +32,7 @@ pub use directory::{Directory, EditError};
 pub use lock::Lock;
 pub use sealed::Sealed;
 
+use crate::migration::Outgoing;
 use crate::names::{ActivationId, TenantName, now_ms};
 use crate::records::{Action, Pending, Service, TenantRecord};
 use commit::{Committer, Writer};
@@ -121,6 +122,7 @@ pub struct Store {
     modules: Arc<Modules>,
     committer: Committer,
     recent: Arc<activations::Recent>,
+    interrupted: Vec<Outgoing>,
     dir: PathBuf,
     /// Held as long as the store is open, and as its writer is at work.
     _lock: Arc<Lock>,
@@ -141,7 +143,7 @@ impl Store {
         let mut builder = redb::Builder::new();
         builder.set_cache_size(CACHE_BYTES);
         let database = Arc::new(builder.create_with_backend(redb::backends::FileBackend::new(file)?)?);
-        prepare(&database)?;
+        let interrupted = prepare(&database)?;
         let loaded = load(&database)?;
         let modules = Arc::new(Modules::open(&dir.join("modules"), &loaded.references)?);
         let directory = Arc::new(Directory::new(loaded));
@@ -149,7 +151,8 @@ impl Store {
         let writer =
             Writer::new(database.clone(), directory.clone(), modules.clone(), recent.clone(), lock.clone());
         let committer = Committer::start(writer);
-        Ok(Self { database, directory, modules, committer, recent, dir: dir.to_owned(), _lock: lock })
+        let dir = dir.to_owned();
+        Ok(Self { database, directory, modules, committer, recent, interrupted, dir, _lock: lock })
     }
 
     /// Tenants and actions as they are on the disk.
@@ -176,8 +179,8 @@ impl Store {
     }
 }
 
-/// Makes the tables, checks the layout, and gives calls that were under way their end.
-fn prepare(database: &Database) -> Result<(), StoreError> {
+/// Makes the tables, checks the layout, and gives calls and migrations that were under way their end.
+fn prepare(database: &Database) -> Result<Vec<Outgoing>, StoreError> {
     let transaction = database.begin_write()?;
     {
         let mut meta = transaction.open_table(tables::META)?;
@@ -212,8 +215,9 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
             tables.insert(&tenant, vec![&activation])?;
         }
     }
-    migrations::restarted(&transaction)?;
-    Ok(transaction.commit()?)
+    let ended = migrations::restarted(&transaction)?;
+    transaction.commit()?;
+    Ok(ended)
 }
 
 struct Loaded {
