@@ -88,7 +88,7 @@ fn who_cannot_take_a_tenant_leaves_it_where_it_is() {
     case.fails(&own, "itself");
     // Nobody listens there.
     let nobody = other.replace(":3234", ":9");
-    case.fails(&nobody, "trust");
+    case.fails(&nobody, "can't be reached");
     case.moves();
 }
 

@@ -21,8 +21,8 @@ pub enum Answer {
     Unknown(String),
 }
 
-/// Delivers a Commit. `alone`: the CVM here is gone, so that nothing more can be fetched; then it goes on until the other side needs nothing
-/// more. `running`: the other node has said so before.
+/// Delivers a Commit. `alone`: the CVM here is gone, so that nothing more can be fetched. `running`: the other node has said so before. In
+/// either case it goes on until the other side needs nothing more.
 pub async fn deliver(
     net: Arc<dyn Net>,
     peer: PeerName,
@@ -37,7 +37,7 @@ pub async fn deliver(
     loop {
         let answer = net.ask(&peer.url, COMMIT, question.clone()).await;
         match answer.map(serde_json::from_value::<CommitAnswer>) {
-            Ok(Ok(CommitAnswer::Running)) if !alone => return Answer::Running,
+            Ok(Ok(CommitAnswer::Running)) if !alone && !running => return Answer::Running,
             Ok(Ok(CommitAnswer::Complete)) => return Answer::Complete,
             Ok(Ok(CommitAnswer::Unknown)) => {
                 return Answer::Unknown(format!("{} does not know the migration any more", peer.url));

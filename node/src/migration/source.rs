@@ -153,6 +153,8 @@ struct Source {
     marking: Option<JoinHandle<Result<Outgoing, StoreError>>>,
     commit: Option<Commit>,
     delivery: Option<JoinHandle<Answer>>,
+    /// The CVM here is gone, and the other node is told so.
+    alone: bool,
     runs_there: bool,
     /// The guest has nothing more to give.
     finished: bool,
@@ -222,6 +224,7 @@ impl Source {
             marking: None,
             commit: None,
             delivery: None,
+            alone: false,
             runs_there: false,
             finished: false,
             refused: None,
@@ -373,7 +376,8 @@ impl Source {
                 self.refused.get_or_insert(error.0);
                 self.moving.cancel();
             }
-            Err(_) if !self.runs_there => self.deliver(false),
+            // Whether it runs there; and if so, for how long anything is needed from here.
+            Err(_) if !self.alone => self.deliver(false),
             Err(_) => {}
         }
         Flow::On
@@ -405,6 +409,9 @@ impl Source {
 
     async fn complete(&mut self) -> Flow {
         self.keep(OutEvent::Complete).await;
+        if let Some(delivery) = self.delivery.take() {
+            delivery.abort();
+        }
         self.plan.departing.machine().stop().await;
         self.job.step(Step::Complete);
         Flow::Over
@@ -430,13 +437,13 @@ impl Source {
         match answer {
             Answer::Running => {
                 self.runs_there().await;
+                self.deliver(false);
                 return self.end().await;
             }
             Answer::Complete => {
+                // Also if it was lost there: nobody asks for the rest of it any more.
                 self.runs_there().await;
-                if self.plan.departing.machine().has_ended() {
-                    return self.complete().await;
-                }
+                return self.complete().await;
             }
             Answer::Unknown(reason) => {
                 return self.over_lost(OutEvent::Unknown(reason.clone()), &reason).await;
@@ -463,7 +470,7 @@ impl Source {
 
     /// Whether its CVM still is there.
     async fn look(&mut self) -> Flow {
-        if !self.plan.departing.machine().has_ended() || self.delivery.is_some() {
+        if !self.plan.departing.machine().has_ended() || self.alone {
             return Flow::On;
         }
         if self.commit.is_none() {
@@ -474,6 +481,7 @@ impl Source {
             };
         }
         // What was not fetched yet will not come: the other node has to know.
+        self.alone = true;
         self.deliver(true);
         Flow::On
     }

@@ -125,6 +125,30 @@ async fn a_tenant_that_stayed_is_not_lost_by_an_end_that_was_not_kept() {
     assert_eq!(store.outgoing().unwrap()[0].state.word(), "aborted");
 }
 
+#[tokio::test]
+async fn a_full_disk_delays_a_step_and_the_store_goes_on_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = &dir.path().join("s");
+    let store = Store::open(dir).unwrap();
+    let guest = record("t", 10);
+    store.add_tenant(guest.clone()).await.unwrap();
+    put_service(&store, "t", "kv").await;
+    store.offer(outgoing(&guest)).await.unwrap();
+    store.step_out(ID, OutEvent::Parked).await.unwrap();
+    fs::write(dir.join("node.full"), b"").unwrap();
+    for _ in 0..3 {
+        let refused = store.step_out(ID, gone()).await;
+        assert!(matches!(refused, Err(StoreError::Database(_))), "{refused:?}");
+        assert!(store.directory().away(&guest.name).is_none());
+    }
+    fs::remove_file(dir.join("node.full")).unwrap();
+    store.step_out(ID, gone()).await.unwrap();
+    assert!(store.directory().away(&guest.name).is_some() && store.directory().tenant("t").is_some());
+    let store = crash(store, dir).await;
+    assert_eq!(store.outgoing().unwrap()[0].state.word(), "gone");
+    assert_eq!(store.directory().services(&guest.name).len(), 1);
+}
+
 fn staged(tenant: &TenantRecord, digest: Digest) -> Staged {
     Staged {
         tenant: tenant.clone(),

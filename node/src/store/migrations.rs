@@ -21,7 +21,7 @@ use crate::migration::{
 };
 use crate::names::{ActivationId, Digest, EntityName, MigrationId, TenantName};
 use crate::records::{Pending, Service};
-use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
