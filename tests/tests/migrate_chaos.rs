@@ -128,7 +128,10 @@ fn phase(shown: &Value) -> &str {
 fn settled(cluster: &Cluster<'_>, tenant: &Tenant, id: &str, plan: &Plan) -> Result<(Value, [Value; 2])> {
     let mut last = String::new();
     let found = until("everything is decided", || {
-        let view = cluster.view(plan.source, tenant, id).ok()?;
+        let path = format!("/v1/migrations/{id}");
+        let answer = cluster.ask(plan.source, tenant, "GET", &path, b"").ok()?;
+        // Killed before it wrote anything of the migration.
+        let view = if answer.status == 404 { json!({"step": "aborted"}) } else { answer.json() };
         let shown: Vec<Value> = BOTH.iter().filter_map(|&place| cluster.shown(place, tenant).ok()).collect();
         last = format!("{view} {shown:?}");
         let decided = shown.iter().any(|shown| matches!(phase(shown), "running" | "lost"));

@@ -438,18 +438,15 @@ impl Source {
             Answer::Running => {
                 self.runs_there().await;
                 self.deliver(false);
-                return self.end().await;
+                self.end().await
             }
             Answer::Complete => {
                 // Also if it was lost there: nobody asks for the rest of it any more.
                 self.runs_there().await;
-                return self.complete().await;
+                self.complete().await
             }
-            Answer::Unknown(reason) => {
-                return self.over_lost(OutEvent::Unknown(reason.clone()), &reason).await;
-            }
+            Answer::Unknown(reason) => self.over_lost(OutEvent::Unknown(reason.clone()), &reason).await,
         }
-        Flow::On
     }
 
     async fn lost(&mut self, reason: &str) -> Flow {
