@@ -43,6 +43,7 @@ struct Shared {
     done: AtomicU64,
     longest_ns: AtomicU64,
     over: AtomicBool,
+    stream: Mutex<Option<TcpStream>>,
     changed: (Mutex<()>, Condvar),
 }
 
@@ -51,6 +52,13 @@ impl Shared {
         self.longest_ns.fetch_max(gap.as_nanos() as u64, Ordering::SeqCst);
         self.done.fetch_add(1, Ordering::SeqCst);
         self.tell();
+    }
+
+    /// A connection that can be ended from outside.
+    fn connect(&self, address: SocketAddr) -> Result<BufReader<TcpStream>> {
+        let stream = connect(address)?;
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
+        Ok(BufReader::new(stream))
     }
 
     fn tell(&self) {
@@ -105,7 +113,17 @@ impl Auditor {
         Duration::from_nanos(self.shared.longest_ns.swap(0, Ordering::SeqCst))
     }
 
-    /// Ends it; what it was promised.
+    /// Ends it, and what it waits for; what it was promised until then.
+    pub fn abandon(self) -> Result<Ledger> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        if let Some(stream) = &*self.shared.stream.lock().unwrap_or_else(PoisonError::into_inner) {
+            // It may have ended already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        self.end()
+    }
+
+    /// Ends it in order; what it was promised.
     pub fn end(self) -> Result<Ledger> {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.thread.join().map_err(|_| anyhow::anyhow!("a client panicked"))
@@ -122,7 +140,7 @@ fn write(stream: &mut BufReader<TcpStream>, name: &str, number: u64) -> Result<(
 }
 
 fn keep(ledger: &mut Ledger, address: SocketAddr, shared: &Shared) -> Result<()> {
-    let mut stream = BufReader::new(connect(address)?);
+    let mut stream = shared.connect(address)?;
     let mut last = Instant::now();
     for number in 0.. {
         if shared.stop.load(Ordering::SeqCst) {
@@ -147,7 +165,7 @@ fn renew(ledger: &mut Ledger, addresses: &[SocketAddr], shared: &Shared) {
             return;
         }
         let begin = Instant::now();
-        let once = || write(&mut BufReader::new(connect(address)?), &ledger.name, number);
+        let once = || write(&mut shared.connect(address)?, &ledger.name, number);
         match once() {
             Ok(()) => {
                 ledger.acknowledged.push(number);

@@ -158,8 +158,15 @@ async fn accept(
 }
 
 async fn fail(manager: &Migrations, id: MigrationId, reason: &str) {
-    if let Err(error) = manager.store.step_in(id, InEvent::Failed(reason.to_owned())).await {
-        tracing::error!(%error, "the end of a migration is not kept; the next start ends it");
+    let event = InEvent::Failed(reason.to_owned());
+    if let Err(error) = manager.store.step_in(id, event.clone()).await {
+        tracing::error!(%error, "the end of a migration is not kept; it is tried again");
+        let store = manager.store.clone();
+        tokio::spawn(async move {
+            while let Err(StoreError::Database(_)) = store.step_in(id, event.clone()).await {
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+        });
     }
 }
 

@@ -26,6 +26,8 @@ const MAX_NEWS: usize = 1024;
 /// How long tasks may be parked before the migration is given up: longer than any downtime but that of the baseline.
 const PARKED_PATIENCE: Duration = Duration::from_secs(30);
 const PARKED_PATIENCE_BASELINE: Duration = Duration::from_secs(600);
+/// How long the other node has for its last word on a migration that ended.
+const LAST_WORD: Duration = Duration::from_secs(2);
 /// How often it is looked whether the CVM has ended.
 const LOOK: Duration = Duration::from_secs(1);
 /// Pauses before a broken connection is made again: first and longest.
@@ -418,10 +420,14 @@ impl Source {
     }
 
     async fn aborted(&mut self, text: String) -> Flow {
-        let reason = self.refused.take().unwrap_or(text);
         tunnel::go_on(self.plan.departing.machine());
         self.manager.stand(&self.plan.tenant, Standing::Here);
-        let _ = self.mouth.say(&SourceWord::Aborted { reason: reason.clone() }).await;
+        let said = self.refused.clone().unwrap_or_else(|| text.clone());
+        let _ = self.mouth.say(&SourceWord::Aborted { reason: said }).await;
+        // The other node may know better why; and when it has answered, the tenant can come again.
+        let word = tokio::time::timeout(LAST_WORD, self.last_word()).await.ok().flatten();
+        let word = word.filter(|_| !*self.job.cancelled().borrow());
+        let reason = self.refused.take().or(word).unwrap_or(text);
         let event = OutEvent::Aborted(reason.clone());
         if let Err(error) = self.manager.store.step_out(self.record.id, event.clone()).await {
             tracing::error!(%error, "the end of a migration is not kept; it is tried again");
@@ -429,6 +435,17 @@ impl Source {
         }
         self.job.fail(Step::Aborted, &reason);
         Flow::Over
+    }
+
+    /// Why the other node ended it.
+    async fn last_word(&mut self) -> Option<String> {
+        loop {
+            match self.words.recv().await? {
+                Ok(DestinationWord::Refused { reason }) => return Some(reason),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// An answer to the Commit.
