@@ -3,9 +3,9 @@
 use super::line::{Ears, Mouth, PATIENCE, line};
 use super::net::{Duplex, Net, NetError};
 use super::{
-    AskCommit, AskRejoin, Commit, CommitAnswer, DestinationWord, InEvent, InState, Incoming, Incomings,
-    MAX_LANES, Migrations, Offer, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, Tickets,
-    VERSION, bytes_of, tunnel,
+    AskCommit, AskRejoin, Commit, CommitAnswer, DestinationWord, InEvent, InState, Incoming, MAX_LANES,
+    Migrations, Offer, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, Tickets, VERSION,
+    bytes_of, tunnel,
 };
 use crate::names::{Digest, EntityName, MigrationId, now_ms};
 use crate::runner::{Arriving, image_of};
@@ -223,8 +223,7 @@ async fn connect(
     let arriving = manager.runner.receive(&tenant.name, &tenant.limits, manifest.into()).await;
     let arriving = arriving.map_err(|error| format!("that node can't launch a CVM for it: {error}"))?;
     let connected = async {
-        let mut tickets = Vec::new();
-        let mut awaited = Vec::new();
+        let (mut tickets, mut awaited) = (Vec::new(), Vec::new());
         for _ in 0..lanes + 2 {
             let (ticket, stream) = net.expect(from, PATIENCE)?;
             tickets.push(ticket);
@@ -283,7 +282,7 @@ struct Arrival {
     /// The source's CVM is gone since.
     alone: Option<Instant>,
     told: Vec<oneshot::Sender<()>>,
-    _room: Room,
+    room: Option<Room>,
 }
 
 enum Flow {
@@ -326,7 +325,7 @@ impl Arrival {
             unreached: None,
             alone: None,
             told: Vec::new(),
-            _room: room,
+            room: Some(room),
         }
     }
 
@@ -512,6 +511,8 @@ impl Arrival {
         self.moving.cancel();
         self.arriving.machine().stop().await;
         fail(&self.manager, self.id, &reason).await;
+        // When the source hears of it the tenant can come again.
+        (self.listeners, self.room) = (HashMap::new(), None);
         let _ = self.mouth.say(&DestinationWord::Refused { reason }).await;
         Flow::Over
     }
@@ -590,11 +591,5 @@ impl Migrations {
             }
         });
         Ok(RejoinTicket { ticket: Some(ticket) })
-    }
-
-    /// What this node takes of others at once.
-    #[must_use]
-    pub fn limits(&self) -> Incomings {
-        self.limits
     }
 }

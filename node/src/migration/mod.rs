@@ -240,6 +240,12 @@ impl Migrations {
             || self.store.outgoing().is_ok_and(|all| all.iter().any(|one| one.id == id))
     }
 
+    /// What this node takes of others at once.
+    #[must_use]
+    pub fn limits(&self) -> Incomings {
+        self.limits
+    }
+
     /// The way to other nodes.
     #[must_use]
     pub fn net(&self) -> Option<&Arc<dyn Net>> {
