@@ -394,7 +394,7 @@ pub struct Events(BufReader<TcpStream>);
 
 impl Events {
     /// The next one; none when the node has ended, or nothing follows.
-    pub fn next(&mut self) -> Option<Value> {
+    pub fn hear(&mut self) -> Option<Value> {
         let mut line = String::new();
         loop {
             line.clear();
@@ -410,7 +410,7 @@ impl Events {
     /// The last one.
     pub fn last(mut self) -> Result<Value> {
         let mut last = Value::Null;
-        while let Some(view) = self.next() {
+        while let Some(view) = self.hear() {
             last = view;
         }
         let step = last["step"].as_str().unwrap_or_default();

@@ -92,7 +92,7 @@ impl<'c, 'n> Case<'c, 'n> {
         let order = json!({"to": self.cluster.hosts()[to].peer(), "bandwidth": SLOW});
         let id = self.cluster.move_to(0, &self.tenant, &order).unwrap().unwrap();
         let mut events = self.cluster.events(0, &self.tenant, &id).unwrap();
-        while events.next().expect("it goes on")["step"] != "copying" {}
+        while events.hear().expect("it goes on")["step"] != "copying" {}
         id
     }
 }

@@ -103,7 +103,7 @@ enum Outcome {
 fn until_moment(cluster: &Cluster<'_>, tenant: &Tenant, id: &str, plan: &Plan) -> Result<String> {
     let mut events = cluster.events(plan.source, tenant, id)?;
     let mut seen = String::new();
-    while let Some(view) = events.next() {
+    while let Some(view) = events.hear() {
         seen = view["step"].as_str().context("a step")?.to_owned();
         if place_of(&seen) >= place_of(plan.step) {
             break;

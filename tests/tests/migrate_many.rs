@@ -80,7 +80,5 @@ fn a_tenant_moves_to_and_fro_and_no_request_fails() {
 
 #[test]
 fn all_modes_in_turn() {
-    if !nacre_tests::long() {
-        moves(&["post-copy", "stop-and-copy", "pre-copy", "hybrid"]);
-    }
+    moves(&["post-copy", "stop-and-copy", "pre-copy", "hybrid"]);
 }
