@@ -7,6 +7,7 @@
 //! G MigrateEvent*                                   G MigrateEvent*
 //! H MigrateCancel                                   H MigrateCancel, MigrateMemory(all of it is committed)
 //! G MigrateCommit(88 bytes): the tenant is gone     H MigrateCommit(the same)
+//! H MoveWord::Hold: not before the host has written down that it may be gone
 //! H MoveWord::Rejoin  G MigrateRejoined(channel)   a connection broke: both pipes of the channel begin again
 //! ```
 //! From [`MoveEvent::Parked`] on the source's vCPU 0 takes nothing from the ring to the guest, so a cancel is also a word of the
@@ -62,7 +63,7 @@ pub const fn agent_bytes(memory_bytes: u64, vcpus: u32) -> u64 {
         + PAGE_BYTES
 }
 
-/// Words of the window that speak of a migration, both written by the host.
+/// Words of the window that speak of a migration, written by the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoveWord {
     /// Not zero: end the migration if that is still possible.
@@ -70,6 +71,8 @@ pub enum MoveWord {
     /// Channels whose connection broke and of which there is another one, a bit each: the host sets bits, and does nothing with those pipes until
     /// `MigrateRejoined`; the guest takes them.
     Rejoin = 41,
+    /// Not zero: the tenant does not go yet, though the destination is staged. The host has something to write down before that.
+    Hold = 42,
 }
 
 /// How a tenant is to move.

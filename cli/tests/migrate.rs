@@ -12,7 +12,7 @@ use nacre_abi::migrate::{MoveFailure, MoveMode};
 use nacre_cli::compile::compile;
 use nacre_cli::module::{Entry, Module};
 use nacre_vmm::Cvm;
-use nacre_vmm::migration::MoveNews;
+use nacre_vmm::migration::{MoveNews, MoveOptions};
 use nacre_vmm::program::{Events, Exit, Program, ProgramEvent, ProgramSpec};
 use sealed_support::World;
 use std::io::{Read, Write};
@@ -189,6 +189,41 @@ fn who_is_cancelled_goes_on_and_can_move_later() {
     let end_of_input = Header::new(Kind::StreamEnd, program.id.0).stream(stream::STDIN);
     destination.send(end_of_input, &[]).unwrap();
     has_ended(&moved, b"started\n", &expected, "after three that were cancelled");
+}
+
+#[test]
+fn who_is_held_back_does_not_go_before_its_host_lets_it() {
+    let Some(world) = movable_world("held migrations") else { return };
+    let code = Code::of(&waiter());
+    let expected = undisturbed(&world, &code);
+    let source = world.launch();
+    let program = code.start(&source, b"started\n");
+    let held = |destination: &Cvm| {
+        let options = MoveOptions { mode: MoveMode::Hybrid, held: true, ..MoveOptions::default() };
+        Migration::with(streams(source.lanes()), &source, destination, options)
+    };
+    // The destination is staged, and yet it is not too late to cancel.
+    let other = world.launch();
+    let (here, _) = held(&other).follow(|migration, news| {
+        if let MoveNews::Staged = news {
+            migration.source.cancel();
+        }
+    });
+    assert!(matches!(here.last(), Some(MoveNews::Aborted(MoveFailure::Cancelled, _))), "{here:?}");
+    let destination = world.launch();
+    let moved = destination.adopt_program(program.id, [8, 0]);
+    let mut let_go = false;
+    let (here, _) = held(&destination).follow(|migration, news| match news {
+        MoveNews::Staged => {
+            let_go = true;
+            migration.source.let_go();
+        }
+        MoveNews::Commit(..) => assert!(let_go, "it went by itself"),
+        _ => {}
+    });
+    assert!(matches!(here.last(), Some(MoveNews::Complete(_))), "{here:?}");
+    destination.send(Header::new(Kind::StreamEnd, program.id.0).stream(stream::STDIN), &[]).unwrap();
+    has_ended(&moved, b"started\n", &expected, "after it was held");
 }
 
 #[test]

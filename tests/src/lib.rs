@@ -1,11 +1,13 @@
 //! What the end-to-end tests and `cargo xtask` share: the cache of third-party programs and the recipes that fill it
 //! ([`cache`], [`registry`], [`programs`]), our own programs ([`apps`]), and running one program under Nacre and under
 //! the reference engine with the same input ([`job`], [`live`]), and the key-value store's native build with a client for
-//! it ([`kv`]). The tests themselves are in `tests/tests/`.
+//! it ([`kv`]), nodes that tenants move between ([`cluster`]) and clients that keep the books ([`auditor`]). The tests themselves are in `tests/tests/`.
 #![forbid(unsafe_code)]
 
 pub mod apps;
+pub mod auditor;
 pub mod cache;
+pub mod cluster;
 pub mod job;
 pub mod kv;
 pub mod live;

@@ -41,7 +41,8 @@ const SIMULATED_SEEDS: (u64, u64) = (2_000, 300_000);
 const FUZZ_SECONDS: (u64, u64) = (5, 60);
 
 /// End-to-end tests that run alone, after the others, because they need the machine for themselves.
-const E2E_ALONE: [&str; 4] = ["many", "node_scale", "node_soak", "second_kvm"];
+const E2E_ALONE: [&str; 7] =
+    ["many", "migrate_cases", "migrate_chaos", "migrate_many", "node_scale", "node_soak", "second_kvm"];
 
 /// Runs all steps; whether all went well.
 pub fn run(options: Options) -> Result<bool> {

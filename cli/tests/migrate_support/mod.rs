@@ -54,11 +54,19 @@ impl Migration {
         destination: &Cvm,
         mode: MoveMode,
     ) -> Migration {
+        Migration::with((here, there), source, destination, MoveOptions { mode, ..MoveOptions::default() })
+    }
+
+    pub fn with(
+        (here, there): (Streams, Streams),
+        source: &Cvm,
+        destination: &Cvm,
+        options: MoveOptions,
+    ) -> Migration {
         let (to_one, told_by_source) = channel();
         let (to_other, told_by_destination) = channel();
         let tell = move |news| drop(to_other.send(news));
         let destination = destination.receive_tenant(there, 1 << 30, tell).unwrap();
-        let options = MoveOptions { mode, ..MoveOptions::default() };
         let source = source.send_tenant(here, options, move |news| drop(to_one.send(news))).unwrap();
         Migration { source, destination, told_by_source, told_by_destination }
     }

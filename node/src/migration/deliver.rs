@@ -1,5 +1,6 @@
 //! A Commit that must arrive: asked until the destination's node says that its guest runs, or that it does not know it any more.
 
+use super::destination::STAGED_PATIENCE;
 use super::net::{COMMIT, Net};
 use super::{AskCommit, Commit, CommitAnswer, Migrations, OutEvent, OutState, Outgoing, PeerName};
 use crate::names::MigrationId;
@@ -20,8 +21,8 @@ pub enum Answer {
     Unknown(String),
 }
 
-/// Delivers a Commit. `alone`: the CVM here is gone, so that nothing more can be fetched; then it goes on until the other side needs nothing
-/// more. `running`: the other node has said so before.
+/// Delivers a Commit. `alone`: the CVM here is gone, so that nothing more can be fetched. `running`: the other node has said so before. In
+/// either case it goes on until the other side needs nothing more.
 pub async fn deliver(
     net: Arc<dyn Net>,
     peer: PeerName,
@@ -36,7 +37,7 @@ pub async fn deliver(
     loop {
         let answer = net.ask(&peer.url, COMMIT, question.clone()).await;
         match answer.map(serde_json::from_value::<CommitAnswer>) {
-            Ok(Ok(CommitAnswer::Running)) if !alone => return Answer::Running,
+            Ok(Ok(CommitAnswer::Running)) if !alone && !running => return Answer::Running,
             Ok(Ok(CommitAnswer::Complete)) => return Answer::Complete,
             Ok(Ok(CommitAnswer::Unknown)) => {
                 return Answer::Unknown(format!("{} does not know the migration any more", peer.url));
@@ -47,6 +48,15 @@ pub async fn deliver(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Tells the destination of a migration that ended with a former run of this node that nothing comes any more: it would wait for long.
+pub(super) async fn tell_end(manager: Arc<Migrations>, record: Outgoing) {
+    if let Some(net) = manager.net.clone() {
+        let end = deliver(net, record.peer.clone(), record.id, None, true, false);
+        // Then it has given up by itself.
+        let _ = tokio::time::timeout(STAGED_PATIENCE, end).await;
     }
 }
 

@@ -3,9 +3,9 @@
 use super::line::{Ears, Mouth, PATIENCE, line};
 use super::net::{Duplex, Net, NetError};
 use super::{
-    AskCommit, AskRejoin, Commit, CommitAnswer, DestinationWord, InEvent, InState, Incoming, Incomings,
-    MAX_LANES, Migrations, Offer, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, Tickets,
-    VERSION, bytes_of, tunnel,
+    AskCommit, AskRejoin, Commit, CommitAnswer, DestinationWord, InEvent, InState, Incoming, MAX_LANES,
+    Migrations, Offer, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, Tickets, VERSION,
+    bytes_of, tunnel,
 };
 use crate::names::{Digest, EntityName, MigrationId, now_ms};
 use crate::runner::{Arriving, image_of};
@@ -28,7 +28,7 @@ const MAX_MODULES_BYTES: u64 = 8 << 30;
 /// News of the guest that wait to be dealt with.
 const MAX_NEWS: usize = 1024;
 /// How long a staged CVM waits for its Commit once its source is out of reach. Then the tenant is lost, if it was gone from there.
-const STAGED_PATIENCE: Duration = Duration::from_secs(3600);
+pub(super) const STAGED_PATIENCE: Duration = Duration::from_secs(3600);
 /// How long one who asks waits for the guest.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long what is on its way may take when the source's CVM is gone: then no more comes.
@@ -158,8 +158,15 @@ async fn accept(
 }
 
 async fn fail(manager: &Migrations, id: MigrationId, reason: &str) {
-    if let Err(error) = manager.store.step_in(id, InEvent::Failed(reason.to_owned())).await {
-        tracing::error!(%error, "the end of a migration is not kept; the next start ends it");
+    let event = InEvent::Failed(reason.to_owned());
+    if let Err(error) = manager.store.step_in(id, event.clone()).await {
+        tracing::error!(%error, "the end of a migration is not kept; it is tried again");
+        let store = manager.store.clone();
+        tokio::spawn(async move {
+            while let Err(StoreError::Database(_)) = store.step_in(id, event.clone()).await {
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+        });
     }
 }
 
@@ -216,8 +223,7 @@ async fn connect(
     let arriving = manager.runner.receive(&tenant.name, &tenant.limits, manifest.into()).await;
     let arriving = arriving.map_err(|error| format!("that node can't launch a CVM for it: {error}"))?;
     let connected = async {
-        let mut tickets = Vec::new();
-        let mut awaited = Vec::new();
+        let (mut tickets, mut awaited) = (Vec::new(), Vec::new());
         for _ in 0..lanes + 2 {
             let (ticket, stream) = net.expect(from, PATIENCE)?;
             tickets.push(ticket);
@@ -276,7 +282,7 @@ struct Arrival {
     /// The source's CVM is gone since.
     alone: Option<Instant>,
     told: Vec<oneshot::Sender<()>>,
-    _room: Room,
+    room: Option<Room>,
 }
 
 enum Flow {
@@ -319,7 +325,7 @@ impl Arrival {
             unreached: None,
             alone: None,
             told: Vec::new(),
-            _room: room,
+            room: Some(room),
         }
     }
 
@@ -453,6 +459,9 @@ impl Arrival {
 
     async fn ordered(&mut self, order: Order) -> Flow {
         match order {
+            Order::Commit { commit: None, alone: true, .. } if !self.runs && self.committed.is_none() => {
+                return self.failed("the source ended before the tenant was gone from there".into()).await;
+            }
             Order::Commit { commit, alone, told } => {
                 if let Some(commit) = commit.filter(|_| !self.runs) {
                     self.commit(&commit).await;
@@ -502,6 +511,8 @@ impl Arrival {
         self.moving.cancel();
         self.arriving.machine().stop().await;
         fail(&self.manager, self.id, &reason).await;
+        // When the source hears of it the tenant can come again.
+        (self.listeners, self.room) = (HashMap::new(), None);
         let _ = self.mouth.say(&DestinationWord::Refused { reason }).await;
         Flow::Over
     }
@@ -580,11 +591,5 @@ impl Migrations {
             }
         });
         Ok(RejoinTicket { ticket: Some(ticket) })
-    }
-
-    /// What this node takes of others at once.
-    #[must_use]
-    pub fn limits(&self) -> Incomings {
-        self.limits
     }
 }

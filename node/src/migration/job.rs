@@ -122,6 +122,7 @@ impl MigrationView {
     pub fn stored(record: &Outgoing) -> Self {
         let (step, error) = match &record.state {
             OutState::Offered => (Step::Preparing, None),
+            OutState::Parked => (Step::Parked, None),
             OutState::Gone { .. } => (Step::Gone, None),
             OutState::Delivered => (Step::Running, None),
             OutState::Complete => (Step::Complete, None),

@@ -177,6 +177,12 @@ impl Migrations {
                 tokio::spawn(deliver::after_restart(self.clone(), record));
             }
         }
+        for record in self.store.interrupted() {
+            if matches!(record.state, OutState::Lost { .. }) {
+                crate::metrics::lost_tenant();
+            }
+            tokio::spawn(deliver::tell_end(self.clone(), record.clone()));
+        }
         Ok(())
     }
 
@@ -232,6 +238,12 @@ impl Migrations {
     pub fn knows(&self, id: MigrationId) -> bool {
         self.jobs().contains_key(&id)
             || self.store.outgoing().is_ok_and(|all| all.iter().any(|one| one.id == id))
+    }
+
+    /// What this node takes of others at once.
+    #[must_use]
+    pub fn limits(&self) -> Incomings {
+        self.limits
     }
 
     /// The way to other nodes.

@@ -26,6 +26,8 @@ const MAX_NEWS: usize = 1024;
 /// How long tasks may be parked before the migration is given up: longer than any downtime but that of the baseline.
 const PARKED_PATIENCE: Duration = Duration::from_secs(30);
 const PARKED_PATIENCE_BASELINE: Duration = Duration::from_secs(600);
+/// How long the other node has for its last word on a migration that ended.
+const LAST_WORD: Duration = Duration::from_secs(2);
 /// How often it is looked whether the CVM has ended.
 const LOOK: Duration = Duration::from_secs(1);
 /// Pauses before a broken connection is made again: first and longest.
@@ -149,8 +151,12 @@ struct Source {
     moving: Arc<Moving>,
     news: mpsc::Receiver<MoveNews>,
     parked: Option<Instant>,
+    /// That it may be gone from now on is being written; the guest is held back until it is.
+    marking: Option<JoinHandle<Result<Outgoing, StoreError>>>,
     commit: Option<Commit>,
     delivery: Option<JoinHandle<Answer>>,
+    /// The CVM here is gone, and the other node is told so.
+    alone: bool,
     runs_there: bool,
     /// The guest has nothing more to give.
     finished: bool,
@@ -190,7 +196,8 @@ impl Source {
                 Mode::PostCopy => MoveMode::PostCopy,
                 Mode::StopAndCopy => MoveMode::StopAndCopy,
             };
-            let options = MoveOptions { mode, bandwidth: plan.order.bandwidth, ..MoveOptions::default() };
+            let bandwidth = plan.order.bandwidth;
+            let options = MoveOptions { mode, bandwidth, held: true, ..MoveOptions::default() };
             let on_news = move |news| drop(tell.try_send(news));
             let moving = plan.departing.machine().cvm().send_tenant(streams, options, on_news);
             Ok((moving.map_err(|error| NetError(error.to_string()))?, news))
@@ -216,8 +223,10 @@ impl Source {
             moving: Arc::new(moving),
             news,
             parked: None,
+            marking: None,
             commit: None,
             delivery: None,
+            alone: false,
             runs_there: false,
             finished: false,
             refused: None,
@@ -241,7 +250,8 @@ impl Source {
                 biased;
                 Some(news) = self.news.recv() => self.heard_guest(news).await,
                 Some(word) = self.words.recv() => self.heard_node(word).await,
-                answer = answer(&mut self.delivery) => self.delivered(answer).await,
+                marked = told(&mut self.marking) => self.marked(marked),
+                answer = told(&mut self.delivery) => self.delivered(answer).await,
                 () = asked_for(&mut cancelled), if !asked => {
                     asked = true;
                     self.moving.cancel();
@@ -278,9 +288,15 @@ impl Source {
         Flow::On
     }
 
-    /// The gate closes, and the last of the records goes over.
+    /// The gate closes, and the last of the records goes over. Meanwhile it is written that the tenant may be gone from now on: should this
+    /// node end before it knows more, the tenant is lost, and not started again empty.
     async fn parked(&mut self) {
-        self.parked = Some(Instant::now());
+        if self.parked.replace(Instant::now()).is_some() {
+            return;
+        }
+        let (manager, id) = (self.manager.clone(), self.record.id);
+        let mark = async move { manager.store.step_out(id, OutEvent::Parked).await };
+        self.marking = Some(tokio::spawn(mark));
         self.manager.stand(&self.plan.tenant, Standing::Parked);
         let roster = tunnel::hold(self.plan.departing.machine());
         let name = self.plan.tenant.name();
@@ -290,15 +306,39 @@ impl Source {
         let _ = self.mouth.say(&SourceWord::Parked(word)).await;
     }
 
+    /// It is on the disk that the tenant may be gone: it may go.
+    fn marked(&mut self, marked: Result<Outgoing, StoreError>) -> Flow {
+        self.marking = None;
+        match marked {
+            Ok(_) => self.moving.let_go(),
+            Err(error) => {
+                self.refused.get_or_insert(error.to_string());
+                self.moving.cancel();
+            }
+        }
+        Flow::On
+    }
+
     /// **The tenant is gone from here.** Nothing is done before that is on the disk.
     async fn gone(&mut self, commit: Box<[u8; COMMIT_BYTES]>, outstanding_bytes: u64) {
+        if self.commit.is_some() {
+            return;
+        }
+        // A guest that was not held back has not waited for this.
+        self.parked().await;
+        if let Some(marking) = self.marking.take() {
+            let _ = marking.await;
+        }
         let commit = Commit(commit);
         loop {
             let event = OutEvent::Gone { commit: commit.clone(), outstanding_bytes };
             match self.manager.store.step_out(self.record.id, event).await {
                 Ok(_) => break,
-                // What is not on the disk must not leave. The next start finds no mark, as after any crash.
+                // What is not on the disk must not leave. The next start finds that the tenant may be gone: it is lost.
                 Err(StoreError::Closed) => return std::future::pending().await,
+                Err(StoreError::Edit(_)) => {
+                    let _ = self.manager.store.step_out(self.record.id, OutEvent::Parked).await;
+                }
                 Err(error) => {
                     tracing::error!(%error, "a tenant that is gone can't be marked so; its Commit waits")
                 }
@@ -338,7 +378,8 @@ impl Source {
                 self.refused.get_or_insert(error.0);
                 self.moving.cancel();
             }
-            Err(_) if !self.runs_there => self.deliver(false),
+            // Whether it runs there; and if so, for how long anything is needed from here.
+            Err(_) if !self.alone => self.deliver(false),
             Err(_) => {}
         }
         Flow::On
@@ -370,19 +411,41 @@ impl Source {
 
     async fn complete(&mut self) -> Flow {
         self.keep(OutEvent::Complete).await;
+        if let Some(delivery) = self.delivery.take() {
+            delivery.abort();
+        }
         self.plan.departing.machine().stop().await;
         self.job.step(Step::Complete);
         Flow::Over
     }
 
     async fn aborted(&mut self, text: String) -> Flow {
-        let reason = self.refused.take().unwrap_or(text);
         tunnel::go_on(self.plan.departing.machine());
         self.manager.stand(&self.plan.tenant, Standing::Here);
-        let _ = self.mouth.say(&SourceWord::Aborted { reason: reason.clone() }).await;
-        self.keep(OutEvent::Aborted(reason.clone())).await;
+        let said = self.refused.clone().unwrap_or_else(|| text.clone());
+        let _ = self.mouth.say(&SourceWord::Aborted { reason: said }).await;
+        // The other node may know better why; and when it has answered, the tenant can come again.
+        let word = tokio::time::timeout(LAST_WORD, self.last_word()).await.ok().flatten();
+        let word = word.filter(|_| !*self.job.cancelled().borrow());
+        let reason = self.refused.take().or(word).unwrap_or(text);
+        let event = OutEvent::Aborted(reason.clone());
+        if let Err(error) = self.manager.store.step_out(self.record.id, event.clone()).await {
+            tracing::error!(%error, "the end of a migration is not kept; it is tried again");
+            tokio::spawn(keep_at_last(self.manager.clone(), self.record.id, event));
+        }
         self.job.fail(Step::Aborted, &reason);
         Flow::Over
+    }
+
+    /// Why the other node ended it.
+    async fn last_word(&mut self) -> Option<String> {
+        loop {
+            match self.words.recv().await? {
+                Ok(DestinationWord::Refused { reason }) => return Some(reason),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// An answer to the Commit.
@@ -391,34 +454,48 @@ impl Source {
         match answer {
             Answer::Running => {
                 self.runs_there().await;
-                return self.end().await;
+                self.deliver(false);
+                self.end().await
             }
             Answer::Complete => {
+                // Also if it was lost there: nobody asks for the rest of it any more.
                 self.runs_there().await;
-                if self.plan.departing.machine().has_ended() {
-                    return self.complete().await;
-                }
+                self.complete().await
             }
-            Answer::Unknown(reason) => {
-                self.keep(OutEvent::Unknown(reason.clone())).await;
-                self.plan.departing.machine().stop().await;
-                self.manager.lost(&self.plan.tenant).await;
-                self.job.fail(Step::Lost, &reason);
-                return Flow::Over;
-            }
+            Answer::Unknown(reason) => self.over_lost(OutEvent::Unknown(reason.clone()), &reason).await,
         }
-        Flow::On
+    }
+
+    async fn lost(&mut self, reason: &str) -> Flow {
+        if let Some(marking) = self.marking.take() {
+            let _ = marking.await;
+        }
+        let _ = self.mouth.say(&SourceWord::Aborted { reason: reason.to_owned() }).await;
+        self.over_lost(OutEvent::Ended(reason.to_owned()), reason).await
+    }
+
+    async fn over_lost(&mut self, event: OutEvent, reason: &str) -> Flow {
+        self.keep(event).await;
+        self.plan.departing.machine().stop().await;
+        self.manager.lost(&self.plan.tenant).await;
+        self.job.fail(Step::Lost, reason);
+        Flow::Over
     }
 
     /// Whether its CVM still is there.
     async fn look(&mut self) -> Flow {
-        if !self.plan.departing.machine().has_ended() || self.delivery.is_some() {
+        if !self.plan.departing.machine().has_ended() || self.alone {
             return Flow::On;
         }
         if self.commit.is_none() {
-            return self.aborted("the CVM ended meanwhile".into()).await;
+            return match self.parked {
+                None => self.aborted("the CVM ended meanwhile".into()).await,
+                // Nobody knows whether it was gone.
+                Some(_) => self.lost("the CVM ended while the tenant was being handed over").await,
+            };
         }
         // What was not fetched yet will not come: the other node has to know.
+        self.alone = true;
         self.deliver(true);
         Flow::On
     }
@@ -451,6 +528,15 @@ impl Source {
     }
 }
 
+/// Writes a step as soon as the disk takes it.
+async fn keep_at_last(manager: Arc<Migrations>, id: crate::names::MigrationId, event: OutEvent) {
+    while let Err(StoreError::Database(_) | StoreError::Io { .. }) =
+        manager.store.step_out(id, event.clone()).await
+    {
+        tokio::time::sleep(STORE_PAUSE).await;
+    }
+}
+
 async fn another(net: &dyn Net, url: &str, question: AskRejoin) -> Result<std::net::TcpStream, NetError> {
     let said = |error: serde_json::Error| NetError(error.to_string());
     let answer = net.ask(url, REJOIN, serde_json::to_value(question).map_err(said)?).await?;
@@ -474,8 +560,9 @@ async fn streams(plan: &Plan, tickets: Tickets) -> Result<Streams, NetError> {
     Ok(Streams { control, demand, lanes })
 }
 
-async fn answer(delivery: &mut Option<JoinHandle<Answer>>) -> Answer {
-    match delivery {
+/// What a task that runs beside has to tell.
+async fn told<T>(task: &mut Option<JoinHandle<T>>) -> T {
+    match task {
         Some(task) => match task.await {
             Ok(answer) => answer,
             Err(_) => std::future::pending().await,

@@ -5,7 +5,7 @@ use super::commit::{Change, Owner};
 use super::{Store, StoreError, tables};
 use crate::names::{ActivationId, EntityName, TenantName, now_ms};
 use crate::records::{Activation, Pending, TenantRecord};
-use redb::{ReadableDatabase, ReadableTable, Table, WriteTransaction};
+use redb::{ReadableTable, Table, WriteTransaction};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,11 +1,12 @@
 //! The one writer: changes that come at the same time share a transaction and its wait for the disk.
 
 use super::activations::{Recent, Record, Tables};
+use super::file::DatabaseFile;
 use super::modules::{Draft, Modules};
 use super::{Directory, Lock, StoreError, tables};
 use crate::names::{Digest, TenantName};
 use crate::records::Activation;
-use redb::{Database, ReadableTable, ReadableTableMetadata, WriteTransaction};
+use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,7 +161,10 @@ impl Committer {
     ) -> Result<T, StoreError> {
         let (tell, told) = oneshot::channel();
         self.send(Message::Edit(Box::new(Edit { edit: Some(edit), result: None, tell })))?;
-        told.await.unwrap_or(Err(StoreError::Closed))
+        told.await.unwrap_or_else(|_| match self.quick.upgrade() {
+            Some(_) => Err(StoreError::Database("the change was given up".into())),
+            None => Err(StoreError::Closed),
+        })
     }
 
     pub(super) async fn activation(
@@ -188,7 +192,7 @@ impl Committer {
 
 /// Does what is asked of the [`Committer`], in a task of its own.
 pub(super) struct Writer {
-    database: Arc<Database>,
+    database: Arc<DatabaseFile>,
     directory: Arc<Directory>,
     modules: Arc<Modules>,
     recent: Arc<Recent>,
@@ -199,7 +203,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(
-        database: Arc<Database>,
+        database: Arc<DatabaseFile>,
         directory: Arc<Directory>,
         modules: Arc<Modules>,
         recent: Arc<Recent>,
@@ -230,6 +234,7 @@ impl Writer {
             let writer = self.clone();
             if let Err(error) = tokio::task::spawn_blocking(move || writer.commit(edits, records)).await {
                 tracing::error!(%error, "a change to the store was given up");
+                self.database.fail();
                 self.weight.add_permits(self.recent.written());
             }
         }
@@ -241,6 +246,7 @@ impl Writer {
         let written = self.write(&mut jobs, &records);
         if let Err(error) = &written {
             tracing::error!(%error, changes = count, "a transaction failed");
+            self.database.fail();
         }
         let committed = match written {
             Ok((after, unreferenced)) => {
@@ -252,6 +258,7 @@ impl Writer {
                 }
                 Ok(())
             }
+            Err(StoreError::Database(error)) => Err(error),
             Err(error) => Err(error.to_string()),
         };
         // Before anybody is told: who then asks finds what is on the disk, no more.
@@ -268,6 +275,10 @@ impl Writer {
         jobs: &mut [Box<dyn Job>],
         records: &[Record],
     ) -> Result<(Vec<After>, Vec<Digest>), StoreError> {
+        if self.database.renew()? {
+            // What was refused may have reached the disk all the same.
+            self.directory.reload(super::load(&self.database)?);
+        }
         let transaction = self.database.begin_write()?;
         let (directory, modules) = (&*self.directory, &*self.modules);
         let mut change = Change {

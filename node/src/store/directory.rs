@@ -97,6 +97,12 @@ impl Directory {
         Self(RwLock::new(state))
     }
 
+    /// It is now as it is on the disk.
+    pub(super) fn reload(&self, loaded: Loaded) {
+        let fresh = Self::new(loaded).0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.write() = fresh;
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }

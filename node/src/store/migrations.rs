@@ -4,6 +4,7 @@
 //!
 //! | becomes | with it |
 //! |---|---|
+//! | source `Parked` | nothing: the mark that the tenant may be gone, without which the guest does not go |
 //! | source `Gone` | the Commit, and the mark that the tenant is away |
 //! | source `Lost` | the mark that it is away goes; its services are `lost` |
 //! | destination `Receiving` | its records are staged, its modules counted |
@@ -20,7 +21,7 @@ use crate::migration::{
 };
 use crate::names::{ActivationId, Digest, EntityName, MigrationId, TenantName};
 use crate::records::{Pending, Service};
-use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -240,16 +241,20 @@ fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
     Ok(serde_json::to_vec(value)?)
 }
 
-/// Tells all migrations that the node was started, before anything else uses the store.
-pub(super) fn restarted(transaction: &WriteTransaction) -> Result<(), StoreError> {
+/// Tells all migrations that the node was started, before anything else uses the store. Returns those away from here that this has ended.
+pub(super) fn restarted(transaction: &WriteTransaction) -> Result<Vec<Outgoing>, StoreError> {
     for table in [tables::OUTGOING, tables::INCOMING, tables::STAGED] {
         transaction.open_table(table)?;
     }
     for table in [tables::AWAY, tables::LOST] {
         transaction.open_table(table)?;
     }
-    for record in all::<Outgoing>(transaction, tables::OUTGOING)? {
-        step_out(transaction, record.id, OutEvent::Restarted)?;
+    let mut ended = Vec::new();
+    for record in
+        all::<Outgoing>(transaction, tables::OUTGOING)?.into_iter().filter(|one| !one.state.is_over())
+    {
+        let record = step_out(transaction, record.id, OutEvent::Restarted)?;
+        ended.extend(record.filter(|record| record.state.is_over()));
     }
     for record in all::<Incoming>(transaction, tables::INCOMING)? {
         let step = step_in(transaction, record.id, InEvent::Restarted)?;
@@ -263,7 +268,7 @@ pub(super) fn restarted(transaction: &WriteTransaction) -> Result<(), StoreError
             }
         }
     }
-    Ok(())
+    Ok(ended)
 }
 
 impl Store {
@@ -281,6 +286,12 @@ impl Store {
     /// [`StoreError`].
     pub fn outgoing(&self) -> Result<Vec<Outgoing>, StoreError> {
         self.reading(tables::OUTGOING)
+    }
+
+    /// Migrations away from here that the start of this node has ended: their destinations may still wait.
+    #[must_use]
+    pub fn interrupted(&self) -> &[Outgoing] {
+        &self.interrupted
     }
 
     /// All migrations to here that are kept.
@@ -311,6 +322,13 @@ impl Store {
             let away = change.transaction.open_table(tables::AWAY)?.get(record.tenant.as_str())?.is_some();
             if away || tenant.is_none_or(|tenant| tenant.uuid != record.uuid) {
                 return Err(EditError::Missing.into());
+            }
+            // It runs here: whatever was begun before has ended, though the disk did not take that then.
+            for old in all::<Outgoing>(change.transaction, tables::OUTGOING)? {
+                if old.tenant == record.tenant && matches!(old.state, OutState::Offered | OutState::Parked) {
+                    let ended = OutEvent::Aborted("its end could not be kept".into());
+                    step_out(change.transaction, old.id, ended)?;
+                }
             }
             put(change.transaction, tables::OUTGOING, record.id, &record)
         };

@@ -22,6 +22,7 @@ pub mod activations;
 mod chunk;
 pub mod commit;
 mod directory;
+mod file;
 mod lock;
 mod migrations;
 pub mod modules;
@@ -32,20 +33,19 @@ pub use directory::{Directory, EditError};
 pub use lock::Lock;
 pub use sealed::Sealed;
 
+use crate::migration::Outgoing;
 use crate::names::{ActivationId, TenantName, now_ms};
 use crate::records::{Action, Pending, Service, TenantRecord};
 use commit::{Committer, Writer};
+use file::DatabaseFile;
 use modules::Modules;
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadTransaction, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Memory for pages of the database, in bytes.
-const CACHE_BYTES: usize = 64 << 20;
 
 /// Why the store can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -116,11 +116,12 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
 
 /// The open store.
 pub struct Store {
-    database: Arc<Database>,
+    database: Arc<DatabaseFile>,
     directory: Arc<Directory>,
     modules: Arc<Modules>,
     committer: Committer,
     recent: Arc<activations::Recent>,
+    interrupted: Vec<Outgoing>,
     dir: PathBuf,
     /// Held as long as the store is open, and as its writer is at work.
     _lock: Arc<Lock>,
@@ -134,14 +135,8 @@ impl Store {
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         private_directory(dir)?;
         let lock = Arc::new(Lock::take(dir)?);
-        let path = dir.join("node.redb");
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = file.map_err(io_error(&path))?;
-        let mut builder = redb::Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = Arc::new(builder.create_with_backend(redb::backends::FileBackend::new(file)?)?);
-        prepare(&database)?;
+        let database = Arc::new(DatabaseFile::open(dir.join("node.redb"))?);
+        let interrupted = prepare(&database)?;
         let loaded = load(&database)?;
         let modules = Arc::new(Modules::open(&dir.join("modules"), &loaded.references)?);
         let directory = Arc::new(Directory::new(loaded));
@@ -149,7 +144,8 @@ impl Store {
         let writer =
             Writer::new(database.clone(), directory.clone(), modules.clone(), recent.clone(), lock.clone());
         let committer = Committer::start(writer);
-        Ok(Self { database, directory, modules, committer, recent, dir: dir.to_owned(), _lock: lock })
+        let dir = dir.to_owned();
+        Ok(Self { database, directory, modules, committer, recent, interrupted, dir, _lock: lock })
     }
 
     /// Tenants and actions as they are on the disk.
@@ -176,8 +172,8 @@ impl Store {
     }
 }
 
-/// Makes the tables, checks the layout, and gives calls that were under way their end.
-fn prepare(database: &Database) -> Result<(), StoreError> {
+/// Makes the tables, checks the layout, and gives calls and migrations that were under way their end.
+fn prepare(database: &DatabaseFile) -> Result<Vec<Outgoing>, StoreError> {
     let transaction = database.begin_write()?;
     {
         let mut meta = transaction.open_table(tables::META)?;
@@ -212,8 +208,9 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
             tables.insert(&tenant, vec![&activation])?;
         }
     }
-    migrations::restarted(&transaction)?;
-    Ok(transaction.commit()?)
+    let ended = migrations::restarted(&transaction)?;
+    transaction.commit()?;
+    Ok(ended)
 }
 
 struct Loaded {
@@ -240,7 +237,7 @@ fn owned<T: DeserializeOwned>(
     Ok(found)
 }
 
-fn load(database: &Database) -> Result<Loaded, StoreError> {
+fn load(database: &DatabaseFile) -> Result<Loaded, StoreError> {
     let transaction = database.begin_read()?;
     let mut tenants = Vec::new();
     for entry in transaction.open_table(tables::TENANTS)?.iter()? {

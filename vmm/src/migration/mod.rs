@@ -47,12 +47,15 @@ pub struct MoveOptions {
     pub bandwidth: Option<u64>,
     /// In `pre-copy`: how long sending while tasks are parked may take.
     pub downtime_goal: Duration,
+    /// The tenant does not go before [`Moving::let_go`]: from [`MoveNews::Parked`] on there is something to be written down before.
+    pub held: bool,
 }
 
 impl Default for MoveOptions {
     /// Hybrid, as fast as it goes.
     fn default() -> MoveOptions {
-        MoveOptions { mode: MoveMode::Hybrid, bandwidth: None, downtime_goal: Duration::from_millis(20) }
+        let downtime_goal = Duration::from_millis(20);
+        MoveOptions { mode: MoveMode::Hybrid, bandwidth: None, downtime_goal, held: false }
     }
 }
 
@@ -301,6 +304,12 @@ impl Moving {
         cancel(&self.shared, &self.sender);
     }
 
+    /// Source: the tenant may go as soon as the destination is staged, if it was [held](MoveOptions::held).
+    pub fn let_go(&self) {
+        window_of(&self.shared).set_move_word(MoveWord::Hold, 0);
+        self.sender.wake_guest();
+    }
+
     /// Another connection in place of one that broke, after the tenant was gone from the source.
     pub fn rejoin(&self, channel: u32, stream: TcpStream) {
         let old = self.migrations.current().as_mut().and_then(|current| {
@@ -368,6 +377,7 @@ impl Cvm {
         on_news: impl Fn(MoveNews) + Send + Sync + 'static,
     ) -> Result<Moving, CvmError> {
         let lanes = self.begin_migration(streams, on_news)?;
+        window_of(&self.shared).set_move_word(MoveWord::Hold, options.held.into());
         let order = SendOrder {
             mode: options.mode,
             lanes: lanes as u32,

@@ -68,6 +68,8 @@ pub struct Lost {
 pub enum OutState {
     /// The tenant runs here.
     Offered,
+    /// Its tasks are parked: from now on it may be gone at any moment, and the guest alone knows.
+    Parked,
     /// It runs nowhere, and this is what makes it run there.
     Gone {
         /// To be delivered.
@@ -94,6 +96,8 @@ pub enum OutState {
 /// What happens to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutEvent {
+    /// The guest has parked the tenant's tasks.
+    Parked,
     /// The guest said so.
     Gone {
         /// What it gave with that.
@@ -109,6 +113,8 @@ pub enum OutEvent {
     Aborted(String),
     /// The destination's node does not know it.
     Unknown(String),
+    /// Its CVM ended while the tenant was being handed over.
+    Ended(String),
     /// This node was started.
     Restarted,
 }
@@ -147,6 +153,7 @@ impl OutState {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Offered => "offered",
+            Self::Parked => "parked",
             Self::Gone { .. } => "gone",
             Self::Delivered => "delivered",
             Self::Complete => "complete",
@@ -168,27 +175,38 @@ impl OutState {
     pub fn step(self, event: OutEvent) -> Result<Self, StepError> {
         let wrong = |state: &Self, event| Err(StepError { state: state.word(), event });
         match (self, event) {
-            (Self::Offered, OutEvent::Gone { commit, outstanding_bytes }) => {
+            (Self::Offered, OutEvent::Parked) => Ok(Self::Parked),
+            (Self::Parked, OutEvent::Gone { commit, outstanding_bytes }) => {
                 Ok(Self::Gone { commit, outstanding_bytes })
             }
-            (Self::Offered, OutEvent::Aborted(reason)) => Ok(Self::Aborted { reason: short(reason) }),
+            (Self::Offered | Self::Parked, OutEvent::Aborted(reason)) => {
+                Ok(Self::Aborted { reason: short(reason) })
+            }
             (Self::Offered, OutEvent::Restarted) => {
                 Ok(Self::Aborted { reason: "the node was restarted meanwhile".into() })
             }
+            // Its CVM ended with the node, and the destination has no Commit, or none that this node knows.
+            (Self::Parked, OutEvent::Restarted) => Ok(Self::Lost {
+                reason: "the node was restarted while the tenant was being handed over".into(),
+            }),
             (Self::Gone { .. }, OutEvent::Running) => Ok(Self::Delivered),
             (Self::Gone { .. }, OutEvent::Complete) | (Self::Delivered, OutEvent::Complete) => {
                 Ok(Self::Complete)
             }
-            (Self::Gone { .. }, OutEvent::Unknown(reason)) => Ok(Self::Lost { reason: short(reason) }),
+            (Self::Gone { .. }, OutEvent::Unknown(reason)) | (Self::Parked, OutEvent::Ended(reason)) => {
+                Ok(Self::Lost { reason: short(reason) })
+            }
             // What became of it there since is that node's affair.
             (Self::Delivered, OutEvent::Unknown(_)) => Ok(Self::Complete),
             (state @ Self::Delivered, OutEvent::Running) => Ok(state),
             (state, OutEvent::Restarted) => Ok(state),
+            (state, OutEvent::Parked) => wrong(&state, "parked"),
             (state, OutEvent::Gone { .. }) => wrong(&state, "gone"),
             (state, OutEvent::Running) => wrong(&state, "running"),
             (state, OutEvent::Complete) => wrong(&state, "complete"),
             (state, OutEvent::Aborted(_)) => wrong(&state, "aborted"),
             (state, OutEvent::Unknown(_)) => wrong(&state, "unknown"),
+            (state, OutEvent::Ended(_)) => wrong(&state, "lost"),
         }
     }
 }
@@ -350,16 +368,19 @@ mod tests {
             Some(())
         };
         add(&|pair| inn(pair, InEvent::Staged));
-        // The guest at the source goes only when the one at the destination is staged.
+        add(&|pair| out(pair, OutEvent::Parked));
+        // The guest at the source goes only when the one at the destination is staged and its host has written down that it may. What it says
+        // reaches the disk later, or never.
         add(&|pair| {
-            (pair.receiver && pair.inn == InState::Staged && pair.runs[0]).then_some(())?;
-            out(pair, gone())?;
+            (pair.receiver && pair.inn == InState::Staged && pair.out == OutState::Parked).then_some(())?;
             pair.runs[0] = false;
             Some(())
         });
         add(&|pair| {
-            (!matches!(pair.out, OutState::Gone { .. })).then(|| out(pair, OutEvent::Aborted("x".into())))?
+            (pair.out == OutState::Parked && !pair.runs[0]).then_some(())?;
+            out(pair, gone())
         });
+        add(&|pair| pair.runs[0].then(|| out(pair, OutEvent::Aborted("x".into())))?);
         add(&|pair| inn(pair, InEvent::Failed("x".into())).map(|()| pair.receiver = false));
         // The Commit is delivered, from the disk if need be.
         add(&|pair| {
@@ -373,6 +394,11 @@ mod tests {
             out(pair, OutEvent::Running)
         });
         add(&|pair| inn(pair, InEvent::Complete));
+        add(&|pair| {
+            out(pair, OutEvent::Ended("x".into()))?;
+            pair.runs[0] = false;
+            Some(())
+        });
         // Lost there is there to be seen.
         add(&|pair| {
             matches!(pair.inn, InState::Complete | InState::Lost { .. }).then_some(())?;
@@ -384,7 +410,12 @@ mod tests {
         });
         // Crashes: what is durable stays, CVMs do not. A source that is not gone starts its tenant again.
         add(&|pair| {
+            let was_gone = !pair.runs[0];
             out(pair, OutEvent::Restarted)?;
+            assert!(
+                !was_gone || !matches!(pair.out, OutState::Aborted { .. }),
+                "begins again, empty: {pair:?}"
+            );
             pair.runs[0] = matches!(pair.out, OutState::Aborted { .. });
             Some(())
         });
@@ -443,7 +474,7 @@ mod tests {
             peer: PeerName { url: "b:1".into(), fingerprint: Digest([2; 32]) },
             mode: Mode::Hybrid,
             begun_ms: 3,
-            state: OutState::Offered.step(gone()).unwrap(),
+            state: OutState::Parked.step(gone()).unwrap(),
         };
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Outgoing>(&text).unwrap(), record);

@@ -219,7 +219,7 @@ pub struct AskTunnel {
 pub struct AskCommit {
     /// The migration.
     pub id: MigrationId,
-    /// What activates the destination.
+    /// What activates the destination; with the source's CVM gone and none here or before, there is none.
     pub commit: Option<Commit>,
     /// The source's CVM is gone: what was not fetched will not come.
     pub alone: bool,

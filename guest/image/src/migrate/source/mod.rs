@@ -283,7 +283,7 @@ impl SourceAgent {
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         let served = self.demand.iter().chain(self.fetch.iter().flatten());
         let news = self.control.has_news() || served.into_iter().any(Port::has_news);
-        asked || waits || news || (lanes::are_done() && !self.waits_for_others())
+        asked || waits || news || self.may_go(window) || (lanes::are_done() && !self.waits_for_others())
     }
 
     /// Nothing can be done before something comes.
@@ -295,6 +295,12 @@ impl SourceAgent {
                 | Course::Gone
                 | Course::Round(Phase::Looking { .. } | Phase::Waiting)
         )
+    }
+
+    /// The destination is staged, and the host holds nothing back.
+    fn may_go(&self, window: &Window<'_>) -> bool {
+        matches!((&self.course, &self.state), (Course::Awaiting, Some(Source::Staged(_))))
+            && window.move_word(MoveWord::Hold) == 0
     }
 
     fn may_cancel(&self) -> bool {
@@ -468,11 +474,11 @@ impl SourceAgent {
                 Ok(true)
             }
             Course::Awaiting => {
-                if matches!(self.state, Some(Source::Staged(_))) {
+                let goes = self.may_go(link::window());
+                if goes {
                     self.go();
-                    return Ok(true);
                 }
-                Ok(false)
+                Ok(goes)
             }
             Course::Round(_) | Course::LastRound { .. } => {
                 if !lanes::are_done() {

@@ -1,0 +1,274 @@
+//! Migrations that do not come about, or end early: the tenant stays where it is, answers all the while, and can be moved afterwards.
+#![forbid(unsafe_code)]
+
+use nacre_tests::auditor::{Auditor, Habit, fill, read_back};
+use nacre_tests::cluster::{Cluster, service_port, system, until};
+use nacre_tests::job::Nacre;
+use nacre_tests::live::Live;
+use nacre_tests::node::Tenant;
+use nacre_tests::skip::{need, skipped};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::net::SocketAddr;
+
+/// What a service holds beside the records.
+const FILLER_BYTES: usize = 32 << 20;
+/// Records of a client before something happens, and after.
+const BETWEEN: u64 = 30;
+/// Slow enough for whatever is to happen meanwhile, in bytes per second.
+const SLOW: u64 = 8 << 20;
+
+/// A tenant with a service at the first node, and a client that is never disturbed.
+struct Case<'c, 'n> {
+    cluster: &'c Cluster<'n>,
+    tenant: Tenant,
+    port: u16,
+    client: Auditor,
+}
+
+impl<'c, 'n> Case<'c, 'n> {
+    fn new(cluster: &'c Cluster<'n>, name: &str) -> Self {
+        let (tenant, port) = (cluster.tenant(0, name).unwrap(), service_port());
+        cluster.deploy(0, &tenant, port).unwrap();
+        let address = cluster.hosts()[0].service(port);
+        fill(address, FILLER_BYTES).unwrap();
+        let client = Auditor::start(name, Habit::Keeps, vec![address]);
+        client.wait_for(BETWEEN).unwrap();
+        Case { cluster, tenant, port, client }
+    }
+
+    fn address(&self, place: usize) -> SocketAddr {
+        self.cluster.hosts()[place].service(self.port)
+    }
+
+    /// A migration that fails, and says so with this word.
+    fn fails(&self, to: &str, word: &str) {
+        let begun = self.cluster.move_to(0, &self.tenant, &json!({"to": to})).unwrap();
+        let error = match begun {
+            Err(answer) => answer.error(),
+            Ok(id) => {
+                let view = self.cluster.events(0, &self.tenant, &id).unwrap().last().unwrap();
+                assert_eq!(view["step"], "aborted", "{view}");
+                view["error"].as_str().unwrap().to_owned()
+            }
+        };
+        assert!(error.contains(word), "'{word}' is not in: {error}");
+        self.client.wait_for(BETWEEN).unwrap();
+    }
+
+    /// It moves to the second node, and everything is there.
+    fn moves(self) {
+        let view = self.cluster.migrate(0, 1, &self.tenant, "hybrid").unwrap();
+        assert_eq!(view["step"], "complete", "{view}");
+        self.has_moved();
+    }
+
+    /// The same, as soon as a disk that was full, or a cable that was cut, is used again.
+    fn moves_at_last(self) {
+        let moved = || {
+            let view = self.cluster.migrate(0, 1, &self.tenant, "hybrid").ok()?;
+            let error = view["error"].as_str().unwrap_or_default();
+            assert!(
+                error.is_empty() || ["disk", "on its way", "reached"].iter().any(|why| error.contains(why)),
+                "{view}"
+            );
+            (view["step"] == "complete").then_some(())
+        };
+        until("it moves", moved).unwrap();
+        self.has_moved();
+    }
+
+    fn has_moved(self) {
+        self.client.wait_for(BETWEEN).unwrap();
+        let address = self.address(1);
+        let ledger = self.client.end().unwrap();
+        assert_eq!(ledger.failures, 0, "{:?}", ledger.failure);
+        assert_eq!(read_back(address, &[ledger]).unwrap().missing, 0);
+    }
+
+    /// Begins a migration and waits until it copies.
+    fn copying(&self, to: usize) -> String {
+        let order = json!({"to": self.cluster.hosts()[to].peer(), "bandwidth": SLOW});
+        let id = self.cluster.move_to(0, &self.tenant, &order).unwrap().unwrap();
+        let mut events = self.cluster.events(0, &self.tenant, &id).unwrap();
+        while events.hear().expect("it goes on")["step"] != "copying" {}
+        id
+    }
+}
+
+#[test]
+fn who_cannot_take_a_tenant_leaves_it_where_it_is() {
+    let Some(nacre) = need("migrations that are refused", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[], &["--max-incoming-memory", "64MiB"]]).unwrap();
+    let case = Case::new(&cluster, "stays");
+    let [own, other, small] = [0, 1, 2].map(|place: usize| cluster.hosts()[place].peer());
+    case.fails(&small, "--max-incoming-memory");
+    case.fails(&own, "itself");
+    // Nobody listens there.
+    let nobody = other.replace(":3234", ":9");
+    case.fails(&nobody, "can't be reached");
+    case.moves();
+}
+
+#[test]
+fn a_node_that_is_out_of_reach_costs_nothing() {
+    let Some(nacre) = need("migrations to nobody", Nacre::find()) else { return };
+    let mut cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    cluster.kill(1).unwrap();
+    cluster.buried(1).unwrap();
+    {
+        let case = Case::new(&cluster, "first");
+        case.fails(&cluster.hosts()[1].peer(), "");
+        let ledger = case.client.end().unwrap();
+        assert_eq!(ledger.failures, 0, "{:?}", ledger.failure);
+    }
+    cluster.start(1).unwrap();
+    Case::new(&cluster, "second").moves();
+}
+
+#[test]
+fn of_two_destinations_one_is_first() {
+    let Some(nacre) = need("two destinations", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[], &[]]).unwrap();
+    let case = Case::new(&cluster, "raced");
+    let begin = |place: usize| {
+        let order = json!({"to": cluster.hosts()[place].peer(), "bandwidth": SLOW});
+        cluster.move_to(0, &case.tenant, &order).unwrap()
+    };
+    let both = std::thread::scope(|scope| {
+        [1, 2].map(|place| scope.spawn(move || begin(place))).map(|thread| thread.join().unwrap())
+    });
+    let refused = both.iter().filter_map(|begun| begun.as_ref().err()).collect::<Vec<_>>();
+    assert_eq!(refused.len(), 1, "{both:?}");
+    assert!(refused[0].status == 409 && refused[0].error().contains("under way"), "{refused:?}");
+    let id = both.iter().find_map(|begun| begun.as_ref().ok()).unwrap();
+    let path = format!("/v1/migrations/{id}");
+    cluster.tell(0, &case.tenant, "DELETE", &path, b"").unwrap();
+    let view = cluster.events(0, &case.tenant, id).unwrap().last().unwrap();
+    assert_eq!(view["step"], "aborted", "{view}");
+    case.client.wait_for(BETWEEN).unwrap();
+    case.moves();
+}
+
+#[test]
+fn ctrl_c_ends_a_migration_and_not_the_service() {
+    let Some(nacre) = need("Ctrl-C", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "cancelled");
+    let mut command = cluster.command();
+    let url = format!("http://{}", cluster.hosts()[0].address());
+    let (to, slow) = (cluster.hosts()[1].peer(), SLOW.to_string());
+    command.args(["migrate", "kv", "--to", &to, "--bandwidth", &slow, "--json", "--node", &url]);
+    let migrating = Live::start(command.args(["--auth", &case.tenant.auth])).unwrap();
+    let copies = || {
+        let all = cluster.tell(0, &case.tenant, "GET", "/v1/migrations", b"").ok()?;
+        (all[0]["step"] == "copying").then_some(())
+    };
+    until("it copies", copies).unwrap();
+    migrating.signal(Signal::INT).unwrap();
+    let (code, said, log) = migrating.end_with_open_stdin().unwrap();
+    let view: Value = serde_json::from_str(said.last().unwrap()).unwrap();
+    assert_eq!((code, view["step"].as_str()), (1, Some("aborted")), "{view} {log}");
+    case.client.wait_for(BETWEEN).unwrap();
+    case.moves();
+}
+
+#[test]
+fn a_cable_that_breaks_while_it_copies_ends_the_migration() {
+    let Some(nacre) = need("a broken cable", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "cut");
+    let id = case.copying(1);
+    if !cluster.cable(1, false).unwrap() {
+        return skipped("a broken cable", "there are no network namespaces");
+    }
+    let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
+    assert_eq!(view["step"], "aborted", "{view}");
+    case.client.wait_for(BETWEEN).unwrap();
+    cluster.cable(1, true).unwrap();
+    case.moves_at_last();
+}
+
+/// A small file system over a node's state.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(cluster: &Cluster<'_>, place: usize) -> anyhow::Result<SmallDisk> {
+        let state = cluster.hosts()[place].state.clone();
+        let (state_text, kept) = (state.display(), state.with_extension("kept"));
+        system(&format!("cp -a {state_text} {}", kept.display()))?;
+        system(&format!("mount -t tmpfs -o size=64M,mode=700 none {state_text}"))?;
+        let disk = SmallDisk(state.clone());
+        system(&format!("cp -a {}/. {state_text}", kept.display()))?;
+        Ok(disk)
+    }
+
+    /// Until nothing more fits.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        let mut piece = vec![1; 1 << 20];
+        while !piece.is_empty() {
+            if file.write_all(&piece).is_err() {
+                piece.truncate(piece.len() / 2);
+            }
+        }
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = system(&format!("umount -l {}", self.0.display()));
+    }
+}
+
+/// A cluster, one of whose nodes has its state on a small disk.
+fn on_a_small_disk(nacre: &Nacre, place: usize) -> Option<(Cluster<'_>, SmallDisk)> {
+    let mut cluster = Cluster::new(nacre, &[&[], &[]]).unwrap();
+    cluster.kill(place).unwrap();
+    cluster.buried(place).unwrap();
+    let disk = match SmallDisk::mount(&cluster, place) {
+        Ok(disk) => disk,
+        Err(error) => {
+            skipped("a full disk", &format!("{error:#}"));
+            return None;
+        }
+    };
+    cluster.start(place).unwrap();
+    Some((cluster, disk))
+}
+
+#[test]
+fn a_full_disk_at_the_source_loses_nothing() {
+    let Some(nacre) = need("a full disk", Nacre::find()) else { return };
+    let Some((cluster, disk)) = on_a_small_disk(&nacre, 0) else { return };
+    let case = Case::new(&cluster, "full");
+    let id = case.copying(1);
+    disk.fill();
+    // That it may be gone can't be written down: it stays.
+    let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
+    assert_eq!(view["step"], "aborted", "{view}");
+    assert!(view["error"].as_str().unwrap().contains("disk"), "{view}");
+    case.client.wait_for(BETWEEN).unwrap();
+    disk.free();
+    case.moves_at_last();
+}
+
+#[test]
+fn a_full_disk_at_the_destination_loses_nothing() {
+    let Some(nacre) = need("a full disk", Nacre::find()) else { return };
+    let Some((cluster, disk)) = on_a_small_disk(&nacre, 1) else { return };
+    let case = Case::new(&cluster, "full");
+    let id = case.copying(1);
+    disk.fill();
+    let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
+    assert_eq!(view["step"], "aborted", "{view}");
+    assert!(view["error"].as_str().unwrap().contains("disk"), "{view}");
+    case.client.wait_for(BETWEEN).unwrap();
+    disk.free();
+    case.moves_at_last();
+}
