@@ -110,7 +110,8 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(path.display(), format_args!("can not be written: {why}; choose another file for --json"))
 }
 
-fn failure(benchmark: &str, error: &BenchError) -> Failure {
+/// What a benchmark's error is for the user.
+pub(crate) fn failure(benchmark: &str, error: &BenchError) -> Failure {
     let what = match error {
         BenchError::Cvm(_) => "CVM",
         _ => benchmark,

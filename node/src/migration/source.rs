@@ -150,6 +150,8 @@ struct Source {
     news: mpsc::Receiver<MoveNews>,
     parked: Option<Instant>,
     commit: Option<Commit>,
+    /// When the guest gave it.
+    given: Option<Instant>,
     delivery: Option<JoinHandle<Answer>>,
     runs_there: bool,
     /// The guest has nothing more to give.
@@ -217,6 +219,7 @@ impl Source {
             news,
             parked: None,
             commit: None,
+            given: None,
             delivery: None,
             runs_there: false,
             finished: false,
@@ -293,6 +296,7 @@ impl Source {
     /// **The tenant is gone from here.** Nothing is done before that is on the disk.
     async fn gone(&mut self, commit: Box<[u8; COMMIT_BYTES]>, outstanding_bytes: u64) {
         let commit = Commit(commit);
+        self.given = Some(Instant::now());
         loop {
             let event = OutEvent::Gone { commit: commit.clone(), outstanding_bytes };
             match self.manager.store.step_out(self.record.id, event).await {
@@ -325,8 +329,8 @@ impl Source {
 
     async fn heard_node(&mut self, word: Result<DestinationWord, NetError>) -> Flow {
         match word {
-            Ok(DestinationWord::Running { .. }) if self.commit.is_some() => {
-                self.runs_there().await;
+            Ok(DestinationWord::Running { after_ns, .. }) if self.commit.is_some() => {
+                self.runs_there(Duration::from_nanos(after_ns)).await;
                 return self.end().await;
             }
             Ok(DestinationWord::Refused { reason }) if self.commit.is_none() => {
@@ -344,13 +348,16 @@ impl Source {
         Flow::On
     }
 
-    /// The other node has it: requests and clients go there.
-    async fn runs_there(&mut self) {
+    /// The other node has it, since some time: requests and clients go there.
+    async fn runs_there(&mut self, since: Duration) {
         if std::mem::replace(&mut self.runs_there, true) {
             return;
         }
         let away = Away { to: self.record.peer.clone(), id: self.record.id };
         self.manager.stand(&self.plan.tenant, Standing::Away(Arc::new(away)));
+        if let Some(given) = self.given {
+            self.job.handed(given.elapsed().saturating_sub(since));
+        }
         self.job.step(Step::Running);
         self.manager.runner.vacate(&self.plan.departing);
         self.manager.leave(&self.plan.tenant, self.plan.departing.machine());
@@ -390,11 +397,11 @@ impl Source {
         self.delivery = None;
         match answer {
             Answer::Running => {
-                self.runs_there().await;
+                self.runs_there(Duration::ZERO).await;
                 return self.end().await;
             }
             Answer::Complete => {
-                self.runs_there().await;
+                self.runs_there(Duration::ZERO).await;
                 if self.plan.departing.machine().has_ended() {
                     return self.complete().await;
                 }

@@ -198,6 +198,9 @@ pub enum DestinationWord {
     Running {
         /// From the arrival of the Commit until its tasks were queued, in nanoseconds.
         took_ns: u64,
+        /// From then until this was said: what the tenant does not wait for.
+        #[serde(default)]
+        after_ns: u64,
     },
     /// It has everything.
     Complete,
