@@ -287,7 +287,7 @@ impl BenchArgs {
             BenchCommand::Invoke(args) => &args.json,
             BenchCommand::Elastic(args) => &args.json,
             BenchCommand::Migrate(args) => &args.json,
-            BenchCommand::ServeReference => return false,
+            BenchCommand::ServeReference | BenchCommand::HoldMemory { .. } => return false,
         };
         *json == Some(None)
     }
@@ -305,6 +305,12 @@ pub enum BenchCommand {
     /// The server that the node is compared with; prints its address
     #[command(hide = true)]
     ServeReference,
+    /// A native process with so much memory, for CRIU
+    #[command(hide = true)]
+    HoldMemory {
+        /// Its memory in bytes.
+        bytes: usize,
+    },
 }
 
 /// `--mode` of `nacre bench migrate`.

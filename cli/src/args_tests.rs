@@ -130,7 +130,7 @@ fn benchmark_results_go_to_a_file_or_stdout() {
         BenchCommand::Invoke(args) => args.json,
         BenchCommand::Elastic(args) => args.json,
         BenchCommand::Migrate(args) => args.json,
-        BenchCommand::ServeReference => None,
+        BenchCommand::ServeReference | BenchCommand::HoldMemory { .. } => None,
     };
     for bench in ["invoke", "elastic", "migrate"] {
         assert_eq!(json(&[bench]), None);

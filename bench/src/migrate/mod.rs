@@ -3,13 +3,14 @@
 //!
 //! * `service`: the program that writes, what is seen of it from outside, and the CVMs it lives in.
 //! * `journey`: one migration, and what was measured of it. `network`: loopback, or a link of limited speed.
-//! * `nodes`: the same between two nodes, as clients see it.
+//! * `nodes`: the same between two nodes, as clients see it. `criu`: what CRIU does with a native process.
 //! * `floor`: what the two ends' work costs at least. `plots`: what people would rather look at.
 //!
 //! *Downtime* is the time in which no task ran, from the moment at which the source began to park to the first task that the destination queued:
 //! both ends' clocks are the same here. The *gap* is what an observer sees: the longest time between two signs of life of the service,
 //! of which there is one each half to one millisecond while it runs.
 
+mod criu;
 mod floor;
 mod journey;
 mod network;
@@ -20,6 +21,7 @@ mod service;
 use crate::machine::Machine;
 use crate::report::{Report, Row, Table, Target, Unit};
 use crate::{BenchError, Progress};
+use criu::Criu;
 use journey::Journey;
 use nacre_abi::migrate::MoveMode;
 use nacre_engine::WASMTIME_VERSION;
@@ -82,7 +84,8 @@ impl Options {
     #[must_use]
     pub fn steps(&self) -> usize {
         let cvms = if self.cvms { 1 + self.modes.len() * self.rounds } else { 0 };
-        1 + self.networks.len() * (self.sizes.len() * cvms + self.fills().count())
+        let fills = self.fills().count();
+        1 + self.networks.len() * (self.sizes.len() * cvms + fills) + fills
     }
 
     /// What the service of the nodes holds.
@@ -153,6 +156,7 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<MigrateReport, 
     for speed in &options.networks {
         rows.extend(options.fills().flat_map(|bytes| nodes::rows(&between_nodes, *speed, bytes)));
     }
+    rows.extend(dumps(options, &mut skipped, progress));
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         wasmtime: WASMTIME_VERSION,
@@ -163,6 +167,27 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<MigrateReport, 
         tables: vec![phases(&migrations), costs(&floor)],
     };
     Ok(MigrateReport { report, migrations, between_nodes })
+}
+
+/// What CRIU does with native processes as large as the nodes' services; nothing of it fails the benchmark.
+fn dumps(options: &Options, skipped: &mut Vec<String>, progress: &dyn Progress) -> Vec<Row> {
+    let Some(nacre) = &options.nodes else { return Vec::new() };
+    let criu = match Criu::find() {
+        Ok(criu) => criu,
+        Err(why) => {
+            skipped.push(format!("dump and restore of a native process: {why}"));
+            return Vec::new();
+        }
+    };
+    let mut rows = Vec::new();
+    for bytes in options.fills() {
+        progress.step(&format!("CRIU, {} MiB", bytes >> 20));
+        match criu.measure(nacre, bytes, options.rounds) {
+            Ok(samples) => rows.extend(criu::row(bytes, &samples)),
+            Err(error) => skipped.push(format!("CRIU, {} MiB: {error}", bytes >> 20)),
+        }
+    }
+    rows
 }
 
 /// Whether there is so much free memory for a service of this size.

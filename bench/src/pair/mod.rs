@@ -185,6 +185,17 @@ pub struct Moved {
     pub outstanding_bytes: u64,
     /// Rounds while tasks ran.
     pub rounds: u64,
+    /// When each step began, from the order.
+    pub steps: Vec<Step>,
+}
+
+/// A step of a migration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name.
+    pub step: String,
+    /// When it began, in milliseconds.
+    pub at_ms: f64,
 }
 
 impl Moved {
@@ -193,23 +204,26 @@ impl Moved {
         if view["step"] != "complete" {
             return Err(ended(view["error"].as_str().unwrap_or("without a reason")));
         }
+        let steps = serde_json::from_value(view["steps"].clone());
+        let steps: Vec<Step> = steps.map_err(|_| ended("without steps"))?;
         let begin = |step: &str| {
-            let steps = view["steps"].as_array().into_iter().flatten();
-            let found = steps.into_iter().find(|time| time["step"] == step);
-            found.and_then(|time| time["at_ms"].as_f64()).ok_or_else(|| ended("without a time"))
+            let found = steps.iter().find(|begun| begun.step == step);
+            found.map(|begun| begun.at_ms).ok_or_else(|| ended("without a time"))
         };
         let report = &view["report"];
         let ms = |name: &str| report[name].as_f64().ok_or_else(|| ended("without a report"));
         let count = |name: &str| report[name].as_u64().unwrap_or(0);
         let (parked_ms, gone_ms) = (ms("parked_ms")?, ms("gone_ms")?);
         let handed_ms = view["handed_ms"].as_f64().ok_or_else(|| ended("without a time"))?;
+        let (total_ms, running_at_ms) = (begin("complete")?, begin("running")?);
+        // The node hears of it when they are.
+        let parked_at_ms = begin("parked")? - parked_ms;
         Ok(Self {
             mode: view["mode"].as_str().unwrap_or_default().to_owned(),
-            total_ms: begin("complete")?,
+            total_ms,
             downtime_ms: gone_ms + handed_ms,
-            // The node hears of it when they are.
-            parked_at_ms: begin("parked")? - parked_ms,
-            running_at_ms: begin("running")?,
+            parked_at_ms,
+            running_at_ms,
             parked_ms,
             sent_ms: ms("sent_ms")?,
             staged_ms: ms("staged_ms")?,
@@ -217,6 +231,7 @@ impl Moved {
             bytes: count("bytes") + count("outstanding_bytes"),
             outstanding_bytes: count("outstanding_bytes"),
             rounds: count("rounds"),
+            steps,
         })
     }
 }

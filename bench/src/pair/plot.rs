@@ -56,16 +56,25 @@ fn draw(path: &Path, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>>
         let series: [(&str, RGBColor, fn(&Bucket) -> Option<f64>); 2] =
             [("longest", MAGENTA, |bucket| bucket.max_ms), ("half took less", BLUE, |bucket| bucket.p50_ms)];
         for (name, colour, value) in series {
-            let points = panel
-                .buckets
-                .iter()
-                .filter_map(|bucket| Some((bucket.at_ms / 1e3, value(bucket)?.max(LEAST_MS))));
-            chart
-                .draw_series(LineSeries::new(points, colour.stroke_width(1)))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
+            // Where nothing was answered there is no line.
+            let runs = panel.buckets.split(|bucket| value(bucket).is_none()).filter(|run| !run.is_empty());
+            for (index, run) in runs.enumerate() {
+                let points =
+                    run.iter().filter_map(|bucket| Some((bucket.at_ms / 1e3, value(bucket)?.max(LEAST_MS))));
+                let drawn = chart.draw_series(LineSeries::new(points, colour.stroke_width(1)))?;
+                if index == 0 {
+                    drawn.label(name).legend(move |(x, y)| {
+                        PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2))
+                    });
+                }
+            }
         }
-        chart.configure_series_labels().border_style(BLACK).background_style(WHITE.mix(0.8)).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .border_style(BLACK)
+            .background_style(WHITE.mix(0.8))
+            .draw()?;
     }
     root.present()?;
     Ok(())

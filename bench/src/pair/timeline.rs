@@ -33,6 +33,8 @@ pub struct Seen {
     pub gap_ms: f64,
     /// Longest time between two answers to one client, likewise.
     pub client_gap_ms: f64,
+    /// When it began, from the order.
+    pub client_gap_at_ms: f64,
     /// The same in the second before the order: what this machine makes of nothing.
     pub client_gap_before_ms: f64,
     /// Answers a second in the second before the order.
@@ -41,7 +43,7 @@ pub struct Seen {
     pub during: f64,
     /// In the second after the end.
     pub after: f64,
-    /// From the beginning of parking until 95 % of the rate before was there again, in milliseconds; none if it was not.
+    /// From the beginning of parking until 95 % of the rate before was there again, in milliseconds; none if it was not a second after the end.
     pub recovered_ms: Option<f64>,
     /// Latency in the second before: half took less, in milliseconds.
     pub p50_before_ms: f64,
@@ -85,11 +87,13 @@ impl<'l> View<'l> {
         let before = self.ordered.saturating_sub(AROUND);
         let rate_before = self.rate(before, self.ordered);
         let latency = |from, to| latencies(self.within(from, to));
+        let (gap, gap_at) = self.client_gap(self.ordered, end);
         let (quiet, moving) = (latency(before, self.ordered), latency(self.ordered, end));
         Seen {
-            gap_ms: ms(longest(self.within(self.ordered, end), None)),
-            client_gap_ms: ms(self.client_gap(self.ordered, end)),
-            client_gap_before_ms: ms(self.client_gap(before, self.ordered)),
+            gap_ms: ms(longest(self.within(self.ordered, end), None).0),
+            client_gap_ms: ms(gap),
+            client_gap_at_ms: ms(gap_at.saturating_sub(self.ordered)),
+            client_gap_before_ms: ms(self.client_gap(before, self.ordered).0),
             before: rate_before,
             during: self.rate(self.ordered, parked),
             after: self.rate(end, end + AROUND),
@@ -100,7 +104,8 @@ impl<'l> View<'l> {
         }
     }
 
-    fn client_gap(&self, from: Duration, to: Duration) -> Duration {
+    /// How long it is, and when it begins.
+    fn client_gap(&self, from: Duration, to: Duration) -> (Duration, Duration) {
         let answers = self.within(from, to);
         let connections = answers.iter().map(|some| some.connection).max().map_or(0, |last| last + 1);
         (0..connections).map(|one| longest(answers, Some(one))).max().unwrap_or_default()
@@ -149,12 +154,12 @@ fn latencies(answers: &[Answers]) -> Option<Summary> {
     Summary::of(&answers.iter().map(|some| ms(some.latency)).collect::<Vec<_>>())
 }
 
-/// Longest time between two answers, of all connections or of one.
-fn longest(answers: &[Answers], connection: Option<u64>) -> Duration {
+/// Longest time between two answers, of all connections or of one, and when it begins.
+fn longest(answers: &[Answers], connection: Option<u64>) -> (Duration, Duration) {
     let own = answers.iter().filter(|some| connection.is_none_or(|one| some.connection == one));
-    let mut last = None;
+    let mut last: Option<Duration> = None;
     let gaps =
-        own.filter_map(|some| last.replace(some.at).map(|before: Duration| some.at.saturating_sub(before)));
+        own.filter_map(|some| last.replace(some.at).map(|before| (some.at.saturating_sub(before), before)));
     gaps.max().unwrap_or_default()
 }
 
@@ -187,6 +192,7 @@ mod tests {
             bytes: 0,
             outstanding_bytes: 0,
             rounds: 1,
+            steps: Vec::new(),
         };
         (Log { begin: Instant::now(), answers, failed: 0, why: None }, moved)
     }
@@ -200,6 +206,7 @@ mod tests {
             (21.0, 22.0, 2.0),
             "{seen:?}"
         );
+        assert!((97.0..=99.0).contains(&seen.client_gap_at_ms), "{seen:?}");
         assert!((seen.before - 4000.0).abs() < 1.0 && (seen.after - 4000.0).abs() < 1.0, "{seen:?}");
         assert!(seen.recovered_ms.is_some_and(|ms| (20.0..22.0).contains(&ms)), "{seen:?}");
         assert_eq!((seen.p50_before_ms, seen.max_ms), (1.0, 22.0));

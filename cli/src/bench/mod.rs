@@ -28,6 +28,7 @@ pub fn command(args: &BenchArgs) -> Result<ExitCode, Failure> {
         BenchCommand::Elastic(args) => elastic::command(args),
         BenchCommand::Migrate(args) => migrate::command(args),
         BenchCommand::ServeReference => serve_reference(),
+        BenchCommand::HoldMemory { bytes } => nacre_bench::serve::hold(*bytes),
     }
 }
 

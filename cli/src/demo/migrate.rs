@@ -210,24 +210,27 @@ impl Moving<'_> {
             let line = format!("{name:<40}{}", cells.map(cell).concat());
             self.screen.line(line.trim_end())
         };
-        let times = |name: &str, of: fn(&Journey) -> f64| {
-            let (one, other) = (of(live), of(stopped));
-            let ratio = if one > 0.0 { format!("1 : {:.1}", other / one) } else { String::new() };
-            row(name, [&format!("{one:.1} ms"), &format!("{other:.1} ms"), &ratio])
+        let times = |name: &str, of: fn(&Journey) -> Option<f64>| {
+            let [one, other] = [live, stopped].map(of);
+            let ms = |time: Option<f64>| time.map_or("not in time".to_owned(), |ms| format!("{ms:.1} ms"));
+            let ratio = one.zip(other).filter(|(one, _)| *one > 0.0);
+            let ratio = ratio.map(|(one, other)| format!("1 : {:.1}", other / one)).unwrap_or_default();
+            row(name, [&ms(one), &ms(other), &ratio])
         };
         let sizes = |name: &str, of: fn(&Moved) -> u64| {
             row(name, [&size(of(&live.moved)), &size(of(&stopped.moved)), ""])
         };
         self.screen.line("")?;
         row("", [&live.moved.mode, &stopped.moved.mode, ""])?;
-        times("downtime: no task ran, by the guests", |one| one.moved.downtime_ms)?;
-        times("longest time without any answer", |one| one.clients.gap_ms)?;
-        times("longest time between a client's answers", |one| one.clients.client_gap_ms)?;
-        times("the same in the second before", |one| one.clients.client_gap_before_ms)?;
-        times("until 95 % of the answers a second", |one| one.clients.recovered_ms.unwrap_or(f64::NAN))?;
-        times("all of it", |one| one.moved.total_ms)?;
+        times("downtime: no task ran", |one| Some(one.moved.downtime_ms))?;
+        times("  until it was gone, by its guest", |one| Some(one.moved.gone_ms))?;
+        times("longest time without any answer", |one| Some(one.clients.gap_ms))?;
+        times("longest time between a client's answers", |one| Some(one.clients.client_gap_ms))?;
+        times("  the same in the second before", |one| Some(one.clients.client_gap_before_ms))?;
+        times("until 95 % of the answers a second", |one| one.clients.recovered_ms)?;
+        times("all of it", |one| Some(one.moved.total_ms))?;
         sizes("memory sent", |moved| moved.bytes)?;
-        sizes("of that after the hand-over", |moved| moved.outstanding_bytes)?;
+        sizes("  of that after the hand-over", |moved| moved.outstanding_bytes)?;
         row("requests that failed", [&failed.to_string(), "", ""])
     }
 }
