@@ -53,7 +53,8 @@ fn draw(path: &Path, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>>
             .draw_series(std::iter::once(pause))?
             .label("no task runs")
             .legend(|(x, y)| Rectangle::new([(x, y - 4), (x + 20, y + 4)], RED.mix(0.2).filled()));
-        let series: [(&str, RGBColor, fn(&Bucket) -> Option<f64>); 2] =
+        type Series = (&'static str, RGBColor, fn(&Bucket) -> Option<f64>);
+        let series: [Series; 2] =
             [("longest", MAGENTA, |bucket| bucket.max_ms), ("half took less", BLUE, |bucket| bucket.p50_ms)];
         for (name, colour, value) in series {
             // Where nothing was answered there is no line.
