@@ -33,7 +33,7 @@ impl Server {
     }
 
     /// The first line it prints.
-    fn first_line(&mut self) -> Result<String, BenchError> {
+    pub(crate) fn first_line(&mut self) -> Result<String, BenchError> {
         let mut line = String::new();
         let read = match self.0.stdout.take() {
             Some(stdout) => BufReader::new(stdout).read_line(&mut line),

@@ -3,6 +3,7 @@
 //! * [`invoke`]: computing, boot, instances, first touch of memory and the life of a CVM.
 //! * [`elastic`]: waking, parking and reclaiming workers, and what they cost.
 //! * [`migrate`]: a service that moves between two CVMs.
+//! * [`pair`]: two nodes, and a tenant with a service that moves between them.
 //! * [`service`]: requests to a service.
 //! * [`host`]: the same engine as an ordinary process. [`cvm`]: the same program in a CVM. [`programs`]: what both run.
 //! * [`load`]: requests to HTTP servers. [`child`]: the servers as processes. [`serve`]: the reference among them.
@@ -19,6 +20,7 @@ pub mod invoke;
 pub mod load;
 pub mod machine;
 pub mod migrate;
+pub mod pair;
 pub mod programs;
 pub mod report;
 pub mod serve;
@@ -49,6 +51,14 @@ pub enum BenchError {
         command: String,
         /// How it ended.
         what: String,
+    },
+    /// A node does not do what it is asked.
+    #[error("{what}: {error}")]
+    Node {
+        /// What it was asked for.
+        what: &'static str,
+        /// What it says.
+        error: nacre_client::http::NodeError,
     },
     /// The operating system refuses something.
     #[error("{what}: {error}")]

@@ -18,6 +18,15 @@ use tokio::net::TcpListener;
 /// Longest body of a request in bytes.
 const MAX_BODY: usize = 1 << 20;
 
+/// Holds so much memory until the process is killed.
+pub fn hold(bytes: usize) -> ! {
+    let memory = vec![1u8; bytes];
+    loop {
+        std::hint::black_box(&memory);
+        std::thread::park();
+    }
+}
+
 /// Serves the program until the process is killed. `ready` is told the address: loopback, a port of the kernel's choice.
 ///
 /// # Errors

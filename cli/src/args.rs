@@ -24,7 +24,7 @@ use crate::{
     top::SortBy,
     values::{
         DirMapping, EnvVar, ExportMapping, MAX_WORKERS, MemorySize, parse_dir, parse_duration, parse_env,
-        parse_export, parse_memory, parse_size, parse_spin_limit, parse_time_limit,
+        parse_export, parse_fill, parse_memory, parse_size, parse_spin_limit, parse_time_limit,
     },
 };
 
@@ -244,20 +244,27 @@ impl RunArgs {
 /// `nacre demo`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "It takes about 15 seconds: first two programs at once in one CVM, then a node with a function and a \
-    key-value service under load. The node is a temporary one on ports of the loopback; nothing of it stays.\n\n\
+    after_help = "It takes about a minute: first two programs at once in one CVM, then a node with a function and a \
+    key-value service under load, then a service that is filled, moves live to a second node while clients use it, and comes back by \
+    stop-and-copy. The nodes are temporary ones on ports of the loopback; nothing of them stays.\n\n\
     Examples:\n  \
     nacre demo\n  \
-    nacre demo --workers 4\n  \
-    nacre demo --json | jq .node.function.burst"
+    nacre demo --fill 256MiB --report plots\n  \
+    nacre demo --json | jq .migration.hybrid.downtime_ms"
 )]
 pub struct DemoArgs {
     /// Worker vCPUs of each CVM: 0 to 63 (a node's CVMs have one at least) [default: one per CPU, 2 to 8]
     #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(..=i64::from(MAX_WORKERS)))]
     pub workers: Option<u8>,
-    /// Memory of each CVM: 64MiB to 64GiB; taken from the host only as it is used
+    /// Memory of each CVM but the one that moves: 64MiB to 64GiB; taken from the host only as it is used
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_memory)]
     pub memory: MemorySize,
+    /// Values of the service that moves: 1MiB to 2GiB; less if there is not enough free memory for two CVMs that hold them
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_fill)]
+    pub fill: u64,
+    /// Draw the latency during the migrations (SVG) into DIR
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
@@ -280,7 +287,7 @@ impl BenchArgs {
             BenchCommand::Invoke(args) => &args.json,
             BenchCommand::Elastic(args) => &args.json,
             BenchCommand::Migrate(args) => &args.json,
-            BenchCommand::ServeReference => return false,
+            BenchCommand::ServeReference | BenchCommand::HoldMemory { .. } => return false,
         };
         *json == Some(None)
     }
@@ -293,11 +300,17 @@ pub enum BenchCommand {
     Invoke(BenchInvokeArgs),
     /// Waking, parking and reclaiming workers, what they cost, and two CVMs that share CPUs; or a simulation
     Elastic(BenchElasticArgs),
-    /// A service that writes all over its memory moves between two CVMs: downtime and speed of all modes
+    /// A service moves between two CVMs, and between two nodes: downtime and speed of all modes, and what clients see
     Migrate(BenchMigrateArgs),
     /// The server that the node is compared with; prints its address
     #[command(hide = true)]
     ServeReference,
+    /// A native process with so much memory, for CRIU
+    #[command(hide = true)]
+    HoldMemory {
+        /// Its memory in bytes.
+        bytes: usize,
+    },
 }
 
 /// `--mode` of `nacre bench migrate`.
@@ -326,13 +339,25 @@ pub enum BenchNetwork {
     OneGigabit,
 }
 
+/// `--between` of `nacre bench migrate`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchEnds {
+    /// CVMs of this process: what the guests can do
+    Cvms,
+    /// Two nodes, with clients of a key-value service: what clients see
+    Nodes,
+}
+
 /// `nacre bench migrate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  nacre bench migrate --json result.json --report plots\n  nacre bench migrate --size 1GiB --mode hybrid --mode stop-and-copy --network loopback"
+    after_help = "Examples:\n  nacre bench migrate --json result.json --report plots\n  nacre bench migrate --between nodes --size 1GiB --rounds 3\n  nacre bench migrate --size 1GiB --mode hybrid --mode stop-and-copy --network loopback"
 )]
 pub struct BenchMigrateArgs {
-    /// Memory that the service writes to; may be given several times
+    /// Measure between these only; both otherwise
+    #[arg(long, value_enum, value_name = "ENDS")]
+    pub between: Vec<BenchEnds>,
+    /// Memory that the service writes to; may be given several times. Between nodes up to 2GiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub size: Vec<u64>,
     /// Measure this mode only; may be given several times

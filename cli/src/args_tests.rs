@@ -103,12 +103,34 @@ fn bad_values_are_refused_with_the_reason() {
 }
 
 #[test]
+fn the_demo_fills_what_a_service_holds() {
+    let demo: DemoArgs = parse(&[]).unwrap();
+    assert_eq!((demo.fill, demo.report), (1 << 30, None));
+    let demo: DemoArgs = parse(&["--fill", "64MiB", "--report", "plots"]).unwrap();
+    assert_eq!((demo.fill, demo.report), (64 << 20, Some(PathBuf::from("plots"))));
+    for wrong in ["0", "1KiB", "3GiB", "much"] {
+        assert!(parse::<DemoArgs>(&["--fill", wrong]).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn migrations_are_measured_between_cvms_and_nodes() {
+    let between = |line: &[&str]| match parse::<BenchArgs>(line).unwrap().bench {
+        BenchCommand::Migrate(args) => args.between,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(between(&["migrate"]), []);
+    assert_eq!(between(&["migrate", "--between", "nodes"]), [BenchEnds::Nodes]);
+    assert!(parse::<BenchArgs>(&["migrate", "--between", "planets"]).is_err());
+}
+
+#[test]
 fn benchmark_results_go_to_a_file_or_stdout() {
     let json = |line: &[&str]| match parse::<BenchArgs>(line).unwrap().bench {
         BenchCommand::Invoke(args) => args.json,
         BenchCommand::Elastic(args) => args.json,
         BenchCommand::Migrate(args) => args.json,
-        BenchCommand::ServeReference => None,
+        BenchCommand::ServeReference | BenchCommand::HoldMemory { .. } => None,
     };
     for bench in ["invoke", "elastic", "migrate"] {
         assert_eq!(json(&[bench]), None);

@@ -39,6 +39,15 @@ pub fn parse_memory(text: &str) -> Result<MemorySize, String> {
     Ok(MemorySize(bytes.next_multiple_of(HUGE_PAGE_BYTES)))
 }
 
+/// Parses `--fill`: what a service of 32 bits can hold, and is worth moving.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn parse_fill(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if (1 << 20..=2 << 30).contains(&bytes) { Ok(bytes) } else { Err("1MiB to 2GiB".to_owned()) }
+}
+
 /// Parses a size in bytes with an optional binary unit: K, M, G, T, each also with "iB".
 ///
 /// # Errors

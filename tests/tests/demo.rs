@@ -30,7 +30,7 @@ fn entries(directory: &Path) -> usize {
 /// The address behind "http://".
 fn address(line: &str) -> SocketAddr {
     let rest = line.split("http://").nth(1).unwrap_or_else(|| panic!("no address in {line}"));
-    rest.split(' ').next().unwrap().parse().unwrap()
+    rest.split([' ', ';']).next().unwrap().parse().unwrap()
 }
 
 /// The number before a word.
@@ -44,7 +44,10 @@ fn number_before(line: &str, word: &str) -> f64 {
 fn the_demo_shows_workers_that_wake_and_park() {
     let Some(nacre) = need("demo", Nacre::find()) else { return };
     let temporary = tempfile::tempdir().unwrap();
-    let ended = finish(demo(&nacre, temporary.path()).args(["--workers", "3"]), b"").unwrap();
+    let report = tempfile::tempdir().unwrap();
+    let mut command = demo(&nacre, temporary.path());
+    command.args(["--workers", "3", "--fill", "16MiB", "--report"]).arg(report.path());
+    let ended = finish(&mut command, b"").unwrap();
     let text = ended.text();
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{text}");
     for word in ["primes", "mandelbrot", "darts", "kv", "root can read the CVMs' memory"] {
@@ -72,16 +75,28 @@ fn the_demo_shows_workers_that_wake_and_park() {
         "{text}"
     );
 
-    let node = address(line("node "));
-    assert!(TcpStream::connect(node).is_err(), "the node is gone");
-    assert_eq!(entries(temporary.path()), 0, "so is its directory");
+    // Both migrations have their timelines and their column.
+    for mark in ["  order", "no task runs", "complete"] {
+        let marked = text.lines().filter(|line| line.contains(mark)).count();
+        assert!(marked >= 2, "'{mark}' is there {marked} times:\n{text}");
+    }
+    let cells = |name: &str| line(name).split_at(40).1.split_whitespace().collect::<Vec<_>>();
+    assert_eq!(cells("requests that failed"), ["0"], "{text}");
+    assert_eq!(cells("downtime: no task ran").len(), 7, "{text}");
+    let picture = std::fs::read_to_string(report.path().join("migration-latency.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("stop-and-copy"), "{picture}");
+
+    for name in ["node ", "second node "] {
+        assert!(TcpStream::connect(address(line(name))).is_err(), "the {name}is gone");
+    }
+    assert_eq!(entries(temporary.path()), 0, "so is their directory");
 }
 
 #[test]
 fn the_demo_for_machines() {
     let Some(nacre) = need("demo --json", Nacre::find()) else { return };
     let temporary = tempfile::tempdir().unwrap();
-    let ended = finish(demo(&nacre, temporary.path()).arg("--json"), b"").unwrap();
+    let ended = finish(demo(&nacre, temporary.path()).args(["--json", "--fill", "64MiB"]), b"").unwrap();
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{}", ended.text());
     let summary: Value = serde_json::from_slice(&ended.stdout).unwrap();
     let number = |path: &str| {
@@ -106,6 +121,21 @@ fn the_demo_for_machines() {
     // Nothing but what the kernel itself needs to let the threads sleep: a spinning worker would take all of it.
     let share = number("/node/idle/cvm_cpu_ms") / (1000.0 * number("/node/idle/seconds"));
     assert!(share < 0.1, "an idle CVM takes {share} of a CPU");
+
+    assert_eq!(number("/migration/filled_bytes"), f64::from(64 << 20));
+    assert_eq!(number("/migration/failed_requests"), 0.0, "{}", summary["migration"]);
+    for (way, mode) in [("hybrid", "hybrid"), ("stop_and_copy", "stop-and-copy")] {
+        let number = |name: &str| number(&format!("/migration/{way}/{name}"));
+        assert_eq!(summary["migration"][way]["mode"], mode);
+        let (downtime, total) = (number("downtime_ms"), number("total_ms"));
+        assert!(0.0 < downtime && downtime < total, "{way}: {downtime} of {total}");
+        assert!(number("bytes") > f64::from(64 << 20), "{way}: {}", number("bytes"));
+        // No client had an answer while no task ran.
+        assert!(number("clients/client_gap_ms") >= number("clients/gap_ms"));
+        assert!(number("clients/before") > 0.0 && number("clients/after") > 0.0);
+        let timeline = summary["migration"][way]["timeline"].as_array().unwrap();
+        assert!(timeline.iter().any(|bucket| bucket["max_ms"].as_f64().is_some()), "{way}");
+    }
 }
 
 #[test]
@@ -136,26 +166,32 @@ fn the_demo_draws_on_a_terminal_and_ends_at_ctrl_c() {
         child.kill().unwrap();
     }
     assert_eq!(code_of(child.wait().unwrap()), 130, "{}", text(&bytes));
-    let node = text(&bytes).lines().find(|line| line.starts_with("node ")).map(address).unwrap();
-    assert!(TcpStream::connect(node).is_err(), "the node is gone");
-    assert_eq!(entries(temporary.path()), 0, "so is its directory");
+    let shown = text(&bytes);
+    let nodes = shown.lines().filter(|line| line.starts_with("node ") || line.starts_with("second node "));
+    for (node, name) in nodes.clone().map(address).zip(["first", "second"]) {
+        assert!(TcpStream::connect(node).is_err(), "the {name} node is gone");
+    }
+    assert_eq!((nodes.count(), entries(temporary.path())), (2, 0), "so is their directory");
 }
 
 #[test]
-fn the_node_does_not_outlive_a_demo_that_is_killed() {
+fn the_nodes_do_not_outlive_a_demo_that_is_killed() {
     let Some(nacre) = need("demo that is killed", Nacre::find()) else { return };
     let temporary = tempfile::tempdir().unwrap();
     let mut live = Live::start(&mut demo(&nacre, temporary.path())).unwrap();
-    let node = loop {
+    let mut nodes = Vec::new();
+    while nodes.len() < 2 {
         let line = live.hear().unwrap();
-        if line.starts_with("node ") {
-            break address(&line);
+        if line.starts_with("node ") || line.starts_with("second node ") {
+            nodes.push(address(&line));
         }
-    };
+    }
     live.signal(Signal::KILL).unwrap();
     assert_eq!(live.end_with_open_stdin().unwrap().0, 128 + 9);
     let begin = Instant::now();
-    while TcpStream::connect(node).is_ok() {
-        assert!(begin.elapsed() < PATIENCE, "the node at {node} still serves");
+    for node in nodes {
+        while TcpStream::connect(node).is_ok() {
+            assert!(begin.elapsed() < PATIENCE, "the node at {node} still serves");
+        }
     }
 }

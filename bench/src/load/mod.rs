@@ -2,6 +2,7 @@
 //! a time and up to a count. The same for every server that is compared; its own processor time is told.
 
 pub mod client;
+pub mod resp;
 
 use crate::BenchError;
 use crate::machine::process_cpu;

@@ -1,22 +1,27 @@
-//! `nacre bench migrate`: a service that writes all over its memory moves between two CVMs, in every mode, for several sizes and networks.
+//! `nacre bench migrate`: a service that writes all over its memory moves between two CVMs, in every mode, for several sizes and networks;
+//! and a key-value service moves between two nodes while clients use it.
 //!
 //! * `service`: the program that writes, what is seen of it from outside, and the CVMs it lives in.
 //! * `journey`: one migration, and what was measured of it. `network`: loopback, or a link of limited speed.
+//! * `nodes`: the same between two nodes, as clients see it. `criu`: what CRIU does with a native process.
 //! * `floor`: what the two ends' work costs at least. `plots`: what people would rather look at.
 //!
 //! *Downtime* is the time in which no task ran, from the moment at which the source began to park to the first task that the destination queued:
 //! both ends' clocks are the same here. The *gap* is what an observer sees: the longest time between two signs of life of the service,
 //! of which there is one each half to one millisecond while it runs.
 
+mod criu;
 mod floor;
 mod journey;
 mod network;
+mod nodes;
 mod plots;
 mod service;
 
 use crate::machine::Machine;
 use crate::report::{Report, Row, Table, Target, Unit};
 use crate::{BenchError, Progress};
+use criu::Criu;
 use journey::Journey;
 use nacre_abi::migrate::MoveMode;
 use nacre_engine::WASMTIME_VERSION;
@@ -28,6 +33,7 @@ use std::time::Instant;
 
 pub use journey::Measured;
 pub use network::Speed;
+pub use nodes::Between;
 
 /// Bytes that a client may write a second, in words, spread over the whole memory.
 const WRITES_PER_SECOND: u64 = 50_000;
@@ -53,6 +59,10 @@ pub struct Options {
     pub networks: Vec<Speed>,
     /// Migrations of each.
     pub rounds: usize,
+    /// Whether the guests alone are measured.
+    pub cvms: bool,
+    /// The `nacre` executable, if nodes are measured too.
+    pub nodes: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -63,6 +73,8 @@ impl Default for Options {
             modes: vec![MoveMode::Hybrid, MoveMode::PostCopy, MoveMode::PreCopy, MoveMode::StopAndCopy],
             networks: vec![Speed::Loopback, Speed::Gigabits(10), Speed::Gigabits(1)],
             rounds: 5,
+            cvms: true,
+            nodes: None,
         }
     }
 }
@@ -71,7 +83,15 @@ impl Options {
     /// Steps that [`run`] tells its progress about.
     #[must_use]
     pub fn steps(&self) -> usize {
-        1 + self.sizes.len() * self.networks.len() * (1 + self.modes.len() * self.rounds)
+        let cvms = if self.cvms { 1 + self.modes.len() * self.rounds } else { 0 };
+        let fills = self.fills().count();
+        1 + self.networks.len() * (self.sizes.len() * cvms + fills) + fills
+    }
+
+    /// What the service of the nodes holds.
+    fn fills(&self) -> impl Iterator<Item = u64> {
+        let nodes = self.nodes.is_some() && !nodes::modes(&self.modes).is_empty();
+        self.sizes.iter().copied().filter(move |bytes| nodes && *bytes <= nodes::MAX_FILL)
     }
 }
 
@@ -81,8 +101,10 @@ pub struct MigrateReport {
     /// The rows, and where they were measured.
     #[serde(flatten)]
     pub report: Report,
-    /// Each migration.
+    /// Each migration between CVMs.
     pub migrations: Vec<Measured>,
+    /// Each migration between nodes.
+    pub between_nodes: Vec<Between>,
 }
 
 impl MigrateReport {
@@ -91,7 +113,9 @@ impl MigrateReport {
     /// # Errors
     /// If they can't be written.
     pub fn write_plots(&self, directory: &Path) -> Result<Vec<PathBuf>, BenchError> {
-        plots::write(&self.migrations, directory)
+        let mut files = plots::write(&self.migrations, directory)?;
+        files.extend(nodes::write_plots(&self.between_nodes, directory)?);
+        Ok(files)
     }
 }
 
@@ -102,7 +126,7 @@ impl MigrateReport {
 pub fn run(options: &Options, progress: &dyn Progress) -> Result<MigrateReport, BenchError> {
     let begin = Instant::now();
     let machine = Machine::this();
-    let (mut skipped, mut migrations) = (Vec::new(), Vec::new());
+    let (mut skipped, mut migrations, mut between_nodes) = (Vec::new(), Vec::new(), Vec::new());
     progress.step("what sealing, copying and sending cost at least");
     let floor = floor::measure()?;
     for speed in &options.networks {
@@ -113,35 +137,89 @@ pub fn run(options: &Options, progress: &dyn Progress) -> Result<MigrateReport, 
                 continue;
             }
         };
-        for bytes in &options.sizes {
-            let needed = 2 * service::cvm_bytes(*bytes) + (1 << 30);
-            if crate::machine::available_bytes() < needed {
-                skipped.push(format!("{} MiB: needs {} MiB of free memory", bytes >> 20, needed >> 20));
-                continue;
+        let cvms = if options.cvms { options.sizes.as_slice() } else { &[] };
+        for bytes in cvms {
+            if has_room(2 * service::cvm_bytes(*bytes) + (1 << 30), *bytes, &mut skipped) {
+                migrations.extend(between_cvms(options, &network, *bytes, progress)?);
             }
-            progress.step(&format!("{speed}, {} MiB: filling", bytes >> 20));
-            let mut host = Host::new()?;
-            let mut service = Service::start(&mut host, *bytes, WRITES_PER_SECOND)?;
-            for _ in 0..options.rounds {
-                for mode in &options.modes {
-                    progress.step(&format!("{speed}, {} MiB: {}", bytes >> 20, name(*mode)));
-                    let (moved, measured) = Journey::new(&host, &network, *mode).make(service)?;
-                    service = moved;
-                    migrations.push(measured);
-                }
+        }
+        let Some(nacre) = &options.nodes else { continue };
+        for bytes in options.fills() {
+            if has_room(crate::pair::needed_bytes(bytes), bytes, &mut skipped) {
+                progress.step(&format!("{speed}, {} MiB: between nodes", bytes >> 20));
+                let modes = nodes::modes(&options.modes);
+                between_nodes.extend(nodes::measure(nacre, &network, bytes, &modes, options.rounds)?);
             }
         }
     }
+    let mut rows = rows(options, &migrations, &floor);
+    for speed in &options.networks {
+        rows.extend(options.fills().flat_map(|bytes| nodes::rows(&between_nodes, *speed, bytes)));
+    }
+    rows.extend(dumps(options, &mut skipped, progress));
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         wasmtime: WASMTIME_VERSION,
         machine,
         elapsed_seconds: begin.elapsed().as_secs_f64(),
-        rows: rows(options, &migrations, &floor),
+        rows,
         skipped,
         tables: vec![phases(&migrations), costs(&floor)],
     };
-    Ok(MigrateReport { report, migrations })
+    Ok(MigrateReport { report, migrations, between_nodes })
+}
+
+/// What CRIU does with native processes as large as the nodes' services; nothing of it fails the benchmark.
+fn dumps(options: &Options, skipped: &mut Vec<String>, progress: &dyn Progress) -> Vec<Row> {
+    let Some(nacre) = &options.nodes else { return Vec::new() };
+    let criu = match Criu::find() {
+        Ok(criu) => criu,
+        Err(why) => {
+            skipped.push(format!("dump and restore of a native process: {why}"));
+            return Vec::new();
+        }
+    };
+    let mut rows = Vec::new();
+    for bytes in options.fills() {
+        progress.step(&format!("CRIU, {} MiB", bytes >> 20));
+        match criu.measure(nacre, bytes, options.rounds) {
+            Ok(samples) => rows.extend(criu::row(bytes, &samples)),
+            Err(error) => skipped.push(format!("CRIU, {} MiB: {error}", bytes >> 20)),
+        }
+    }
+    rows
+}
+
+/// Whether there is so much free memory for a service of this size.
+fn has_room(needed: u64, bytes: u64, skipped: &mut Vec<String>) -> bool {
+    let has_room = crate::machine::available_bytes() >= needed;
+    if !has_room {
+        skipped.push(format!("{} MiB: needs {} MiB of free memory", bytes >> 20, needed >> 20));
+    }
+    has_room
+}
+
+/// Migrations of a service of this size between CVMs of this process.
+fn between_cvms(
+    options: &Options,
+    network: &Network,
+    bytes: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<Measured>, BenchError> {
+    let speed = network.speed;
+    progress.step(&format!("{speed}, {} MiB: filling", bytes >> 20));
+    let mut host = Host::new()?;
+    let mut service = Service::start(&mut host, bytes, WRITES_PER_SECOND)?;
+    let mut migrations = Vec::new();
+    for _ in 0..options.rounds {
+        for mode in &options.modes {
+            progress.step(&format!("{speed}, {} MiB: {}", bytes >> 20, name(*mode)));
+            let (moved, measured) = Journey::new(&host, network, *mode).make(service)?;
+            service = moved;
+            migrations.push(measured);
+        }
+    }
+    Ok(migrations)
 }
 
 /// A mode's name, as on the command line.

@@ -82,6 +82,8 @@ impl Network {
             let (namespace, device) = (of_run(end), format!("veth-{end}"));
             run(&format!("ip -n {namespace} address add {address}/30 dev {device}"))?;
             run(&format!("ip -n {namespace} link set {device} up"))?;
+            // Who talks to its own end does it over this one.
+            run(&format!("ip -n {namespace} link set lo up"))?;
             // What a millisecond carries, and at least a few of the largest segments.
             let burst = (gigabits * 125_000).max(262_144);
             run(&format!(
@@ -89,6 +91,14 @@ impl Network {
             ))?;
         }
         Ok(())
+    }
+
+    /// The address of one end.
+    pub(super) fn address(&self, end: usize) -> Ipv4Addr {
+        match self.namespaces.get(end) {
+            Some(_) => ENDS[end].1,
+            None => Ipv4Addr::new(127, 0, 0, if end == 0 { 1 } else { 2 }),
+        }
     }
 
     /// The connections of one migration.
@@ -123,7 +133,7 @@ impl Network {
     }
 
     /// Does something in the namespace of one end, if there is one: on a thread that ends with it.
-    fn within<T: Send + 'static>(
+    pub(super) fn within<T: Send + 'static>(
         &self,
         end: usize,
         action: impl FnOnce() -> std::io::Result<T> + Send + 'static,

@@ -1,8 +1,10 @@
-//! `nacre bench migrate`: a service that writes all over its memory moves between two CVMs, in every mode.
+//! `nacre bench migrate`: a service that writes all over its memory moves between two CVMs, in every mode; another one moves between two
+//! nodes while clients use it.
 
 use super::{Bar, check_writable, failure, list, print};
-use crate::args::{BenchMigrateArgs, BenchMode, BenchNetwork};
+use crate::args::{BenchEnds, BenchMigrateArgs, BenchMode, BenchNetwork};
 use crate::failure::Failure;
+use crate::program::io_reason;
 use nacre_abi::migrate::MoveMode;
 use nacre_bench::migrate::{self, Options, Speed};
 use std::process::ExitCode;
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 /// What went wrong, for the user. A target that is not met is told in the result and is no error.
 pub fn command(args: &BenchMigrateArgs) -> Result<ExitCode, Failure> {
     check_writable(args.json.as_ref())?;
-    let options = options(args);
+    let options = options(args)?;
     let bar = Bar::new(options.steps());
     let report = migrate::run(&options, &bar);
     bar.0.finish_and_clear();
@@ -27,17 +29,22 @@ pub fn command(args: &BenchMigrateArgs) -> Result<ExitCode, Failure> {
     print(&(report.report.table() + &list(&plots)), &json, args.json.as_ref())
 }
 
-fn options(args: &BenchMigrateArgs) -> Options {
+fn options(args: &BenchMigrateArgs) -> Result<Options, Failure> {
+    let nacre =
+        std::env::current_exe().map_err(|error| Failure::new("this executable", io_reason(&error)))?;
+    let wanted = |ends| args.between.is_empty() || args.between.contains(&ends);
     let all = Options::default();
     let or = |given: Vec<u64>, otherwise| if given.is_empty() { otherwise } else { given };
     let modes: Vec<MoveMode> = args.mode.iter().map(|mode| (*mode).into()).collect();
     let networks: Vec<Speed> = args.network.iter().map(|network| (*network).into()).collect();
-    Options {
+    Ok(Options {
         sizes: or(args.size.clone(), all.sizes),
         modes: if modes.is_empty() { all.modes } else { modes },
         networks: if networks.is_empty() { all.networks } else { networks },
         rounds: args.rounds.map_or(all.rounds, |rounds| rounds as usize),
-    }
+        cvms: wanted(BenchEnds::Cvms),
+        nodes: wanted(BenchEnds::Nodes).then_some(nacre),
+    })
 }
 
 impl From<BenchMode> for MoveMode {

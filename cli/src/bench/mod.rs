@@ -28,6 +28,7 @@ pub fn command(args: &BenchArgs) -> Result<ExitCode, Failure> {
         BenchCommand::Elastic(args) => elastic::command(args),
         BenchCommand::Migrate(args) => migrate::command(args),
         BenchCommand::ServeReference => serve_reference(),
+        BenchCommand::HoldMemory { bytes } => nacre_bench::serve::hold(*bytes),
     }
 }
 
@@ -110,7 +111,8 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(path.display(), format_args!("can not be written: {why}; choose another file for --json"))
 }
 
-fn failure(benchmark: &str, error: &BenchError) -> Failure {
+/// What a benchmark's error is for the user.
+pub(crate) fn failure(benchmark: &str, error: &BenchError) -> Failure {
     let what = match error {
         BenchError::Cvm(_) => "CVM",
         _ => benchmark,

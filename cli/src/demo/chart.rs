@@ -154,7 +154,8 @@ fn cells(values: &[f64], per_cell: usize, full: Option<f64>) -> String {
     means.iter().map(|mean| cell(*mean, full)).collect()
 }
 
-fn cell(value: f64, full: f64) -> char {
+/// A share of a full cell.
+pub fn cell(value: f64, full: f64) -> char {
     // As close to nothing as a chart can show.
     if value <= full / 1000.0 {
         return NOTHING;

@@ -1,9 +1,9 @@
 //! Load on a node: calls of the function over connections that are kept open, and commands to the service; and the look at
 //! what the tenant's CVM does meanwhile. One thread, so that it takes little from the workers.
 
-use super::resp::{Batch, Client, Kind};
 use crate::failure::Failure;
 use nacre_bench::load::client::{Connection, request};
+use nacre_bench::load::resp::{Batch, Client, Kind};
 use nacre_bench::summary::Summary;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

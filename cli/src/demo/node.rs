@@ -4,7 +4,6 @@
 use super::chart::{Chart, Sample};
 use super::load::{Calls, DARTS, Door, Times, Used, Users, View, Watch};
 use super::process::Node;
-use super::resp::Kind;
 use super::screen::Screen;
 use crate::failure::Failure;
 use crate::node::client::Client;
@@ -12,6 +11,7 @@ use crate::values::format_size;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::{Method, StatusCode};
+use nacre_bench::load::resp::Kind;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -121,7 +121,7 @@ struct Idle {
 
 /// A node with a tenant.
 struct Place<'s> {
-    node: Node,
+    node: &'s Node,
     door: Door,
     client: Client,
     workers: u32,
@@ -129,21 +129,20 @@ struct Place<'s> {
     screen: &'s Screen,
 }
 
-/// Runs it; the tenant's CVM has this size.
+/// Runs it on a node that was started; the tenant's CVM has this size.
 ///
 /// # Errors
-/// If the node does not start, or does not do what it should.
-pub fn run(workers: u8, memory_bytes: u64, screen: &Screen) -> Result<Summary, Failure> {
-    let begin = Instant::now();
-    let node = Node::start()?;
-    let start_ms = milliseconds(begin.elapsed());
-    let (address, memory, cpus) = (node.address, format_size(memory_bytes), cpus());
+/// If the node does not do what it should.
+pub fn run(
+    node: &Node,
+    start_ms: f64,
+    workers: u8,
+    memory_bytes: u64,
+    screen: &Screen,
+) -> Result<Summary, Failure> {
+    let (memory, cpus) = (format_size(memory_bytes), cpus());
     // A node's CVMs have one at least.
     let workers = workers.max(1);
-    screen.line("--- a node")?;
-    screen.line(&format!(
-        "node           serves at http://{address} after {start_ms:.0} ms; its state directory is a temporary one"
-    ))?;
     screen.line(&format!(
         "tenant         has a CVM of {memory} with up to {workers} workers; this machine has {cpus} CPUs"
     ))?;
@@ -156,21 +155,29 @@ pub fn run(workers: u8, memory_bytes: u64, screen: &Screen) -> Result<Summary, F
     let (port, deploy_ms) = place.deploy_service()?;
     let (service, idle) =
         tasks.block_on(&runtime, place.service(port, deploy_ms)).map_err(|failure| place.why(failure))?;
+    place.leave()?;
     Ok(Summary { start_ms, workers, cpus, function, service, idle })
 }
 
 impl<'s> Place<'s> {
-    fn new(node: Node, workers: u32, memory_bytes: u64, screen: &'s Screen) -> Result<Self, Failure> {
+    fn new(node: &'s Node, workers: u32, memory_bytes: u64, screen: &'s Screen) -> Result<Self, Failure> {
         let limits = json!({ "workers_max": workers, "memory_bytes": memory_bytes });
         let body = json!({ "name": "demo", "limits": limits }).to_string().into_bytes();
-        let admin = Client::unix(&node.admin);
+        let admin = Client::unix(&node.end.admin);
         let answer = admin.send(Method::POST, "/v1/tenants", "application/json", body)?.success("tenant")?;
         let auth = answer.json()?["auth"].as_str().unwrap_or_default().to_owned();
         let authorization = format!("Basic {}", STANDARD.encode(auth));
-        let client = Client::http(&format!("http://{}", node.address))?;
+        let client = Client::http(&format!("http://{}", node.end.address))?;
         let client = client.with_authorization(authorization.clone());
-        let door = Door { address: node.address, authorization };
+        let door = Door { address: node.end.address, authorization };
         Ok(Self { node, door, client, workers, cpus: cpus(), screen })
+    }
+
+    /// The tenant and its CVM end.
+    fn leave(&self) -> Result<(), Failure> {
+        let admin = Client::unix(&self.node.end.admin);
+        admin.send(Method::DELETE, "/v1/tenants/demo", "application/json", Vec::new())?.success("tenant")?;
+        Ok(())
     }
 
     /// Deploys a module; how long that took in milliseconds.
@@ -423,12 +430,12 @@ fn counted(workers: u32) -> String {
     format!("{workers} worker{}", if workers == 1 { "" } else { "s" })
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
 /// A number with commas between its thousands.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {

@@ -1,13 +1,14 @@
-//! A node as a child process with a state directory of its own. Both are gone when the demo is, however that ends: at the
-//! end, after an error or a panic and on Ctrl-C here; when the demo is killed, the end of its standard input ends the
+//! Nodes as child processes, with their state in a directory of the demo. All of that is gone when the demo is, however it ends: at the
+//! end, after an error or a panic and on Ctrl-C here; when the demo is killed, the end of its standard input ends each
 //! node, and only the directory stays.
 
 use crate::failure::Failure;
+use nacre_bench::pair::End;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -24,18 +25,29 @@ const MAX_COMPLAINTS: u64 = 64 << 10;
 /// Exit code after Ctrl-C.
 const EXIT_INTERRUPTED: u8 = 130;
 
-/// The node that Ctrl-C ends.
-static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
+/// What Ctrl-C ends and removes.
+static HOME: Mutex<Option<Belongings>> = Mutex::new(None);
 /// Ctrl-C came: whatever fails from here on fails because of it.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// A child and its directory.
+/// Nodes, and the directory in which their state is: that is removed after they have ended.
+struct Belongings {
+    nodes: Vec<Running>,
+    _directory: TempDir,
+}
+
+impl Drop for Belongings {
+    fn drop(&mut self) {
+        // All end at the same time, and are waited for then.
+        self.nodes.iter_mut().for_each(|node| drop(node.child.stdin.take()));
+    }
+}
+
+/// A child.
 struct Running {
     child: Child,
     /// Tells nothing and is closed when the child closes its output: at its end.
     ended: Receiver<()>,
-    /// Removed when this is dropped.
-    _directory: TempDir,
 }
 
 impl Drop for Running {
@@ -49,11 +61,11 @@ impl Drop for Running {
     }
 }
 
-fn running() -> MutexGuard<'static, Option<Running>> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+fn belongings() -> MutexGuard<'static, Option<Belongings>> {
+    HOME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From here on Ctrl-C (and a polite kill) ends the node, then this process.
+/// From here on Ctrl-C (and a polite kill) ends the nodes, then this process.
 ///
 /// # Errors
 /// If the system refuses.
@@ -61,61 +73,83 @@ pub fn end_on_interrupt() -> Result<(), Failure> {
     let installed = ctrlc::set_handler(|| {
         INTERRUPTED.store(true, Ordering::SeqCst);
         // The lock is kept meanwhile: see `interrupted`.
-        drop(running().take());
+        drop(belongings().take());
         crate::top::publish::forget_all();
         std::process::exit(EXIT_INTERRUPTED.into());
     });
     installed.map_err(|error| Failure::new("signal handler", error))
 }
 
-/// The exit code if Ctrl-C came; then the node has ended.
+/// The exit code if Ctrl-C came; then the nodes have ended.
 pub fn interrupted() -> Option<ExitCode> {
     if !INTERRUPTED.load(Ordering::SeqCst) {
         return None;
     }
-    drop(running().take());
+    drop(belongings().take());
     Some(ExitCode::from(EXIT_INTERRUPTED))
 }
 
-/// A node that serves. It ends when this is dropped.
+/// A directory for nodes. It is removed when this is dropped, and its nodes end.
 #[derive(Debug)]
-pub struct Node {
-    /// Where it serves.
-    pub address: SocketAddr,
-    /// The socket of its administration.
-    pub admin: PathBuf,
-    /// Its process.
-    pid: u32,
+pub struct Home {
+    /// Where it is.
+    pub directory: PathBuf,
 }
 
-impl Drop for Node {
+impl Drop for Home {
     fn drop(&mut self) {
-        drop(running().take());
+        drop(belongings().take());
     }
 }
 
-impl Node {
-    /// Starts one on a port that the kernel chooses.
+impl Home {
+    /// Makes one; there is one at a time.
     ///
     /// # Errors
-    /// Why it does not serve, in its own words.
-    pub fn start() -> Result<Self, Failure> {
-        let system =
-            |what: &str, error: std::io::Error| Failure::new(what, crate::program::io_reason(&error));
-        // Held until all is in its place, so that Ctrl-C finds either nothing or everything.
-        let mut slot = running();
-        let directory = tempfile::Builder::new().prefix("nacre-demo-").tempdir().map_err(|error| {
+    /// If there is no place for it.
+    pub fn new() -> Result<Self, Failure> {
+        let made = tempfile::Builder::new().prefix("nacre-demo-").tempdir();
+        let made = made.map_err(|error| {
             let reason = crate::program::io_reason(&error);
             Failure::new(
                 "temporary directory",
                 format_args!("can't be made: {reason}; set TMPDIR to a writable one"),
             )
         })?;
+        let directory = made.path().to_owned();
+        *belongings() = Some(Belongings { nodes: Vec::new(), _directory: made });
+        Ok(Self { directory })
+    }
+}
+
+/// A node that serves, for as long as its home is there.
+#[derive(Debug)]
+pub struct Node {
+    /// Where clients and other nodes find it.
+    pub end: End,
+    /// Its process.
+    pid: u32,
+}
+
+impl Node {
+    /// Starts one at this address of the loopback, on ports that the kernel chooses.
+    ///
+    /// # Errors
+    /// Why it does not serve, in its own words.
+    pub fn start(home: &Home, state: &Path, address: Ipv4Addr) -> Result<Self, Failure> {
+        let system =
+            |what: &str, error: std::io::Error| Failure::new(what, crate::program::io_reason(&error));
+        // Held until all is in its place, so that Ctrl-C finds either nothing or everything.
+        let mut slot = belongings();
+        let Some(belongings) = slot.as_mut() else {
+            return Err(Failure::new(home.directory.display(), "is gone; run the demo again"));
+        };
         // This very binary, also when its file has been replaced since.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("nacre");
-        command.args(["node", "start", "--json", "--listen", "127.0.0.1:0", "--until-stdin-ends"]);
-        command.args(["--drain", "1s", "--state-dir"]).arg(directory.path().join("state"));
+        let listen = format!("{address}:0");
+        command.args(["node", "start", "--json", "--listen", &listen, "--peer-listen", &listen]);
+        command.args(["--until-stdin-ends", "--drain", "1s", "--state-dir"]).arg(state);
         command.env("NACRE_LOG", "error").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C on the terminal is for the demo, which ends the node.
         let mut child = command.process_group(0).spawn().map_err(|error| system("node", error))?;
@@ -142,16 +176,15 @@ impl Node {
             }
             let _ = complain.send(String::from_utf8_lossy(&text).into_owned());
         });
-        *slot = Some(Running { child, ended, _directory: directory });
+        belongings.nodes.push(Running { child, ended });
         drop(slot);
         let line = said.recv_timeout(START_PATIENCE).unwrap_or_default();
-        match ready(&line) {
-            Some((address, admin)) => Ok(Self { address, admin, pid }),
-            None => {
-                drop(running().take());
-                Err(complaint(&complaints.recv().unwrap_or_default()))
-            }
+        if let Some(end) = End::parse(&line) {
+            return Ok(Self { end, pid });
         }
+        // One that hangs ends, and so its complaints do.
+        drop(self::belongings().take());
+        Err(complaint(&complaints.recv().unwrap_or_default()))
     }
 
     /// CPU time of all its threads, by the kernel's count.
@@ -162,12 +195,6 @@ impl Node {
         let ns: u64 = text.filter_map(|text| text.split_ascii_whitespace().next()?.parse::<u64>().ok()).sum();
         Duration::from_nanos(ns)
     }
-}
-
-/// The node's first line.
-fn ready(line: &str) -> Option<(SocketAddr, PathBuf)> {
-    let ready: Value = serde_json::from_str(line).ok()?;
-    Some((ready["listen"].as_str()?.parse().ok()?, ready["admin_socket"].as_str()?.into()))
 }
 
 /// Why it does not serve, from what it wrote to standard error.
@@ -188,17 +215,6 @@ fn complaint(text: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_the_node_says_is_understood() {
-        let line = r#"{"listen":"127.0.0.1:4711","admin_socket":"/s/admin.sock"}"#;
-        assert_eq!(ready(line), Some(("127.0.0.1:4711".parse().unwrap(), "/s/admin.sock".into())));
-        for bad in
-            ["", "{}", "nacre", r#"{"listen":"nowhere","admin_socket":"/s"}"#, r#"{"listen":"127.0.0.1:1"}"#]
-        {
-            assert_eq!(ready(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn its_complaint_is_the_demo_s() {

@@ -64,6 +64,12 @@ impl Screen {
         }
     }
 
+    /// The columns of the terminal, if it is one.
+    pub fn columns(&self) -> Option<usize> {
+        let Kind::Terminal(term) = &self.kind else { return None };
+        Some(term.size_checked().map_or(COLUMNS, |(_, columns)| columns.into()))
+    }
+
     /// Prints the result, if that is what was asked for.
     ///
     /// # Errors
@@ -91,7 +97,7 @@ impl Screen {
                 self.line(&line)
             }
             Kind::Terminal(term) => {
-                let columns = term.size_checked().map_or(COLUMNS, |(_, columns)| columns.into());
+                let columns = self.columns().unwrap_or(COLUMNS);
                 let lines = chart.block(columns);
                 let draw = || {
                     term.clear_last_lines(self.drawn.get())?;

@@ -423,6 +423,8 @@ impl Arrival {
 
     /// The guest runs: the tenant is this node's, first on the disk.
     async fn running(&mut self) {
+        let ran = Instant::now();
+        let took = self.committed.map(|since| ran - since).unwrap_or_default();
         while let Err(error) = self.manager.store.step_in(self.id, InEvent::Running).await {
             tracing::error!(%error, "a tenant that has come can't be kept; its clients wait");
             if matches!(error, StoreError::Closed) {
@@ -435,8 +437,8 @@ impl Arrival {
         let Some(tenant) = self.manager.tenants.welcome(&record) else { return };
         self.manager.runner.settle(&tenant, &self.arriving);
         self.manager.stand(&tenant, Standing::Here);
-        let took = self.committed.map(|since| since.elapsed()).unwrap_or_default();
-        let word = DestinationWord::Running { took_ns: took.as_nanos() as u64 };
+        let (took_ns, after_ns) = (took.as_nanos() as u64, ran.elapsed().as_nanos() as u64);
+        let word = DestinationWord::Running { took_ns, after_ns };
         // If the line is broken the source asks.
         let _ = self.mouth.say(&word).await;
         for told in self.told.drain(..) {

@@ -5,7 +5,7 @@ use crate::names::{MigrationId, TenantName, now_ms, rfc3339};
 use nacre_vmm::migration::MoveNews;
 use serde::Serialize;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
@@ -108,6 +108,10 @@ pub struct MigrationView {
     /// From the moment at which its tasks were known to be parked here until the other node said that it runs, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<f64>,
+    /// From the moment at which its guest here was done with it until its tasks ran there, in milliseconds. With `gone_ms` of the guest that is
+    /// the time in which no task ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handed_ms: Option<f64>,
     /// What the guest measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<GuestReport>,
@@ -166,6 +170,7 @@ impl MigrationView {
             estimated_ms: None,
             steps: Vec::new(),
             downtime_ms: None,
+            handed_ms: None,
             report: None,
             error: None,
         }
@@ -255,6 +260,11 @@ impl Job {
                 view.estimated_ms = None;
             }
         });
+    }
+
+    /// Its tasks ran there so long after the guest here was done with it.
+    pub fn handed(&self, took: Duration) {
+        self.view.send_modify(|view| view.handed_ms = Some(took.as_secs_f64() * 1e3));
     }
 
     /// It ended without success.
@@ -349,7 +359,9 @@ mod tests {
         );
         job.note(&MoveNews::Parked);
         assert_eq!(job.view().downtime_ms, None);
+        job.handed(Duration::from_millis(2));
         job.step(Step::Running);
+        assert_eq!(job.view().handed_ms, Some(2.0));
         assert!(job.view().downtime_ms.is_some_and(|ms| ms >= 0.0));
         job.step(Step::Complete);
         // What is over stays so.

@@ -154,6 +154,8 @@ struct Source {
     /// That it may be gone from now on is being written; the guest is held back until it is.
     marking: Option<JoinHandle<Result<Outgoing, StoreError>>>,
     commit: Option<Commit>,
+    /// When the guest gave it.
+    given: Option<Instant>,
     delivery: Option<JoinHandle<Answer>>,
     /// The CVM here is gone, and the other node is told so.
     alone: bool,
@@ -225,6 +227,7 @@ impl Source {
             parked: None,
             marking: None,
             commit: None,
+            given: None,
             delivery: None,
             alone: false,
             runs_there: false,
@@ -324,6 +327,7 @@ impl Source {
         if self.commit.is_some() {
             return;
         }
+        self.given = Some(Instant::now());
         // A guest that was not held back has not waited for this.
         self.parked().await;
         if let Some(marking) = self.marking.take() {
@@ -365,8 +369,8 @@ impl Source {
 
     async fn heard_node(&mut self, word: Result<DestinationWord, NetError>) -> Flow {
         match word {
-            Ok(DestinationWord::Running { .. }) if self.commit.is_some() => {
-                self.runs_there().await;
+            Ok(DestinationWord::Running { after_ns, .. }) if self.commit.is_some() => {
+                self.runs_there(Duration::from_nanos(after_ns)).await;
                 return self.end().await;
             }
             Ok(DestinationWord::Refused { reason }) if self.commit.is_none() => {
@@ -385,13 +389,16 @@ impl Source {
         Flow::On
     }
 
-    /// The other node has it: requests and clients go there.
-    async fn runs_there(&mut self) {
+    /// The other node has it, since some time: requests and clients go there.
+    async fn runs_there(&mut self, since: Duration) {
         if std::mem::replace(&mut self.runs_there, true) {
             return;
         }
         let away = Away { to: self.record.peer.clone(), id: self.record.id };
         self.manager.stand(&self.plan.tenant, Standing::Away(Arc::new(away)));
+        if let Some(given) = self.given {
+            self.job.handed(given.elapsed().saturating_sub(since));
+        }
         self.job.step(Step::Running);
         self.manager.runner.vacate(&self.plan.departing);
         self.manager.leave(&self.plan.tenant, self.plan.departing.machine());
@@ -453,13 +460,13 @@ impl Source {
         self.delivery = None;
         match answer {
             Answer::Running => {
-                self.runs_there().await;
+                self.runs_there(Duration::ZERO).await;
                 self.deliver(false);
                 self.end().await
             }
             Answer::Complete => {
                 // Also if it was lost there: nobody asks for the rest of it any more.
-                self.runs_there().await;
+                self.runs_there(Duration::ZERO).await;
                 self.complete().await
             }
             Answer::Unknown(reason) => self.over_lost(OutEvent::Unknown(reason.clone()), &reason).await,

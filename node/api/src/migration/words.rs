@@ -198,6 +198,9 @@ pub enum DestinationWord {
     Running {
         /// From the arrival of the Commit until its tasks were queued, in nanoseconds.
         took_ns: u64,
+        /// From then until this was said: what the tenant does not wait for.
+        #[serde(default)]
+        after_ns: u64,
     },
     /// It has everything.
     Complete,
@@ -323,6 +326,8 @@ mod tests {
         let text = serde_json::to_string(&word).unwrap();
         assert!(matches!(serde_json::from_str(&text).unwrap(), SourceWord::Commit { .. }));
         assert!(serde_json::from_str::<SourceWord>(r#"{"word":"commit","commit":"00"}"#).is_err());
+        let ran = serde_json::from_str(r#"{"word":"running","took_ns":5}"#).unwrap();
+        assert!(matches!(ran, DestinationWord::Running { took_ns: 5, after_ns: 0 }));
         let order: MoveOrder = serde_json::from_str(r#"{"to":"b:1","mode":"stop-and-copy"}"#).unwrap();
         assert_eq!((order.mode, order.lanes), (Mode::StopAndCopy, None));
         assert!(serde_json::from_str::<MoveOrder>(r#"{"to":"b:1","speed":1}"#).is_err());

@@ -22,35 +22,76 @@ pub enum Kind {
     Get,
 }
 
+/// A key and what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number.
+    pub key: u64,
+    /// How often it was set to another value.
+    pub version: u32,
+    /// Bytes of its value.
+    pub bytes: usize,
+}
+
+impl Entry {
+    /// One that keeps its value, of [`VALUE_BYTES`].
+    #[must_use]
+    pub fn plain(key: u64) -> Self {
+        Self { key, version: 0, bytes: VALUE_BYTES }
+    }
+
+    /// Appends the value: another one for each key and version, so that a mix-up is seen.
+    fn value(self, to: &mut Vec<u8>) {
+        let number =
+            self.key.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(self.version).wrapping_mul(0xbf58_476d);
+        let digits = format!("{number:016x}");
+        for _ in 0..self.bytes / digits.len() {
+            to.extend_from_slice(digits.as_bytes());
+        }
+        to.extend_from_slice(&digits.as_bytes()[..self.bytes % digits.len()]);
+    }
+}
+
 /// Commands that are sent together, and what comes back if the store does what it should.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     request: Vec<u8>,
     answer: Vec<u8>,
-}
-
-/// The value of a key: another one for each, so that a mix-up is seen.
-fn value(key: u64) -> [u8; VALUE_BYTES] {
-    let digits = format!("{:016x}", key.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let mut value = [0; VALUE_BYTES];
-    for (byte, digit) in value.iter_mut().zip(digits.bytes().cycle()) {
-        *byte = digit;
-    }
-    value
+    /// Where each answer ends.
+    ends: Vec<usize>,
 }
 
 impl Batch {
     /// Replaces the commands with others on these keys.
     pub fn fill(&mut self, kind: Kind, keys: impl Iterator<Item = u64>) {
-        self.request.clear();
-        self.answer.clear();
+        self.clear();
         for key in keys {
-            self.push(kind, key);
+            self.push(kind, Entry::plain(key));
         }
     }
 
-    fn push(&mut self, kind: Kind, key: u64) {
-        let name = format!("key:{key:012}");
+    /// Forgets all commands.
+    pub fn clear(&mut self) {
+        self.request.clear();
+        self.answer.clear();
+        self.ends.clear();
+    }
+
+    /// Commands in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// One more command.
+    pub fn push(&mut self, kind: Kind, entry: Entry) {
+        let name = format!("key:{:012}", entry.key);
         let head = match kind {
             Kind::Set => "*3\r\n$3\r\nSET\r\n",
             Kind::Get => "*2\r\n$3\r\nGET\r\n",
@@ -64,9 +105,10 @@ impl Batch {
             }
             Kind::Get => &mut self.answer,
         };
-        to.extend_from_slice(format!("${VALUE_BYTES}\r\n").as_bytes());
-        to.extend_from_slice(&value(key));
+        to.extend_from_slice(format!("${}\r\n", entry.bytes).as_bytes());
+        entry.value(to);
         to.extend_from_slice(b"\r\n");
+        self.ends.push(self.answer.len());
     }
 }
 
@@ -85,7 +127,13 @@ impl Client {
     pub async fn connect(address: std::net::SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream: BufReader::new(stream), buffer: Vec::new() })
+        Ok(Self::on(stream))
+    }
+
+    /// On a connection.
+    #[must_use]
+    pub fn on(stream: TcpStream) -> Self {
+        Self { stream: BufReader::new(stream), buffer: Vec::new() }
     }
 
     /// Sends a batch and reads its answers; the time of both.
@@ -93,11 +141,19 @@ impl Client {
     /// # Errors
     /// If the connection breaks, or an answer is another than it should be.
     pub async fn exchange(&mut self, batch: &Batch) -> Result<Duration> {
+        self.exchange_noting(batch, |_| {}).await
+    }
+
+    /// The same; `note` is told how many answers are there, each time that some more are.
+    ///
+    /// # Errors
+    /// As [`exchange`](Self::exchange).
+    pub async fn exchange_noting(&mut self, batch: &Batch, mut note: impl FnMut(usize)) -> Result<Duration> {
         let begin = Instant::now();
         self.stream.get_mut().write_all(&batch.request).await?;
         self.buffer.resize(batch.answer.len(), 0);
         // An error in place of an answer may be shorter than that.
-        let mut got = 0;
+        let (mut got, mut told) = (0, 0);
         while got < batch.answer.len() {
             let read = self.stream.read(&mut self.buffer[got..]).await?;
             let end = got + read;
@@ -110,6 +166,11 @@ impl Client {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
             got = end;
+            let whole = batch.ends.partition_point(|end| *end <= got);
+            if whole > told {
+                note(whole);
+                told = whole;
+            }
         }
         Ok(begin.elapsed())
     }
@@ -146,7 +207,12 @@ mod tests {
     fn batches_are_resp() {
         let mut batch = Batch::default();
         batch.fill(Kind::Set, [1].into_iter());
-        let value = text(&value(1)).to_owned();
+        let value_of = |key| {
+            let mut value = Vec::new();
+            Entry::plain(key).value(&mut value);
+            value
+        };
+        let value = text(&value_of(1)).to_owned();
         assert_eq!(value, "9e3779b97f4a7c15".repeat(4));
         let set = format!("*3\r\n$3\r\nSET\r\n$16\r\nkey:000000000001\r\n$64\r\n{value}\r\n");
         assert_eq!((text(&batch.request), text(&batch.answer)), (set.as_str(), "+OK\r\n"));
@@ -155,8 +221,11 @@ mod tests {
         assert_eq!(text(&batch.answer), format!("$64\r\n{value}\r\n"));
         batch.fill(Kind::Set, 0..16);
         assert_eq!((batch.request.len(), batch.answer.len()), (16 * set.len(), 16 * 5));
-        let values: std::collections::HashSet<_> = (0..1000).map(super::value).collect();
+        let values: std::collections::HashSet<_> = (0..1000).map(value_of).collect();
         assert_eq!(values.len(), 1000);
+        let mut other = Vec::new();
+        Entry { key: 1, version: 1, bytes: 20 }.value(&mut other);
+        assert!(other.len() == 20 && !value.as_bytes().starts_with(&other), "{}", text(&other));
     }
 
     /// What a client makes of a store that says `said`, whatever it is asked.
