@@ -9,7 +9,7 @@ use super::{
 };
 use crate::names::{Digest, EntityName, MigrationId, now_ms};
 use crate::runner::{Arriving, image_of};
-use crate::services::Begin;
+use crate::services::{Begin, Door};
 use crate::store::modules::Draft;
 use crate::store::{EditError, StoreError};
 use crate::tenants::Standing;
@@ -18,7 +18,6 @@ use nacre_vmm::tunnel::{Adopted, Roster};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -77,7 +76,7 @@ pub async fn attend(manager: Arc<Migrations>, from: Digest, stream: Box<dyn Dupl
 struct Ready {
     id: MigrationId,
     staged: Staged,
-    listeners: HashMap<EntityName, Arc<TcpListener>>,
+    listeners: HashMap<EntityName, Arc<Door>>,
     arriving: Arriving,
     moving: Moving,
     news: mpsc::Receiver<MoveNews>,
@@ -262,7 +261,7 @@ struct Arrival {
     manager: Arc<Migrations>,
     id: MigrationId,
     staged: Staged,
-    listeners: HashMap<EntityName, Arc<TcpListener>>,
+    listeners: HashMap<EntityName, Arc<Door>>,
     programs: Vec<ProgramWord>,
     roster: Option<Roster>,
     /// Programs that came, until their services go on.

@@ -38,14 +38,16 @@ impl RelayTo for Relays {
         service: EntityName,
         mut client: TcpStream,
         peer: SocketAddr,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    ) -> Pin<Box<dyn Future<Output = Option<TcpStream>> + Send>> {
         let (net, store) = (self.net.clone(), self.store.clone());
         Box::pin(async move {
             match connect_client(&*net, &store, &tenant, away, service).await {
                 // A connection that ends early has ended for both.
                 Ok(mut stream) => drop(copy_bidirectional(&mut client, &mut stream).await),
+                Err(_) if !matches!(tenant.standing(), Standing::Away(_)) => return Some(client),
                 Err(error) => tracing::info!(%error, %peer, "a client was not relayed"),
             }
+            None
         })
     }
 }
@@ -75,6 +77,10 @@ pub(super) async fn connect(
         match tokio::time::timeout(PATIENCE, answer(&mut *stream)).await {
             Ok(Ok(ClientAnswer::Connected)) => return Ok(stream),
             Ok(Ok(ClientAnswer::Moved { away: next })) => {
+                // That node has heard from here that the tenant runs here.
+                if next.to.fingerprint == net.own() {
+                    return Err(NetError("the tenant is back here".into()));
+                }
                 follow(store, tenant, &next).await;
                 away = Arc::new(next);
             }

@@ -1,5 +1,6 @@
 //! Accepts a service's clients while its program runs, and hands their sockets to the CVM's relay; or to the node that has its tenant now.
 
+use super::door::Door;
 use super::supervisor::State;
 use crate::migration::Away;
 use crate::names::EntityName;
@@ -11,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// Pause when no more clients may come now: they wait in the kernel's queue meanwhile.
@@ -21,7 +22,8 @@ const MAX_WAITING: usize = 512;
 
 /// Relays clients to other nodes.
 pub trait RelayTo: Send + Sync {
-    /// Relays one to the end of its connection. If that node has it no more, to the one that has.
+    /// Relays one to the end of its connection. If that node has it no more, to the one that has. A client whose tenant is not away any
+    /// more comes back.
     fn relay(
         &self,
         tenant: Arc<Tenant>,
@@ -29,12 +31,12 @@ pub trait RelayTo: Send + Sync {
         service: EntityName,
         client: TcpStream,
         peer: SocketAddr,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    ) -> Pin<Box<dyn Future<Output = Option<TcpStream>> + Send>>;
 }
 
 /// A service's door.
 pub(super) struct Gateway {
-    pub(super) listener: Arc<TcpListener>,
+    pub(super) door: Arc<Door>,
     pub(super) tenant: Arc<Tenant>,
     pub(super) service: EntityName,
     pub(super) relay: Option<Arc<dyn RelayTo>>,
@@ -98,11 +100,13 @@ impl Gateway {
                 tokio::time::sleep(FULL_PAUSE).await;
                 continue;
             }
-            match self.listener.accept().await {
+            match self.door.client().await {
                 Ok((stream, peer)) => {
                     crate::metrics::service_connection();
-                    if let Err(error) = hand_over(connector, stream, peer) {
-                        tracing::debug!(error, "a client was not connected");
+                    if let Some(stream) = hand_over(connector, stream, peer) {
+                        // Its tenant is about to move, or its program to end: then this does not go on.
+                        self.door.give_back(stream, peer);
+                        tokio::time::sleep(FULL_PAUSE).await;
                     }
                 }
                 // Without descriptors for another client, wait for some.
@@ -117,15 +121,18 @@ impl Gateway {
                 tokio::time::sleep(FULL_PAUSE).await;
                 continue;
             }
-            match self.listener.accept().await {
+            match self.door.client().await {
                 Ok((stream, peer)) => {
                     self.relayed.fetch_add(1, Ordering::Relaxed);
                     let counted = Relayed(self.relayed.clone());
                     let (tenant, away, service) = (self.tenant.clone(), away.clone(), self.service.clone());
                     let relayed = relay.relay(tenant, away, service, stream, peer);
+                    let door = self.door.clone();
                     tokio::spawn(async move {
                         let _counted = counted;
-                        relayed.await;
+                        if let Some(stream) = relayed.await {
+                            door.give_back(stream, peer);
+                        }
                     });
                 }
                 Err(_) => tokio::time::sleep(FULL_PAUSE).await,
@@ -139,7 +146,9 @@ async fn ended(state: &mut watch::Receiver<State>) -> bool {
     state.wait_for(|state| state.connector.is_none()).await.is_err()
 }
 
-fn hand_over(connector: &Connector, stream: TcpStream, peer: SocketAddr) -> Result<(), String> {
-    let stream = stream.into_std().map_err(|error| error.to_string())?;
-    connector.relay(stream, peer).map_err(|error| error.to_string())
+/// Gives a client to the program's CVM; back if that does not take it now.
+fn hand_over(connector: &Connector, stream: TcpStream, peer: SocketAddr) -> Option<TcpStream> {
+    let refused = connector.relay(stream.into_std().ok()?, peer).err()?;
+    tracing::debug!(error = %refused.error, "a client is not connected yet");
+    TcpStream::from_std(refused.stream).ok()
 }

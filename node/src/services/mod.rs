@@ -13,10 +13,12 @@
 //! wait in the kernel's queue while it is started again. Once accepted a socket is handed to the CVM's relay
 //! for good: bytes, ends of streams and backpressure are its affair, in both directions.
 
+mod door;
 mod gateway;
 mod log;
 mod supervisor;
 
+pub use door::Door;
 pub use gateway::RelayTo;
 pub use log::LogRing;
 pub use supervisor::{Begin, Phase, Status};
@@ -31,7 +33,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use supervisor::{Means, Supervised};
-use tokio::net::TcpListener;
 
 type Key = (TenantName, EntityName);
 
@@ -64,32 +65,27 @@ impl Services {
     ///
     /// # Errors
     /// If somebody else has it.
-    pub async fn listen(
-        &self,
-        tenant: &TenantName,
-        name: &EntityName,
-        port: u16,
-    ) -> io::Result<Arc<TcpListener>> {
+    pub async fn listen(&self, tenant: &TenantName, name: &EntityName, port: u16) -> io::Result<Arc<Door>> {
         let old = self.running().get(&(tenant.clone(), name.clone())).cloned();
-        if let Some(listener) = old.and_then(|old| old.listener(port)) {
-            return Ok(listener);
+        if let Some(door) = old.and_then(|old| old.door(port)) {
+            return Ok(door);
         }
-        Ok(Arc::new(TcpListener::bind(self.address(port)).await?))
+        Ok(Arc::new(Door::open(self.address(port)).await?))
     }
 
-    /// Starts a service, in place of one of its name. Without a listener it takes the port itself, and says if it can't.
+    /// Starts a service, in place of one of its name. Without a door it takes the port itself, and says if it can't.
     pub async fn start(
         &self,
         tenant: &Arc<Tenant>,
         service: Arc<Service>,
-        listener: Option<Arc<TcpListener>>,
+        door: Option<Arc<Door>>,
         begin: Begin,
     ) {
         let key = (tenant.name().clone(), service.name.clone());
         self.stop(&key.0, &key.1).await;
         let address = self.address(service.port);
         let means = Means { runner: self.runner.clone(), relay: self.relay.clone(), address };
-        let supervised = Supervised::start(means, tenant.clone(), service, listener, begin);
+        let supervised = Supervised::start(means, tenant.clone(), service, door, begin);
         self.running().insert(key, supervised);
     }
 

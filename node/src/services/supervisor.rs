@@ -1,5 +1,6 @@
 //! Keeps one service running: starts it, waits for its end, starts it again as its policy says, with growing pauses.
 
+use super::door::Door;
 use super::gateway::{Gateway, RelayTo};
 use super::log::LogRing;
 use crate::migration::ProgramWord;
@@ -15,7 +16,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -91,7 +91,7 @@ pub(super) struct Supervised {
     state: watch::Receiver<State>,
     stop: watch::Sender<bool>,
     port: u16,
-    listener: Mutex<Option<Arc<TcpListener>>>,
+    door: Mutex<Option<Arc<Door>>>,
     log: Arc<LogRing>,
     relayed: Arc<AtomicUsize>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -109,7 +109,7 @@ impl Supervised {
         means: Means,
         tenant: Arc<Tenant>,
         service: Arc<Service>,
-        listener: Option<Arc<TcpListener>>,
+        door: Option<Arc<Door>>,
         begin: Begin,
     ) -> Arc<Self> {
         let phase = Phase::Starting;
@@ -122,7 +122,7 @@ impl Supervised {
             state,
             stop,
             port,
-            listener: Mutex::new(listener.clone()),
+            door: Mutex::new(door.clone()),
             log: log.clone(),
             relayed: Arc::default(),
             task: Mutex::default(),
@@ -141,17 +141,17 @@ impl Supervised {
                     Begin::Over(end) => return keeper.note(Phase::Ended, None, Some(end)),
                     begin => begin,
                 };
-                let listener = match listener {
-                    Some(listener) => listener,
+                let door = match door {
+                    Some(door) => door,
                     None => keeper.listen(address).await,
                 };
                 if let Some(this) = weak.upgrade() {
-                    *this.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener.clone());
+                    *this.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(door.clone());
                 }
-                keeper.keep(listener, begin).await;
+                keeper.keep(door, begin).await;
                 // Over for good: clients are refused rather than kept waiting.
                 if let Some(this) = weak.upgrade() {
-                    this.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    this.door.lock().unwrap_or_else(PoisonError::into_inner).take();
                 }
             };
             tokio::select! {
@@ -163,9 +163,9 @@ impl Supervised {
         this
     }
 
-    /// Its listener, if it has this port.
-    pub(super) fn listener(&self, port: u16) -> Option<Arc<TcpListener>> {
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(|_| port == self.port)
+    /// Its door, if it is at this port.
+    pub(super) fn door(&self, port: u16) -> Option<Arc<Door>> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(|_| port == self.port)
     }
 
     pub(super) fn status(&self) -> Status {
@@ -195,7 +195,7 @@ impl Supervised {
     /// Ends it; its port is free when this returns, unless it was taken over.
     pub(super) async fn stop(&self) {
         let _ = self.stop.send(true);
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.door.lock().unwrap_or_else(PoisonError::into_inner).take();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task {
             // A task that hangs holds nothing that others need but its port.
@@ -229,11 +229,11 @@ impl Keeper {
     }
 
     /// Takes the port when it becomes free.
-    async fn listen(&self, address: SocketAddr) -> Arc<TcpListener> {
+    async fn listen(&self, address: SocketAddr) -> Arc<Door> {
         let mut pause = FIRST_PAUSE;
         loop {
-            match TcpListener::bind(address).await {
-                Ok(listener) => return Arc::new(listener),
+            match Door::open(address).await {
+                Ok(door) => return Arc::new(door),
                 Err(error) => {
                     self.note(Phase::Failed, None, Some(format!("{address} can't be listened on: {error}")))
                 }
@@ -244,9 +244,9 @@ impl Keeper {
     }
 
     /// Keeps the program running until its policy says that it is over.
-    async fn keep(&self, listener: Arc<TcpListener>, begin: Begin) {
+    async fn keep(&self, door: Arc<Door>, begin: Begin) {
         let gateway = Gateway {
-            listener,
+            door,
             tenant: self.tenant.clone(),
             service: self.service.name.clone(),
             relay: self.relay.clone(),

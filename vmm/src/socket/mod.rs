@@ -13,7 +13,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use relay::{Intake, Relay, RelayError};
+pub use relay::{Intake, NotRelayed, Relay, RelayError};
 pub use stream::Stream;
 pub(crate) use table::Destined;
 pub use table::{ConnectError, ConnectionStats, Connections};

@@ -69,23 +69,38 @@ pub enum RelayError {
     Socket(#[from] io::Error),
 }
 
+/// A stream that is not relayed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotRelayed {
+    /// It, as it was given.
+    pub stream: TcpStream,
+    /// Why.
+    #[source]
+    pub error: RelayError,
+}
+
 impl Connector {
     /// Connects a client's stream to the program: from here on bytes, ends and resets of each side reach the other, until both
-    /// have ended. If this fails the stream is closed.
+    /// have ended.
     ///
     /// # Errors
-    /// [`RelayError`].
-    pub fn relay(&self, stream: TcpStream, peer: SocketAddr) -> Result<(), RelayError> {
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        let connection = self.connect(peer)?;
+    /// [`NotRelayed`], with the stream.
+    pub fn relay(&self, stream: TcpStream, peer: SocketAddr) -> Result<(), NotRelayed> {
+        let prepared = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
+        let connected = prepared.map_err(RelayError::from).and_then(|()| Ok(self.connect(peer)?));
         let mut shared = self.intake.shared();
-        if shared.closed {
-            return Err(ConnectError::Ended.into());
+        let connection = match connected {
+            Ok(_) if shared.closed => Err(ConnectError::Ended.into()),
+            other => other,
+        };
+        match connection {
+            Ok(connection) => shared.new.push((stream, connection)),
+            Err(error) => return Err(NotRelayed { stream, error }),
         }
-        shared.new.push((stream, connection));
         drop(shared);
-        self.intake.doorbell.write(1)?;
+        // It fails only if so much was rung before that the relay looks anyway.
+        let _ = self.intake.doorbell.write(1);
         Ok(())
     }
 }
