@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::copy_bidirectional;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Pauses before a stream is made again: first and longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
@@ -27,11 +27,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is kept of tenants that left, by their uuid.
 #[derive(Default)]
-pub struct Tunnels(Mutex<HashMap<String, Vec<Arc<Kept>>>>);
+pub struct Tunnels {
+    kept: Mutex<HashMap<String, Vec<Arc<Kept>>>>,
+    /// Changes when some tenant has left: what it left before is joined to where it is now.
+    left: watch::Sender<()>,
+}
 
 impl Tunnels {
     fn kept(&self) -> MutexGuard<'_, HashMap<String, Vec<Arc<Kept>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn of(&self, uuid: &str) -> Vec<Arc<Kept>> {
@@ -73,6 +77,7 @@ impl Migrations {
     pub(super) fn leave(self: &Arc<Self>, tenant: &Arc<Tenant>, source: &Machine) {
         let kept = Arc::new(source.cvm().leave());
         self.tunnels.kept().entry(tenant.record.uuid.clone()).or_default().push(kept.clone());
+        self.tunnels.left.send_replace(());
         let (this, tenant) = (self.clone(), tenant.clone());
         tokio::spawn(async move {
             this.keep_joined(&tenant, &kept).await;
@@ -99,17 +104,17 @@ impl Migrations {
     async fn keep_joined(&self, tenant: &Arc<Tenant>, kept: &Kept) {
         let Some(net) = self.net.clone() else { return };
         let (mut pause, mut refused) = (PAUSES.0, None);
+        let mut left = self.tunnels.left.subscribe();
         while !kept.is_done() {
-            let standing = tenant.standing();
-            let Standing::Away(away) = standing else {
-                // It is back, or about to go on.
-                tokio::time::sleep(LOOK.min(pause)).await;
-                continue;
+            left.borrow_and_update();
+            let away = match tenant.standing() {
+                Standing::Away(away) if kept.is_distant() => away,
+                // It is back, until it leaves again.
+                _ => {
+                    let _ = tokio::time::timeout(LOOK, left.changed()).await;
+                    continue;
+                }
             };
-            if !kept.is_distant() {
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
             match self.join(&*net, tenant, &away, kept).await {
                 Ok(true) => (pause, refused) = (PAUSES.0, None),
                 Ok(false) => return,
