@@ -29,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub struct Tunnels {
     kept: Mutex<HashMap<String, Vec<Arc<Kept>>>>,
-    /// Changes when some tenant has left: what it left before is joined to where it is now.
-    left: watch::Sender<()>,
+    /// Changes when some tenant has left or come back: what it left before is joined to where it is now.
+    moved: watch::Sender<()>,
 }
 
 impl Tunnels {
@@ -77,7 +77,7 @@ impl Migrations {
     pub(super) fn leave(self: &Arc<Self>, tenant: &Arc<Tenant>, source: &Machine) {
         let kept = Arc::new(source.cvm().leave());
         self.tunnels.kept().entry(tenant.record.uuid.clone()).or_default().push(kept.clone());
-        self.tunnels.left.send_replace(());
+        self.tunnels.moved.send_replace(());
         let (this, tenant) = (self.clone(), tenant.clone());
         tokio::spawn(async move {
             this.keep_joined(&tenant, &kept).await;
@@ -97,25 +97,27 @@ impl Migrations {
     ) -> Result<Vec<Adopted>, String> {
         let kept = self.tunnels.of(uuid);
         let kept: Vec<&Kept> = kept.iter().map(|kept| &**kept).collect();
-        destination.cvm().adopt(roster, &kept).map_err(|error| error.to_string())
+        let adopted = destination.cvm().adopt(roster, &kept).map_err(|error| error.to_string());
+        self.tunnels.moved.send_replace(());
+        adopted
     }
 
     /// Keeps a stream to where the tenant is, until nobody waits for anything.
     async fn keep_joined(&self, tenant: &Arc<Tenant>, kept: &Kept) {
         let Some(net) = self.net.clone() else { return };
         let (mut pause, mut refused) = (PAUSES.0, None);
-        let mut left = self.tunnels.left.subscribe();
+        let mut moved = self.tunnels.moved.subscribe();
         while !kept.is_done() {
-            left.borrow_and_update();
+            moved.borrow_and_update();
             let away = match tenant.standing() {
                 Standing::Away(away) if kept.is_distant() => away,
                 // It is back, until it leaves again.
                 _ => {
-                    let _ = tokio::time::timeout(LOOK, left.changed()).await;
+                    let _ = tokio::time::timeout(LOOK, moved.changed()).await;
                     continue;
                 }
             };
-            match self.join(&*net, tenant, &away, kept).await {
+            match self.join(&*net, tenant, &away, (kept, &mut moved)).await {
                 Ok(true) => (pause, refused) = (PAUSES.0, None),
                 Ok(false) => return,
                 Err(error) => {
@@ -136,7 +138,7 @@ impl Migrations {
         net: &dyn Net,
         tenant: &Arc<Tenant>,
         away: &Arc<Away>,
-        kept: &Kept,
+        (kept, moved): (&Kept, &mut watch::Receiver<()>),
     ) -> Result<bool, NetError> {
         let question = AskTunnel {
             tenant: tenant.name().clone(),
@@ -160,12 +162,12 @@ impl Migrations {
             tokio::select! {
                 Some(is_final) = breaks.recv() => return Ok(!is_final),
                 _ = &mut carry => return Ok(true),
-                _ = look.tick() => {
-                    let moved_on = !matches!(tenant.standing(), Standing::Away(now) if *now == **away);
-                    if kept.is_done() || moved_on || !kept.is_distant() {
-                        return Ok(true);
-                    }
-                }
+                _ = moved.changed() => {}
+                _ = look.tick() => {}
+            }
+            let moved_on = !matches!(tenant.standing(), Standing::Away(now) if *now == **away);
+            if kept.is_done() || moved_on || !kept.is_distant() {
+                return Ok(true);
             }
         }
     }

@@ -89,15 +89,16 @@ impl Connector {
     pub fn relay(&self, stream: TcpStream, peer: SocketAddr) -> Result<(), NotRelayed> {
         let prepared = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
         let connected = prepared.map_err(RelayError::from).and_then(|()| Ok(self.connect(peer)?));
-        let mut shared = self.intake.shared();
         let connection = match connected {
-            Ok(_) if shared.closed => Err(ConnectError::Ended.into()),
-            other => other,
-        };
-        match connection {
-            Ok(connection) => shared.new.push((stream, connection)),
+            Ok(connection) => connection,
             Err(error) => return Err(NotRelayed { stream, error }),
+        };
+        let mut shared = self.intake.shared();
+        if shared.closed {
+            drop(shared);
+            return Err(NotRelayed { stream, error: ConnectError::Ended.into() });
         }
+        shared.new.push((stream, connection));
         drop(shared);
         // It fails only if so much was rung before that the relay looks anyway.
         let _ = self.intake.doorbell.write(1);
