@@ -34,6 +34,13 @@ impl Aligned {
     fn address(&self) -> u64 {
         self.map.as_ptr() as u64 + self.lead as u64
     }
+
+    /// All of it in steps, as offsets into the mapping and lengths: for what takes long and makes every thread of this process wait that maps
+    /// memory, and all that touch new memory after it.
+    fn steps(&self) -> impl Iterator<Item = (usize, usize)> {
+        let step = LARGE_PAGE_BYTES as usize;
+        (0..self.bytes).step_by(step).map(move |at| (self.lead + at, step.min(self.bytes - at)))
+    }
 }
 
 /// Private memory before launch.
@@ -106,13 +113,23 @@ impl PrivateMemory {
     /// # Errors
     /// The kernel's, if it has not so much; some of it may be committed then.
     pub fn commit(&self) -> io::Result<()> {
-        self.0.map.advise_range(Advice::PopulateWrite, self.0.lead, self.0.bytes)
+        self.0.steps().try_for_each(|(at, bytes)| self.0.map.advise_range(Advice::PopulateWrite, at, bytes))
     }
 
     /// Bytes that the kernel has committed for it, from `/proc/self/smaps`; `None` if that can't be read.
     pub fn resident_bytes(&self) -> Option<u64> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
         resident_in(&smaps, self.0.map.as_ptr() as u64, self.0.map.len() as u64)
+    }
+}
+
+impl Drop for PrivateMemory {
+    fn drop(&mut self) {
+        for (at, bytes) in self.0.steps() {
+            // SAFETY: the range is inside the mapping, and nobody uses its bytes any more. Should it fail, unmapping does it all.
+            let _ =
+                unsafe { self.0.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, at, bytes) };
+        }
     }
 }
 
