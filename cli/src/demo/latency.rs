@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_block_shows_the_pause() {
         let lines = block(&buckets(), &MARKS, 1000.0);
-        assert_eq!(lines[0], "             ||par");
+        assert_eq!(lines[0], "             ||pa");
         assert_eq!(lines[1], "longest    ▂▂▂·█▂  1000.0 ms at most");
         assert!(lines[3].starts_with("answers/s  ███·██"), "{lines:?}");
         assert_eq!(width(80), 45);
