@@ -6,6 +6,7 @@ use crate::migration::Away;
 use crate::names::EntityName;
 use crate::tenants::{Standing, Tenant};
 use nacre_vmm::program::Connector;
+use nacre_vmm::socket::{NotRelayed, RelayError};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -146,9 +147,9 @@ async fn ended(state: &mut watch::Receiver<State>) -> bool {
     state.wait_for(|state| state.connector.is_none()).await.is_err()
 }
 
-/// Gives a client to the program's CVM; back if that does not take it now.
+/// Gives a client to the program's CVM; back if that does not take it now. One whose socket is of no use is dropped: it would come first for ever.
 fn hand_over(connector: &Connector, stream: TcpStream, peer: SocketAddr) -> Option<TcpStream> {
-    let refused = connector.relay(stream.into_std().ok()?, peer).err()?;
-    tracing::debug!(error = %refused.error, "a client is not connected yet");
-    TcpStream::from_std(refused.stream).ok()
+    let NotRelayed { stream, error } = connector.relay(stream.into_std().ok()?, peer).err()?;
+    tracing::debug!(%error, "a client is not connected yet");
+    matches!(error, RelayError::Connect(_)).then(|| TcpStream::from_std(stream).ok())?
 }
