@@ -197,6 +197,7 @@ impl<M: TableMemory> PageTables<'_, M> {
                 if bits & entry::UNIFORM != 0 && perms == Perms::ReadWrite && !promised {
                     return Ok(Flush::NotNeeded);
                 }
+                // It may not be uniform any more.
                 self.keeps(slot, table);
                 break table;
             }
