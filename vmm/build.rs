@@ -25,6 +25,7 @@ fn main() {
         "image/Cargo.toml",
         "image/Cargo.lock",
         "image/build.rs",
+        "bytes/src",
         "mm/src",
         "wval/src",
         "wasi/src",

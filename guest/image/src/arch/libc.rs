@@ -1,15 +1,12 @@
-//! The C functions that compiled code calls by itself. In assembly, or the compiler turns them into calls to themselves.
-
-use core::arch::asm;
+//! The C functions that compiled code calls by itself. What would be a loop is assembly (`nacre_bytes`) or volatile, or the compiler turns it into
+//! a call to itself.
 
 /// # Safety
 /// As C's `memcpy`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
-    // SAFETY: the caller's promise; DF is clear by the ABI.
-    unsafe {
-        asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags));
-    }
+    // SAFETY: the caller's promise.
+    unsafe { nacre_bytes::copy(to, from, len) }
     to
 }
 
@@ -17,29 +14,8 @@ pub unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mu
 /// As C's `memmove`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
-    if (to as usize).wrapping_sub(from as usize) >= len {
-        // SAFETY: a forward copy does not overwrite what is still to be read.
-        return unsafe { memcpy(to, from, len) };
-    }
-    // Backwards, in words where it can: `rep movsb` with DF set takes a byte at a time.
-    let (words, rest) = (len / 8, len % 8);
-    // SAFETY: the caller's promise; both blocks end `len` bytes after their start, and DF is restored.
-    unsafe {
-        asm!(
-            "std",
-            "rep movsb",
-            "sub rdi, 7",
-            "sub rsi, 7",
-            "mov rcx, {words}",
-            "rep movsq",
-            "cld",
-            words = in(reg) words,
-            inout("rcx") rest => _,
-            inout("rdi") to.add(len).wrapping_sub(1) => _,
-            inout("rsi") from.add(len).wrapping_sub(1) => _,
-            options(nostack)
-        );
-    }
+    // SAFETY: the caller's promise.
+    unsafe { nacre_bytes::copy_overlapping(to, from, len) }
     to
 }
 
@@ -47,10 +23,8 @@ pub unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *m
 /// As C's `memset`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("al") byte as u8, options(nostack, preserves_flags));
-    }
+    // SAFETY: the caller's promise. C passes the byte as an `int`.
+    unsafe { nacre_bytes::fill(to, byte as u8, len) }
     to
 }
 
