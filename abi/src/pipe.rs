@@ -10,7 +10,7 @@
 //! and looks at that word.
 
 use crate::PAGE_BYTES;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, load_words, store_words};
 
 /// Bytes of a pipe's words, before its data.
 pub const PIPE_HEADER_BYTES: u64 = PAGE_BYTES;
@@ -145,13 +145,9 @@ impl<'a> PipeWriter<'a> {
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize, BrokenPipe> {
         let room = self.pipe.room(self.written)? / 8;
         let words = (bytes.len() / 8).min(usize::try_from(room).unwrap_or(usize::MAX));
-        let (chunks, _) = bytes.as_chunks::<8>();
-        let mut chunks = chunks.iter();
-        for piece in self.pipe.pieces(self.written, words) {
-            for (word, chunk) in piece.iter().zip(&mut chunks) {
-                word.store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
-            }
-        }
+        let [first, second] = self.pipe.pieces(self.written, words);
+        store_words(first, bytes);
+        store_words(second, &bytes[first.len() * 8..]);
         self.written += words as u64 * 8;
         self.pipe.words[PipeWord::Written as usize].store(self.written, Ordering::Release);
         Ok(words * 8)
@@ -205,13 +201,9 @@ impl<'a> PipeReader<'a> {
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, BrokenPipe> {
         let available = usize::try_from(self.available()? / 8).unwrap_or(usize::MAX);
         let words = (buffer.len() / 8).min(available);
-        let (chunks, _) = buffer.as_chunks_mut::<8>();
-        let mut chunks = chunks.iter_mut();
-        for piece in self.pipe.pieces(self.read, words) {
-            for (word, chunk) in piece.iter().zip(&mut chunks) {
-                *chunk = word.load(Ordering::Relaxed).to_le_bytes();
-            }
-        }
+        let [first, second] = self.pipe.pieces(self.read, words);
+        load_words(buffer, first);
+        load_words(&mut buffer[first.len() * 8..], second);
         self.read += words as u64 * 8;
         self.pipe.words[PipeWord::Read as usize].store(self.read, Ordering::Release);
         Ok(words * 8)

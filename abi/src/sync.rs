@@ -5,8 +5,26 @@
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering};
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(any(loom, stepped)))]
+pub(crate) use nacre_bytes::{load_words, store_words};
 #[cfg(stepped)]
 pub use stepped::*;
+
+/// Word by word, so that whoever explores interleavings sees each.
+#[cfg(any(loom, stepped))]
+pub(crate) fn store_words(words: &[AtomicU64], bytes: &[u8]) {
+    for (word, chunk) in words.iter().zip(bytes.as_chunks::<8>().0) {
+        word.store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
+    }
+}
+
+/// The same.
+#[cfg(any(loom, stepped))]
+pub(crate) fn load_words(bytes: &mut [u8], words: &[AtomicU64]) {
+    for (chunk, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *chunk = word.load(Ordering::Relaxed).to_le_bytes();
+    }
+}
 
 #[cfg(stepped)]
 mod stepped {

@@ -108,10 +108,17 @@ fn units(c: &mut Criterion) {
                     Place::large(next * SMALL_BYTES as u64).filter(|_| step > 1).unwrap_or(small(next));
                 let lane = source.lanes().next().expect("one");
                 lane.mark(place, Content::Data).expect("there is room");
-                let Due::Data(unit) = lane.due() else { panic!() };
-                let length = lane.seal_data(unit, &mut frame, bytes).expect("open");
-                let lane = destination.lanes().next().expect("one");
-                lane.receive(&mut frame[..length], &mut Nowhere).expect("it is due");
+                loop {
+                    let lane = source.lanes().next().expect("one");
+                    let length = match lane.due() {
+                        Due::Data(unit) => lane.seal_data(unit, &mut frame, bytes).expect("open"),
+                        Due::Piece(..) => lane.seal_piece(&mut frame).expect("open"),
+                        Due::Empty => panic!(),
+                        Due::Barrier => break,
+                    };
+                    let lane = destination.lanes().next().expect("one");
+                    lane.receive(&mut frame[..length], &mut Nowhere).expect("it is due");
+                }
             });
         });
     }
@@ -123,7 +130,7 @@ fn splitting(c: &mut Criterion) {
         source.begin_round().expect("there are rounds");
         let lane = source.lanes().next().expect("one");
         lane.mark(Place::large(0).expect("aligned"), Content::Data).expect("there is room");
-        let Due::Data(_) = lane.due() else { panic!() };
+        let Due::Piece(..) = lane.due() else { panic!() };
         source.begin_round().expect("there are rounds");
         source
     };

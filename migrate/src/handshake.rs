@@ -5,8 +5,8 @@ use crate::policy::Nonces;
 use crate::wire::{Connection, HEADER_BYTES, MAX_LANES, OFFER_BYTES, WORD_BYTES};
 use sha2::{Digest, Sha256};
 
-const TRANSCRIPT_LABEL: &[u8] = b"nacre migration 1 transcript";
-const FINAL_LABEL: &[u8] = b"nacre migration 1 final";
+const TRANSCRIPT_LABEL: &[u8] = b"nacre migration 2 transcript";
+const FINAL_LABEL: &[u8] = b"nacre migration 2 final";
 
 /// What is to move: the body of an offer, apart from the nonce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,7 +102,7 @@ impl<R: Root> Secrets<R> {
         transcript: &[u8; WORD_BYTES],
     ) -> Option<Secrets<R>> {
         let root = pair.agree(peer, transcript)?;
-        let derive = |what: &[u8]| Some(root.derive(&[b"nacre migration 1 secret", what]));
+        let derive = |what: &[u8]| Some(root.derive(&[b"nacre migration 2 secret", what]));
         Some(Secrets {
             transcript: *transcript,
             control: derive(b"control"),

@@ -22,11 +22,11 @@
 //!     Note over D: the same policy judges S. Both: X25519, HKDF over the transcript
 //!     D->>S: Ready
 //!     loop rounds, tasks run
-//!         S->>D: Data*, Empty*, Barrier (each lane)
+//!         S->>D: Data*, Piece*, Empty*, Barrier (each lane)
 //!         D->>S: RoundReceived
 //!     end
 //!     Note over S: all tasks parked at safe points
-//!     S->>D: Data*, Empty*, Outstanding*, last Barrier (each lane)
+//!     S->>D: Data*, Piece*, Empty*, Outstanding*, last Barrier (each lane)
 //!     S->>D: Final { hash of the final manifest }
 //!     Note over D: lanes verified, memory committed
 //!     D->>S: Staged { the same hash }
@@ -82,7 +82,7 @@
 //! Little-endian. One header for all, readable alone; what it announces is checked against its kind at once. A frame is at most [`wire::MAX_FRAME_BYTES`].
 //!
 //! ```text
-//!  0  version u8 = 1     1  kind u8     2  connection u8     3  sender u8: 1 source, 2 destination
+//!  0  version u8 = 2     1  kind u8     2  connection u8     3  sender u8: 1 source, 2 destination
 //!  4  bytes of the body u32             8  epoch u32        12  zero u32
 //! 16  counter u64                      24  migration id [16]
 //! 40  body
@@ -102,21 +102,25 @@
 //! 10 Barrier      S rounds    sealed         round u32 | 1 if the last u8 | zero [3] | units u64 | fingerprint u128 | zeros up to 64
 //! 11 Fetch        D demand, fetching  sealed 1 to 1024 units [24] (the last number: 1)
 //! 12 Commit       S control   sealed apart   activation key [32]
+//! 13 Piece        S rounds    sealed         unit [24] (its last number: which piece, from 0) | 128 KiB of a large page
 //!
 //! unit           0 address u64: guest-virtual, or the number of a piece of state     8 generation u32     12 a number u32
 //!               16 extent u8: 1 small page (4 KiB), 2 large page (2 MiB), 3 state     17 content u8: 1 data, 2 zero, 3 absent     18 zero [6]
 //! reason         1 cancelled, 2 protocol, 3 memory, 4 mismatch, 5 peer, 6 manifest, 7 CPU, 8 unit
 //! sealed         AES-256-GCM(key, nonce = base nonce xor counter (big-endian, last 8 bytes),
-//!                            aad = "nacre migration 1 record" | header | zero [32], text) | tag [16]
+//!                            aad = "nacre migration 2 record" | header | zero [32], text) | tag [16]
 //! sealed apart   the same with the Commit's key, counter 0, and the hash of the final manifest in place of the zeros
 //! ```
+//!
+//! A large page travels in sixteen *pieces*, in order, so that what is copied, sealed and opened stays in a core's cache; it is there when the last one is. If the connection
+//! breaks it is sent again, whole, in a Data, as it always is when it is fetched: a destination puts pieces only where nothing of that generation can be.
 //!
 //! A list's places follow each other in their lane: small pages inside their large page, large pages every *lanes* x 2 MiB. A unit's description is part of the
 //! sealed text: its address, generation, extent and content are authentic *and* hidden. Epoch and counter are zero in the clear and in a Commit.
 //!
 //! # Evidence
 //!
-//! Each end's report binds, as `attest`'s claims: label `nacre migration 1` (which ends in the version), role, own ephemeral key, the *peer's*
+//! Each end's report binds, as `attest`'s claims: label `nacre migration 2` (which ends in the version), role, own ephemeral key, the *peer's*
 //! nonce, id = migration id [16] | *own* nonce [32], manifest hash, loaded code. The peer recomputes all of it but the code
 //! ([`policy::Binding`]), and the manifest's migration policy judges the rest; both ends were launched with the same manifest, so it is one policy
 //! for both. A destination that has loaded any code is refused: a receiver is a fresh CVM. It takes one offer in its life.
@@ -124,11 +128,11 @@
 //! # Keys
 //!
 //! ```text
-//! transcript  t0 = SHA-256("nacre migration 1 transcript"), t = SHA-256(t | frame) for Offer, Accept, Proof, whole
+//! transcript  t0 = SHA-256("nacre migration 2 transcript"), t = SHA-256(t | frame) for Offer, Accept, Proof, whole
 //! root        HKDF-SHA256-Extract(salt = transcript, X25519)
-//! secrets     Expand(root, "nacre migration 1 secret" | name), 32 bytes: control, pages, fetch, commit, table; then root is wiped
-//! a key       Expand(secret of the connection, "nacre migration 1 key" | sender u8 | connection u8 | epoch u32), 32 + 12 bytes: key, base nonce
-//! Commit      Expand(commit, nothing), 32 + 12 bytes; roots: Expand(activation key, "nacre migration 1 roots"), 32 + 12 bytes, counter 0
+//! secrets     Expand(root, "nacre migration 2 secret" | name), 32 bytes: control, pages, fetch, commit, table; then root is wiped
+//! a key       Expand(secret of the connection, "nacre migration 2 key" | sender u8 | connection u8 | epoch u32), 32 + 12 bytes: key, base nonce
+//! Commit      Expand(commit, nothing), 32 + 12 bytes; roots: Expand(activation key, "nacre migration 2 roots"), 32 + 12 bytes, counter 0
 //! ```
 //!
 //! | secret | wiped at the source | and at the destination |
@@ -158,7 +162,7 @@
 //!
 //! At each barrier both ends compare count and *fingerprint* of all units (place, extent, generation, content; zeros included; the polynomial of decision 0016)
 //! of the lane. The last barrier's are the final manifest: with what the lists added, they fix the newest generation of every unit, and which are outstanding. Its hash is
-//! SHA-256("nacre migration 1 final" | transcript | last round u32 | for each lane: units u64, fingerprint u128). `Staged` repeats it; the Commit is bound to it. After the last barrier a destination
+//! SHA-256("nacre migration 2 final" | transcript | last round u32 | for each lane: units u64, fingerprint u128). `Staged` repeats it; the Commit is bound to it. After the last barrier a destination
 //! takes exactly the listed generation of a unit that is missing, once.
 //!
 //! While tasks are parked nothing is proportional to memory: what was confirmed in earlier rounds is in the fingerprint already.
@@ -202,6 +206,8 @@ mod link;
 #[cfg(test)]
 mod link_tests;
 pub mod message;
+#[cfg(test)]
+mod piece_tests;
 pub mod policy;
 pub mod source;
 mod table;
@@ -217,7 +223,7 @@ pub use link::{Link, MAX_RECORDS, RecordError};
 pub use rand_core::CryptoRng;
 pub use source::Source;
 pub use table::{Full, Slot, Storage};
-pub use unit::{Content, Extent, LARGE_BYTES, Place, Round, SMALL_BYTES, Unit};
+pub use unit::{Content, Extent, LARGE_BYTES, PIECE_BYTES, PIECES, Place, Round, SMALL_BYTES, Unit};
 
 /// Where a unit's content begins in the frame it is sealed in.
 pub const DATA_OFFSET: usize = wire::HEADER_BYTES + wire::UNIT_BYTES;

@@ -7,6 +7,10 @@ use core::fmt;
 pub const SMALL_BYTES: usize = 4096;
 /// Bytes of a large page.
 pub const LARGE_BYTES: usize = 2 << 20;
+/// Bytes of the pieces in which a large page travels the first time: what is sealed, copied and opened stays in a core's own cache.
+pub const PIECE_BYTES: usize = 128 << 10;
+/// Pieces of a large page.
+pub const PIECES: u32 = (LARGE_BYTES / PIECE_BYTES) as u32;
 /// Small pages in a large one.
 pub const SMALL_PER_LARGE: u64 = (LARGE_BYTES / SMALL_BYTES) as u64;
 
@@ -206,8 +210,8 @@ pub struct Unit {
 pub struct UnitError;
 
 impl Unit {
-    /// The description, with how many bytes follow it (in a [`Data`](crate::wire::Kind::Data)) or how many places it speaks of (in
-    /// a list).
+    /// The description, with how many bytes follow it (in a [`Data`](crate::wire::Kind::Data)), which piece does (in a
+    /// [`Piece`](crate::wire::Kind::Piece)), or how many places it speaks of (in a list).
     pub(crate) fn encode(&self, count: u32) -> [u8; UNIT_BYTES] {
         let mut bytes = [0; UNIT_BYTES];
         bytes[..8].copy_from_slice(&self.place.address().to_le_bytes());

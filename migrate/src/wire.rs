@@ -1,10 +1,11 @@
 //! The fixed header of a frame and the kinds of frames: all that a relay needs and all that it can read. Nothing secret is
 //! here. See the crate's documentation for the layout.
 
+use crate::unit::PIECE_BYTES;
 use core::fmt;
 
 /// The version of the protocol that this crate speaks; the only one.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 40;
 /// Bytes of an AES-GCM tag.
@@ -158,11 +159,13 @@ pub enum Kind {
     Fetch = 11,
     /// Source: the activation key, for this destination alone; the same bytes whenever it is sent.
     Commit = 12,
+    /// Source: a part of a large page's content.
+    Piece = 13,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Offer,
         Kind::Accept,
         Kind::Proof,
@@ -175,6 +178,7 @@ impl Kind {
         Kind::Barrier,
         Kind::Fetch,
         Kind::Commit,
+        Kind::Piece,
     ];
 
     /// The kind with this number.
@@ -197,6 +201,7 @@ impl Kind {
             Kind::Barrier => "Barrier",
             Kind::Fetch => "Fetch",
             Kind::Commit => "Commit",
+            Kind::Piece => "Piece",
         }
     }
 
@@ -218,6 +223,7 @@ impl Kind {
             (Kind::Data, Some(plain)) => plain > UNIT_BYTES && plain <= UNIT_BYTES + MAX_CONTENT_BYTES,
             (Kind::Empty | Kind::Outstanding | Kind::Fetch, Some(plain)) => list(plain),
             (Kind::Commit, Some(plain)) => plain == WORD_BYTES,
+            (Kind::Piece, Some(plain)) => plain == UNIT_BYTES + PIECE_BYTES,
         }
     }
 
@@ -233,7 +239,7 @@ impl Kind {
             Kind::Refusal | Kind::Control => control,
             Kind::Resume => true,
             Kind::Data => source && (pages || fetching),
-            Kind::Empty | Kind::Outstanding | Kind::Barrier => source && pages,
+            Kind::Empty | Kind::Outstanding | Kind::Barrier | Kind::Piece => source && pages,
             Kind::Fetch => !source && fetching,
         }
     }

@@ -29,7 +29,8 @@ struct Workspace {
 }
 
 /// Small packages, tested with debug assertions and overflow checks.
-const CHECKED_PACKAGES: [&str; 6] = ["nacre-abi", "nacre-bytes", "nacre-mm", "nacre-wval", "nacre-wasi", "nacre-sockets"];
+const CHECKED_PACKAGES: [&str; 6] =
+    ["nacre-abi", "nacre-bytes", "nacre-mm", "nacre-wval", "nacre-wasi", "nacre-sockets"];
 
 /// Tests under loom: all interleavings of a package's concurrent parts. Package and test file.
 const LOOM_TESTS: [(&str, &str); 1] = [("nacre-wval", "loom")];

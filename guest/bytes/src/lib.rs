@@ -10,11 +10,13 @@
 
 use core::arch::asm;
 use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_set1_epi8, _mm_storeu_si128};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 type Vector = __m128i;
 const VECTOR: usize = size_of::<Vector>();
 /// Bytes of one step.
 const STEP: usize = 4 * VECTOR;
+const STEP_WORDS: usize = STEP / 8;
 /// From this length on `rep stosb` is faster than a loop: 1.7 times at 64 KiB.
 const LONG_FILL: usize = 2048;
 
@@ -40,6 +42,32 @@ pub unsafe fn copy_overlapping(to: *mut u8, from: *const u8, len: usize) {
             true => copy_down(to, from, len),
             false => copy_up(to, from, len),
         }
+    }
+}
+
+/// Writes bytes to words that somebody else may read or write meanwhile, in little-endian order, without any order among them. As many as
+/// both have; the rest of the bytes of a word that is not whole is left.
+pub fn store_words(words: &[AtomicU64], bytes: &[u8]) {
+    let (chunks, _) = bytes.as_chunks::<8>();
+    let count = words.len().min(chunks.len());
+    let whole = count - count % STEP_WORDS;
+    // SAFETY: both have `whole` words, and both slices lie apart, as one is mutable memory of others and the other is not. What
+    // happens to the words meanwhile is between instructions of assembly, which promise nothing of it.
+    unsafe { copy_steps(words.as_ptr().cast_mut().cast(), chunks.as_ptr().cast(), whole * 8) }
+    for (word, chunk) in words[whole..count].iter().zip(&chunks[whole..count]) {
+        word.store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
+    }
+}
+
+/// Reads bytes from words that somebody else may write meanwhile, in little-endian order, each byte once. As many as both have.
+pub fn load_words(bytes: &mut [u8], words: &[AtomicU64]) {
+    let (chunks, _) = bytes.as_chunks_mut::<8>();
+    let count = words.len().min(chunks.len());
+    let whole = count - count % STEP_WORDS;
+    // SAFETY: as in `store_words`.
+    unsafe { copy_steps(chunks.as_mut_ptr().cast(), words.as_ptr().cast(), whole * 8) }
+    for (chunk, word) in chunks[whole..count].iter_mut().zip(&words[whole..count]) {
+        *chunk = word.load(Ordering::Relaxed).to_le_bytes();
     }
 }
 
@@ -155,6 +183,38 @@ unsafe fn copy_vectors(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
+/// Copies `len` bytes, rounded up to whole steps, from the first to the last. Each byte is read once.
+///
+/// # Safety
+/// As [`copy_overlapping`] for that many bytes, and no step writes what a later one reads.
+#[inline]
+unsafe fn copy_steps(to: *mut u8, from: *const u8, len: usize) {
+    if len == 0 {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "2:",
+            "movups {a}, [{from}]",
+            "movups {b}, [{from} + 16]",
+            "movups {c}, [{from} + 32]",
+            "movups {d}, [{from} + 48]",
+            "add {from}, 64",
+            "movups [{to}], {a}",
+            "movups [{to} + 16], {b}",
+            "movups [{to} + 32], {c}",
+            "movups [{to} + 48], {d}",
+            "add {to}, 64",
+            "cmp {to}, {end}",
+            "jb 2b",
+            from = inout(reg) from => _, to = inout(reg) to => _, end = in(reg) to.wrapping_add(len),
+            a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, d = out(xmm_reg) _,
+            options(nostack)
+        );
+    }
+}
+
 /// Copies from the first byte to the last: `to` may overlap `from` if it lies before it.
 ///
 /// # Safety
@@ -170,24 +230,7 @@ unsafe fn copy_up(to: *mut u8, from: *const u8, len: usize) {
     // writes as many that lie no higher, and there is one as long as it begins before `last`.
     unsafe {
         let tail: [Vector; 4] = from.add(last).cast::<[Vector; 4]>().read_unaligned();
-        asm!(
-            "2:",
-            "movups {a}, [{from}]",
-            "movups {b}, [{from} + 16]",
-            "movups {c}, [{from} + 32]",
-            "movups {d}, [{from} + 48]",
-            "add {from}, 64",
-            "movups [{to}], {a}",
-            "movups [{to} + 16], {b}",
-            "movups [{to} + 32], {c}",
-            "movups [{to} + 48], {d}",
-            "add {to}, 64",
-            "cmp {to}, {end}",
-            "jb 2b",
-            from = inout(reg) from => _, to = inout(reg) to => _, end = in(reg) to.add(last),
-            a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, d = out(xmm_reg) _,
-            options(nostack)
-        );
+        copy_steps(to, from, last);
         to.add(last).cast::<[Vector; 4]>().write_unaligned(tail);
     }
 }
@@ -266,6 +309,24 @@ mod tests {
             // SAFETY: inside it.
             unsafe { fill(target.as_mut_ptr().add(at), 0xa5, len) };
             assert!(target == expected, "{len} bytes at {at}");
+        }
+    }
+
+    #[test]
+    fn words_hold_the_bytes_in_order() {
+        for count in (0..40).chain([500]) {
+            let source = bytes(5);
+            let words: Vec<AtomicU64> = (0..count + 1).map(|_| AtomicU64::new(7)).collect();
+            store_words(&words[..count], &source[3..]);
+            assert_eq!(words[count].load(Ordering::Relaxed), 7, "{count} words");
+            let mut back = vec![9; count * 8 + 5];
+            load_words(&mut back, &words[..count]);
+            assert!(back[..count * 8] == source[3..3 + count * 8], "{count} words");
+            assert_eq!(back[count * 8..], [9; 5]);
+            // Fewer bytes than words.
+            let mut some = vec![9; count * 8];
+            load_words(&mut some[..count * 8 / 2], &words);
+            assert!(some[..count * 8 / 2 / 8 * 8] == source[3..3 + count * 8 / 2 / 8 * 8]);
         }
     }
 

@@ -298,7 +298,7 @@ pub fn place_content(at: GuestVirt, size: Size, content: &[u8], tasks_run: bool)
                 // If its owner took the page away meanwhile, nobody needs it.
                 let _ = space.arrived(claimed);
             }
-            Claim::OtherSize => place_pieces(at, content, tasks_run)?,
+            Claim::OtherSize => place_small(at, content, tasks_run)?,
             Claim::NotMissing => {}
         }
         return Ok(());
@@ -306,13 +306,26 @@ pub fn place_content(at: GuestVirt, size: Size, content: &[u8], tasks_run: bool)
     match space.place(at, size) {
         Ok(frame) => write_frame(frame, content),
         // Memory may be there, but not in one piece.
-        Err(MapError::OutOfMemory) if size == Size::Large => place_pieces(at, content, tasks_run)?,
+        Err(MapError::OutOfMemory) if size == Size::Large => place_small(at, content, tasks_run)?,
         Err(error) => return Err(error),
     }
     Ok(())
 }
 
-fn place_pieces(at: GuestVirt, content: &[u8], tasks_run: bool) -> Result<(), MapError> {
+/// Puts a piece of a large page's content in its place, while no task runs.
+///
+/// # Errors
+/// [`MapError`] if memory runs out.
+pub fn place_piece(page: GuestVirt, offset: u64, content: &[u8]) -> Result<(), MapError> {
+    match SPACE.get().place(page, Size::Large) {
+        Ok(frame) => write_frame(GuestPhys(frame.0 + offset), content),
+        Err(MapError::OutOfMemory) => place_small(GuestVirt(page.0 + offset), content, false)?,
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+fn place_small(at: GuestVirt, content: &[u8], tasks_run: bool) -> Result<(), MapError> {
     let pages = content.chunks_exact(PAGE_BYTES as usize).zip((at.0..).step_by(PAGE_BYTES as usize));
     for (piece, at) in pages {
         place_content(GuestVirt(at), Size::Small, piece, tasks_run)?;

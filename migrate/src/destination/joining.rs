@@ -196,6 +196,7 @@ impl<V: DestinationHold> Attested<V> {
                 pages: Some(link(pages, Connection::Pages(lane))),
                 fetch: Some(link(fetch, Connection::Fetch(lane))),
                 ledger: Ledger::new(slots(lane), table.expose(), lane, lanes),
+                piece: None,
                 window: Window::for_bandwidth(bytes_per_second),
             });
         }

@@ -9,7 +9,7 @@ use crate::link::{Link, RecordError};
 use crate::message::Barrier;
 use crate::source::content_fits;
 use crate::table::Storage;
-use crate::unit::{Content, Round, Unit};
+use crate::unit::{Content, Extent, PIECE_BYTES, PIECES, Round, Unit};
 use crate::wire::{HEADER_BYTES, Kind, MAX_LIST_UNITS, TAG_BYTES, UNIT_BYTES};
 
 /// What becomes of a place.
@@ -17,6 +17,8 @@ use crate::wire::{HEADER_BYTES, Kind, MAX_LIST_UNITS, TAG_BYTES, UNIT_BYTES};
 pub enum Change<'a> {
     /// It holds these bytes.
     Data(&'a [u8]),
+    /// It is a large page that holds these bytes from an offset on; the others follow before anything is made of it.
+    Piece(usize, &'a [u8]),
     /// It holds zeros.
     Zero,
     /// It is not the tenant's any more.
@@ -77,6 +79,8 @@ pub struct DestinationLane<K, S> {
     pub(crate) pages: Option<Link<K>>,
     pub(crate) fetch: Option<Link<K>>,
     pub(crate) ledger: Ledger<S>,
+    /// The large page that is arriving, and its next piece.
+    pub(crate) piece: Option<(Unit, u32)>,
     pub(crate) window: Window,
 }
 
@@ -95,6 +99,7 @@ impl<K: Key, S: Storage> DestinationLane<K, S> {
         let (kind, text) = self.pages.as_mut().ok_or(RecordError::Closed)?.open(frame)?;
         match kind {
             Kind::Data => Ok(Received::Units(self.data(text, memory)?)),
+            Kind::Piece => Ok(Received::Units(self.piece(text, memory)?)),
             Kind::Empty | Kind::Outstanding => Ok(Received::Units(self.list(kind, text, memory)?)),
             Kind::Barrier => self.barrier(text),
             other => Err(ReceiveError::Format(other.name())),
@@ -109,6 +114,27 @@ impl<K: Key, S: Storage> DestinationLane<K, S> {
             memory.change(unit.place, Change::Data(content))?;
         }
         Ok(u64::from(verdict == Verdict::Use))
+    }
+
+    /// A piece of a large page of which nothing of this generation is here. It is entered with the last one.
+    fn piece(&mut self, text: &[u8], memory: &mut impl Memory) -> Result<u64, ReceiveError> {
+        let broken = ReceiveError::Format(Kind::Piece.name());
+        let (head, content) = text.split_first_chunk().ok_or(broken)?;
+        let (unit, piece) = Unit::decode(head).map_err(|_| broken)?;
+        let is_large = unit.place.extent() == Extent::Large && unit.content == Content::Data;
+        let is_due = piece == 0 || self.piece == Some((unit, piece));
+        if !is_large || !is_due || piece >= PIECES || content.len() != PIECE_BYTES {
+            return Err(broken);
+        }
+        if piece == 0 {
+            self.ledger.expect(unit)?;
+        }
+        memory.change(unit.place, Change::Piece(piece as usize * PIECE_BYTES, content))?;
+        self.piece = (piece + 1 < PIECES).then_some((unit, piece + 1));
+        if self.piece.is_none() {
+            self.ledger.receive(unit)?;
+        }
+        Ok(u64::from(self.piece.is_none()))
     }
 
     fn list(&mut self, kind: Kind, text: &[u8], memory: &mut impl Memory) -> Result<u64, ReceiveError> {

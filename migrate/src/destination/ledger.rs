@@ -138,6 +138,25 @@ impl<S: Storage> Ledger<S> {
         }
     }
 
+    /// Whether a unit may come piece by piece: it is newer than all that is here, and its round is not over.
+    pub(crate) fn expect(&self, unit: Unit) -> Result<(), UnitRefused> {
+        if unit.place.lane(self.lanes) != self.lane {
+            return Err(UnitRefused::OtherLane);
+        }
+        let older = self.newest(unit.place).is_none_or(|newest| newest < unit.generation);
+        match older && unit.generation >= self.open && !self.closed {
+            true => Ok(()),
+            false => Err(UnitRefused::Stale { found: unit.generation }),
+        }
+    }
+
+    /// The newest generation of what is here of a place.
+    fn newest(&self, place: Place) -> Option<Round> {
+        let known =
+            self.book.get(place).or_else(|| self.book.around(place)).map(|(_, known)| known.generation);
+        known.into_iter().chain(self.book.parts(place).map(|(_, part)| part.generation)).max()
+    }
+
     fn enter(&mut self, unit: Unit, missing: bool) -> Result<Verdict, UnitRefused> {
         let place = unit.place;
         let stale = UnitRefused::Stale { found: unit.generation };
@@ -145,9 +164,7 @@ impl<S: Storage> Ledger<S> {
             return Err(UnitRefused::OtherLane);
         }
         let around = self.book.around(place);
-        let known = self.book.get(place).or(around).map(|(_, known)| known.generation);
-        let newest = known.into_iter().chain(self.book.parts(place).map(|(_, part)| part.generation)).max();
-        match newest {
+        match self.newest(place) {
             Some(newest) if newest > unit.generation => return Err(stale),
             Some(newest) if newest == unit.generation => {
                 let index = self.same_again(unit, around, stale)?;

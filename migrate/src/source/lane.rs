@@ -6,7 +6,7 @@ use crate::link::{Link, RecordError};
 use crate::message::Barrier;
 use crate::source::ledger::{Ledger, MarkError};
 use crate::table::Storage;
-use crate::unit::{Content, Extent, Round, Unit};
+use crate::unit::{Content, Extent, PIECE_BYTES, PIECES, Round, Unit};
 use crate::wire::{HEADER_BYTES, Kind, MAX_LIST_UNITS, TAG_BYTES, UNIT_BYTES};
 use crate::{DATA_OFFSET, Place};
 
@@ -30,6 +30,9 @@ pub enum LaneError {
         /// How many.
         bytes: usize,
     },
+    /// No piece is due.
+    #[error("no piece of a large page is due")]
+    NoPiece,
     /// The unit carries no content.
     #[error("{0:?} carries no content")]
     NoContent(Place),
@@ -43,6 +46,8 @@ pub enum Due {
     Empty,
     /// This unit, with its content: call [`SourceLane::seal_data`] or [`SourceLane::found_zero`].
     Data(Unit),
+    /// This piece of a large page: call [`SourceLane::seal_piece`], or for the first one [`SourceLane::found_zero`].
+    Piece(Unit, u32),
     /// The end of the round: call [`SourceLane::seal_barrier`].
     Barrier,
 }
@@ -53,6 +58,8 @@ pub struct SourceLane<K, S> {
     pub(crate) pages: Option<Link<K>>,
     pub(crate) fetch: Option<Link<K>>,
     pub(crate) ledger: Ledger<S>,
+    /// The large page that is being sent, and its next piece.
+    pub(crate) piece: Option<(Unit, u32)>,
     /// The tasks are parked: the next barrier is the last.
     pub(crate) parked: bool,
     /// The last barrier was sent in this epoch.
@@ -78,18 +85,67 @@ impl<K: Key, S: Storage> SourceLane<K, S> {
         self.ledger.peek()
     }
 
+    /// Whether a large page is being sent, in pieces.
+    pub fn is_in_pieces(&self) -> bool {
+        self.piece.is_some()
+    }
+
     /// What comes next. A unit with content is taken: it is read and sealed, or turns out to be [zero](Self::found_zero).
     pub fn due(&mut self) -> Due {
+        if let Some((unit, piece)) = self.piece {
+            return Due::Piece(unit, piece);
+        }
         match self.ledger.peek() {
+            None => return Due::Barrier,
+            Some(unit) if unit.content != Content::Data => return Due::Empty,
+            Some(_) => {}
+        }
+        match self.ledger.next_data() {
             None => Due::Barrier,
-            Some(unit) if unit.content != Content::Data => Due::Empty,
-            Some(_) => self.ledger.next().map_or(Due::Barrier, Due::Data),
+            Some((unit, again)) if again || unit.place.extent() != Extent::Large => Due::Data(unit),
+            Some((unit, _)) => {
+                self.piece = Some((unit, 0));
+                Due::Piece(unit, 0)
+            }
         }
     }
 
-    /// A unit that was taken holds nothing but zeros: they will be sent as such. `false` if the list is final; then seal it.
+    /// A unit that was taken holds nothing but zeros: they will be sent as such. `false` if the list is final, or pieces of it were sent;
+    /// then seal it.
     pub fn found_zero(&mut self, unit: Unit) -> bool {
-        self.ledger.found_zero(unit)
+        match self.piece {
+            Some((same, 0)) if same == unit => {
+                let found = self.ledger.found_zero(unit);
+                if found {
+                    self.piece = None;
+                }
+                found
+            }
+            Some((same, _)) if same == unit => false,
+            _ => self.ledger.found_zero(unit),
+        }
+    }
+
+    /// Seals the piece that is due, whose content the caller has put at `frame[DATA_OFFSET..]`, in place; returns the frame's length.
+    ///
+    /// # Errors
+    /// `NoPiece`, `Record`; then all of the page is in the queue again.
+    pub fn seal_piece(&mut self, frame: &mut [u8]) -> Result<usize, LaneError> {
+        let (unit, piece) = self.piece.take().ok_or(LaneError::NoPiece)?;
+        let sealed = match (self.pages.as_mut(), frame.get_mut(HEADER_BYTES..DATA_OFFSET)) {
+            (None, _) => Err(RecordError::Closed),
+            (_, None) => Err(RecordError::Buffer),
+            (Some(link), Some(place)) => {
+                place.copy_from_slice(&unit.encode(piece));
+                link.seal(Kind::Piece, frame, UNIT_BYTES + PIECE_BYTES)
+            }
+        };
+        match sealed {
+            Ok(_) if piece + 1 < PIECES => self.piece = Some((unit, piece + 1)),
+            Ok(_) => {}
+            Err(_) => self.ledger.put_back(&unit),
+        }
+        Ok(sealed?)
     }
 
     /// Seals a unit whose content of so many bytes the caller has put at `frame[DATA_OFFSET..]`, in place; returns the frame's
@@ -166,9 +222,9 @@ impl<K: Key, S: Storage> SourceLane<K, S> {
     /// `Unsent`, `Record`.
     pub fn seal_barrier(&mut self, frame: &mut [u8]) -> Result<usize, LaneError> {
         let link = self.pages.as_mut().ok_or(RecordError::Closed)?;
-        match self.ledger.unsent() {
-            (0, _) => {}
-            (units, _) => return Err(LaneError::Unsent(units)),
+        match self.ledger.unsent().0 + u64::from(self.piece.is_some()) {
+            0 => {}
+            units => return Err(LaneError::Unsent(units)),
         }
         let (round, last) = (self.ledger.round(), self.parked);
         let barrier = Barrier { round, last, summary: self.ledger.summary() };
@@ -186,6 +242,13 @@ impl<K: Key, S: Storage> SourceLane<K, S> {
     /// Whether all that the final manifest says of this lane was sent.
     pub(crate) fn is_finished(&self) -> bool {
         self.parked && self.finished && self.ledger.unsent().0 == 0
+    }
+
+    /// Its connection begins again: what the destination does not have for certain is sent again.
+    pub(crate) fn rewind(&mut self) {
+        self.piece = None;
+        self.finished = false;
+        self.ledger.rewind();
     }
 }
 

@@ -141,6 +141,12 @@ impl<S: Storage> Ledger<S> {
         self.book.table.pop().map(|index| self.book.table.unit(index))
     }
 
+    /// Takes the next unit, and says whether in this generation it was sent before.
+    pub(crate) fn next_data(&mut self) -> Option<(Unit, bool)> {
+        let index = self.book.table.pop()?;
+        Some((self.book.table.unit(index), self.book.table.has(index, AGAIN)))
+    }
+
     /// A unit that was taken could not be sent.
     pub(crate) fn put_back(&mut self, unit: &Unit) {
         if let Some((index, known)) = self.book.get(unit.place)

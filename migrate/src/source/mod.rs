@@ -220,9 +220,7 @@ impl<V: SourceHold, T: Tenant> Source<V, T> {
         let vault = self.core().ok_or(RecordError::Closed)?.held.vault_mut();
         let frame = vault.propose(connection)?;
         if let Connection::Pages(lane) = connection {
-            let lane = vault.lane(lane)?;
-            lane.ledger.rewind();
-            lane.finished = false;
+            vault.lane(lane)?.rewind();
         }
         Ok(frame)
     }

@@ -201,6 +201,7 @@ impl<V: SourceHold> Attested<V> {
                     pages: Some(link(pages, Connection::Pages(lane))),
                     fetch: Some(link(fetch, Connection::Fetch(lane))),
                     ledger: super::Ledger::new(slots(lane), crate::crypto::Root::expose(table), lane, lanes),
+                    piece: None,
                     parked: false,
                     finished: false,
                 });

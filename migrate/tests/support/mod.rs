@@ -214,6 +214,7 @@ impl SourceNode {
                     let length = match lane.due() {
                         Due::Barrier => break,
                         Due::Empty => lane.seal_empty(&mut frame)?.expect("some are due"),
+                        Due::Piece(..) => panic!("all pages are small"),
                         Due::Data(unit) => {
                             let bytes = content(&memory, roots.as_deref(), unit, &mut frame[DATA_OFFSET..]);
                             let zero = frame[DATA_OFFSET..DATA_OFFSET + bytes].iter().all(|byte| *byte == 0);
@@ -382,6 +383,7 @@ impl Memory for Cells {
                 assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a page is whole");
                 Cell::Byte(bytes[0])
             }
+            Change::Piece(..) => panic!("all pages are small"),
             Change::Zero => Cell::Byte(0),
             Change::Outstanding => Cell::Outstanding,
             Change::Absent => {

@@ -20,7 +20,7 @@ use nacre_migrate::message::Reason;
 use nacre_migrate::source::{Due, SourceLane};
 use nacre_migrate::vault::KeyOf;
 use nacre_migrate::wire::TAG_BYTES;
-use nacre_migrate::{Content, DATA_OFFSET, Place, Slot, Unit};
+use nacre_migrate::{Content, DATA_OFFSET, PIECE_BYTES, PIECES, Place, Slot, Unit};
 use nacre_mm::entry::{Leaf, Perms, Size};
 use nacre_mm::page_tables::Collect;
 
@@ -485,8 +485,12 @@ impl LaneWork {
             if pace::must_pause() {
                 return Ok(if moved { Outcome::Moved } else { Outcome::Blocked });
             }
-            let next = lane.peek();
-            let bytes = next.map_or(PAGE_BYTES as usize, |unit| unit.place.bytes());
+            // What is sealed before there is room for it leaves the core's cache.
+            if self.port.channel().pending() != 0 {
+                return self.flush_or_block(moved);
+            }
+            let next = lane.peek().filter(|_| !lane.is_in_pieces());
+            let bytes = next.map_or(PIECE_BYTES, |unit| unit.place.bytes());
             let needed = DATA_OFFSET + bytes + TAG_BYTES;
             let Some(frame) = self.port.channel().room(needed) else {
                 return self.flush_or_block(moved);
@@ -501,6 +505,7 @@ impl LaneWork {
                 match lane.due() {
                     Due::Empty => lane.seal_empty(frame).map_err(|_| Reason::Protocol)?,
                     Due::Data(unit) => seal(lane, unit, frame)?,
+                    Due::Piece(unit, piece) => seal_piece(lane, unit, piece, frame)?,
                     Due::Barrier => {
                         let length = lane.seal_barrier(frame).map_err(|_| Reason::Protocol)?;
                         self.port.channel().put(length);
@@ -569,6 +574,27 @@ fn seal(lane: &mut FromHere, unit: Unit, frame: &mut [u8]) -> Result<Option<usiz
         return Ok(None);
     }
     lane.seal_data(unit, frame, bytes).map(Some).map_err(|_| Reason::Protocol)
+}
+
+/// The same with a piece of a large page; `None` if all of the page turned out to be zeros.
+fn seal_piece(
+    lane: &mut FromHere,
+    unit: Unit,
+    piece: u32,
+    frame: &mut [u8],
+) -> Result<Option<usize>, Reason> {
+    let content = &mut frame[DATA_OFFSET..DATA_OFFSET + PIECE_BYTES];
+    let mut read_zero = |piece: u32| {
+        state::read_piece(unit.place, piece as usize * PIECE_BYTES, content);
+        is_zero(content)
+    };
+    if read_zero(piece) && piece == 0 {
+        if (1..PIECES).all(&mut read_zero) && lane.found_zero(unit) {
+            return Ok(None);
+        }
+        read_zero(0);
+    }
+    lane.seal_piece(frame).map(Some).map_err(|_| Reason::Protocol)
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

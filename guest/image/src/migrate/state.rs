@@ -257,6 +257,11 @@ pub fn may_wait(place: Place) -> bool {
     place.extent() != Extent::State && areas::is_linear_memory(place.address())
 }
 
+/// Copies a piece of a large page's content.
+pub fn read_piece(page: Place, offset: usize, buffer: &mut [u8]) {
+    memory::read_page(page.address() + offset as u64, buffer);
+}
+
 /// Copies the content of a place to the front of `buffer`; returns its length, or `None` if there is no such page any more: then zeros do.
 pub fn read(place: Place, buffer: &mut [u8]) -> Option<usize> {
     match place.extent() {
@@ -306,6 +311,12 @@ fn size_of_place(place: Place) -> Option<(GuestVirt, Size)> {
     inside.then_some((at, size))
 }
 
+/// What of the image can't be written is in every CVM of this image.
+fn is_writable(at: GuestVirt) -> bool {
+    let leaf = memory::space().lookup(at).map(|mapping| mapping.leaf);
+    matches!(leaf, Some(Leaf::Present { perms: Perms::ReadWrite, .. }))
+}
+
 impl Memory for Arrival {
     fn change(&mut self, place: Place, change: Change<'_>) -> Result<(), NoMemory> {
         if place.extent() == Extent::State {
@@ -321,15 +332,14 @@ impl Memory for Arrival {
         }
         let (at, size) = size_of_place(place).ok_or(NoMemory)?;
         let of_image = at.0 < IMAGE_VA_END;
-        let space = memory::space();
         match change {
+            Change::Data(_) | Change::Piece(..) if of_image && !is_writable(at) => Err(NoMemory),
             Change::Data(content) => {
-                let before = space.lookup(at).map(|mapping| mapping.leaf);
-                // What of the image can't be written is in every CVM of this image.
-                if of_image && !matches!(before, Some(Leaf::Present { perms: Perms::ReadWrite, .. })) {
-                    return Err(NoMemory);
-                }
                 memory::place_content(at, size, content, is_running()).map_err(|_| NoMemory)
+            }
+            // Pieces come before the hand-over only.
+            Change::Piece(offset, content) => {
+                memory::place_piece(at, offset as u64, content).map_err(|_| NoMemory)
             }
             Change::Zero if of_image => memory::zero_page(at, size).map_err(|_| NoMemory),
             Change::Zero => memory::place_zero(at, size).map_err(|_| NoMemory),
