@@ -4,6 +4,7 @@
 //! which stay unmapped. Nothing here takes a lock.
 
 use crate::memory::{self, Promise};
+use crate::translations;
 use crate::wasm;
 use nacre_abi::layout::{AREAS_VA, TENANT_VA_END};
 use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
@@ -51,7 +52,7 @@ pub fn reserve(bytes: u64) -> Result<u64, MapError> {
     // Nothing rests here: whoever uses an area catches up first.
     let offset = AREAS.take(wanted, || 0).ok_or(MapError::OutOfMemory)?;
     // The addresses may have been unmapped by another vCPU since this one last flushed.
-    memory::catch_up();
+    translations::catch_up();
     Ok(AREAS_VA + offset)
 }
 
@@ -154,7 +155,7 @@ impl Stack {
     /// [`MapError`] if memory runs out.
     pub fn new() -> Result<Stack, MapError> {
         if let Some(start) = STACKS.take(|_| true) {
-            memory::catch_up();
+            translations::catch_up();
             return Ok(Stack { start });
         }
         let start = map(STACK_BYTES + PAGE_BYTES, None)?;

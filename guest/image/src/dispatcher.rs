@@ -9,6 +9,7 @@ use crate::memory::{self, Scratch};
 use crate::program::{Code, Loading, Options, Owner, Program};
 use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
+use crate::translations;
 use crate::{
     calls, children, console, elastic, handover, link, migrate, modules, phases, sealed, sockets, task, wasm,
 };
@@ -67,7 +68,7 @@ impl Dispatcher {
         loop {
             // First of all: the host may have woken this vCPU because it wants a worker back.
             let reminder = self.reclaimer.run();
-            memory::catch_up();
+            translations::catch_up();
             let moving = migrate::run();
             if migrate::holds_tenant() {
                 self.run_beside_tenant(moving);

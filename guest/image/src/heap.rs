@@ -4,6 +4,7 @@
 //! state is a tenant static and chunk headers in the heap itself, so it moves with the tenant arena.
 
 use crate::memory::{self, Promise};
+use crate::translations;
 use crate::vcpu;
 use core::alloc::{GlobalAlloc, Layout};
 use nacre_abi::layout::{AREAS_VA, HEAP_VA};
@@ -43,11 +44,11 @@ impl HeapMemory for Pages {
         // Whole large pages: never incomplete.
         let complete = memory::unmap(range(offset, bytes));
         debug_assert!(complete);
-        memory::generation()
+        translations::generation()
     }
 
     fn settled(&self) -> u64 {
-        memory::settled()
+        translations::settled()
     }
 
     fn spread(&self) -> usize {

@@ -49,6 +49,7 @@ mod sockets;
 mod stdin;
 mod system;
 mod task;
+mod translations;
 mod vcpu;
 mod wasm;
 
@@ -69,7 +70,7 @@ extern "C" fn guest_entry(vcpu: u64) -> ! {
     let Some(vcpu) = VcpuId::new(vcpu as u32) else { arch::exit(ExitReason::BadLaunch) };
     // SAFETY: the launcher starts each vCPU once, with its own number.
     unsafe { vcpu::init(vcpu) };
-    memory::started();
+    translations::started();
     if vcpu.is_worker() {
         // Woken before vCPU 0 has set the scheduler up, which a host may do: not yet.
         let own = loop {

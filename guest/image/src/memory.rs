@@ -1,7 +1,7 @@
 //! The guest's address space: page tables in the agent arena, and a window onto all frames for zeroing them.
 
 use crate::agent::{AgentCell, agent_static};
-use crate::{arch, vcpu};
+use crate::translations;
 use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::boot::BootInfo;
 use nacre_abi::layout::{AGENT_VA, HEAP_VA, Layout, RAM_GPA, TENANT_VA_END};
@@ -35,10 +35,6 @@ pub type Space = PageTables<'static, Window>;
 agent_static! {
     static SPACE: AgentCell<Space> = AgentCell::new();
     static LAYOUT: AgentCell<Layout> = AgentCell::new();
-    /// Counts changes that took something away; a vCPU that has flushed since has no stale translation of them. What each
-    /// vCPU has flushed is `vcpu::flushed`: 0 while it sleeps or was never started, else 1 + the generation.
-    static GENERATION: AtomicU64 = AtomicU64::new(0);
-    static FLUSHES: AtomicU64 = AtomicU64::new(0);
     static FAULTS: AtomicU64 = AtomicU64::new(0);
     static RELEASED_BYTES: AtomicU64 = AtomicU64::new(0);
 }
@@ -428,8 +424,8 @@ pub fn for_each_written(range: PageRange, restore: &mut dyn FnMut(u64, u64)) {
 }
 
 /// Makes the range inaccessible but keeps its frames and their content for the next [`map`]; says whether translations of it
-/// may be left, and `None` if a part could not be hidden. Its owner must not hand it out before [`generation`] has changed
-/// (see [`next_generation`]) and the one who gets it has [caught up](catch_up).
+/// may be left, and `None` if a part could not be hidden. Its owner must not hand it out before [`generation`](translations::generation) has changed
+/// (see [`translations::next_generation`]) and the one who gets it has [caught up](translations::catch_up).
 #[must_use = "what is still mapped must not be handed out"]
 pub fn hide(range: PageRange) -> Option<Flush> {
     let hidden = SPACE.get().hide(range);
@@ -474,23 +470,18 @@ pub fn rejoin_some(mut at: u64) -> Option<u64> {
     }
     if joined {
         space.seal_tables();
-        next_generation();
+        translations::next_generation();
     }
     Some(at)
 }
 
 /// Frees the tables of regions that were joined, once `generation` is settled; false until then.
 pub fn recycle_joined(generation: u64) -> bool {
-    let is_settled = settled() >= generation;
+    let is_settled = translations::settled() >= generation;
     if is_settled {
         SPACE.get().recycle_tables();
     }
     is_settled
-}
-
-/// Begins another generation: every vCPU flushes before it next runs a task.
-pub fn next_generation() {
-    flush(Flush::Needed);
 }
 
 /// From here on [`for_each_written`] shows what is written in `range` after this call. The caller owns the range.
@@ -505,52 +496,8 @@ pub fn space() -> &'static Space {
 
 fn flush(needed: Flush) {
     if needed == Flush::Needed {
-        GENERATION.fetch_add(1, Ordering::SeqCst);
-        catch_up();
+        translations::next_generation();
     }
-}
-
-/// Flushes this vCPU's translations if something was taken away since it last did. Must be called before an address that
-/// was unmapped may be used again: when a task is switched in, and when addresses are handed out a second time.
-pub fn catch_up() {
-    let generation = GENERATION.load(Ordering::SeqCst);
-    let flushed = &vcpu::local().flushed;
-    if flushed.load(Ordering::Relaxed) != generation + 1 {
-        arch::flush_tlb();
-        FLUSHES.fetch_add(1, Ordering::Relaxed);
-        // After the flush: whoever sees it may use the addresses again.
-        flushed.store(generation + 1, Ordering::SeqCst);
-    }
-}
-
-/// The present generation: what was unmapped before this call is settled once all vCPUs have flushed it.
-pub fn generation() -> u64 {
-    GENERATION.load(Ordering::SeqCst)
-}
-
-/// The generation up to which all vCPUs that run have flushed. The others flush, if need be, before they touch anything.
-pub fn settled() -> u64 {
-    let now = generation();
-    (0..layout().params.vcpus as usize)
-        .map(|vcpu| vcpu::flushed(vcpu).load(Ordering::SeqCst))
-        .filter(|flushed| *flushed != 0)
-        .fold(now, |least, flushed| least.min(flushed - 1))
-}
-
-/// Runs `sleep`, in which this vCPU touches nothing of the tenant's: nobody has to wait for its flush meanwhile.
-pub fn while_asleep(sleep: impl FnOnce()) {
-    let flushed = &vcpu::local().flushed;
-    let before = flushed.swap(0, Ordering::SeqCst);
-    sleep();
-    // Published first, looked at the generation then: either `settled` counts this vCPU, or it sees the change.
-    flushed.store(before, Ordering::SeqCst);
-    catch_up();
-}
-
-/// This vCPU begins to run: it has no translations yet.
-pub fn started() {
-    vcpu::local().flushed.store(1, Ordering::SeqCst);
-    catch_up();
 }
 
 /// Gives some free memory back to the host, beyond a cushion: one run of neighbouring frames, of bounded length, because
@@ -577,5 +524,5 @@ pub fn has_releasable() -> bool {
 
 /// Counters: faults, flushes, bytes released.
 pub fn counters() -> (u64, u64, u64) {
-    (FAULTS.load(Ordering::Relaxed), FLUSHES.load(Ordering::Relaxed), RELEASED_BYTES.load(Ordering::Relaxed))
+    (FAULTS.load(Ordering::Relaxed), translations::flushes(), RELEASED_BYTES.load(Ordering::Relaxed))
 }

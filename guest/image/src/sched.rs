@@ -8,6 +8,7 @@ use crate::arch::{self, clock};
 use crate::handover::{self, Errand};
 use crate::memory::{self, Scratch};
 use crate::task::{self, Begin, Task};
+use crate::translations;
 use crate::{elastic, link, migrate, vcpu, wasm};
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
@@ -399,7 +400,7 @@ fn run(reference: TaskRef) {
     arch::prefetch(pointer);
     // SAFETY: what comes out of the run queue is a live task that nobody else has (see nacre-wval).
     let task = unsafe { &*pointer };
-    memory::catch_up();
+    translations::catch_up();
     if task.sp.get() == 0
         && let Err(why) = task.begin()
     {
@@ -457,7 +458,7 @@ fn cpu_limit_at(task: &Task, now: u64) -> u64 {
 /// dispatcher has other things to do.
 pub fn must_yield(class: Priority) -> bool {
     elastic::poll();
-    memory::catch_up();
+    translations::catch_up();
     let over = slice_is_over();
     let must =
         vcpu::id() == VcpuId::NORMAL || own().vcpu.should_yield(class, over) || over && migrate::has_work();
@@ -552,7 +553,7 @@ fn spin_for_work() -> bool {
             return true;
         }
         elastic::poll();
-        memory::catch_up();
+        translations::catch_up();
         // Wrapping: a counter that the host sets back ends the spinning.
         let late = clock::cycles_to_ns(arch::rdtsc().wrapping_sub(begin)) >= budget_ns;
         if late || !scheduler().allowed().contains(own.vcpu.id()) {
@@ -576,7 +577,7 @@ pub fn park_unless(busy: impl FnOnce() -> bool, deadline_ns: Option<u64>) {
             let wake = own().wake_at_park.take().map_or(0, |vcpu| vcpu.index() as u64 + 1);
             mailbox[0].store(wait_ns, Ordering::Relaxed);
             mailbox[1].store(wake, Ordering::Relaxed);
-            memory::while_asleep(|| arch::hypercall(hypercall::PARK, 0));
+            translations::while_asleep(|| arch::hypercall(hypercall::PARK, 0));
         }
     }
     // It did not park after all.

@@ -19,7 +19,7 @@ pub struct Local {
     /// Where the scheduler's context is saved while a task runs.
     pub scheduler_sp: Cell<u64>,
     id: Cell<u64>,
-    /// What this vCPU has flushed; see `memory::GENERATION`. Read by the others.
+    /// What this vCPU has flushed; see `translations`. Read by the others.
     pub flushed: AtomicU64,
     /// wasmtime's thread-local words while no task runs.
     idle_tls: Cell<[u64; 2]>,
@@ -80,7 +80,7 @@ pub unsafe fn init(vcpu: VcpuId) {
 struct StubWords {
     /// Intel SDM vol. 3, 8.7: RSP0 is at 4, the offset of the I/O bitmap at 0x66.
     tss: u64,
-    /// Top of the ring-0 stack; the words there are `upcall` and where RSP0 is.
+    /// Top of the ring-0 stack; the words there are `upcall`, where RSP0 is, and a list of addresses.
     ring0: u64,
     /// The two words at the top of the upcall stack.
     upcall: u64,
@@ -112,9 +112,14 @@ fn init_stacks(vcpu: VcpuId) {
         ((tss + 4) as *mut u64).write_unaligned(ring0);
         ((tss + 0x66) as *mut u16).write(TSS_IO_BITMAP as u16);
         ((tss + TSS_LIMIT) as *mut u8).write(0xff);
-        (ring0 as *mut [u64; 2]).write([upcall, tss + 4]);
+        (ring0 as *mut [u64; 4]).write([upcall, tss + 4, 0, 0]);
         (upcall as *mut [u64; 2]).write(upcall_words);
     }
+}
+
+/// Where the stub finds which translations to forget: the begin and the end of a list of addresses; begin 0 for all.
+pub fn listed_words() -> *mut [u64; 2] {
+    (StubWords::of(id()).ring0 + 16) as *mut [u64; 2]
 }
 
 /// Whether what this vCPU wrote at its start for the stub is still there.

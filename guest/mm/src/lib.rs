@@ -22,6 +22,7 @@ pub mod slots;
 #[cfg(test)]
 mod stepping;
 mod sync;
+pub mod translations;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,10 +5,13 @@ pub mod cpu;
 pub mod exceptions;
 pub mod libc;
 
+use crate::vcpu;
 use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use core::arch::{asm, global_asm};
+use core::sync::atomic::AtomicU64;
 use nacre_abi::hypercall;
 use nacre_abi::{VcpuId, boot};
+use nacre_mm::translations::GROUP;
 
 global_asm!(include_str!("stub.S"), options(att_syntax, raw));
 
@@ -39,6 +42,23 @@ pub fn wake(vcpu: VcpuId) {
 pub fn flush_tlb() {
     // SAFETY: the gate reloads CR3 and returns with all registers as they were.
     unsafe { asm!("int3", options(preserves_flags)) }
+}
+
+/// Forgets the translations of these addresses that this vCPU has cached. Whole groups of [`GROUP`].
+pub fn flush_pages(pages: &[AtomicU64]) {
+    /// Pages in one go: ring 0 is not interrupted.
+    const AT_ONCE: usize = 64 * GROUP as usize;
+    let words = vcpu::listed_words();
+    for pages in pages.chunks(AT_ONCE) {
+        let range = pages.as_ptr_range();
+        // SAFETY: the words are this vCPU's, and for its stub alone; the list is memory of the agent's, mapped for good. The gate
+        // returns with all registers as they were.
+        unsafe {
+            words.write_volatile([range.start as u64, range.end as u64]);
+            asm!("int3", options(preserves_flags));
+            words.write_volatile([0; 2]);
+        }
+    }
 }
 
 /// Begins to bring what `pointer` names into this processor's cache: all its lines at once, not one after the other as they are

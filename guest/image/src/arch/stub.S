@@ -1,11 +1,13 @@
 // The ring-0 stub, its ring-3 counterpart and the context switch.
 //
-// Ring 0 does two things: deliver an exception to ring 3, and reload CR3. Every instruction there may be emulated
+// Ring 0 does two things: deliver an exception to ring 3, and forget translations. Every instruction there may be emulated
 // (~235 ns each on a KVM without hardware virtualisation), so it does nothing else.
 //
 // Ring-0 stack of a vCPU, top down:
 //   [rsp0+8]     word: address of RSP0 in the task state segment, written by ring 3 at boot
 //   [rsp0]       word: stack pointer for upcalls, likewise
+//   [rsp0+16]    address of a list of addresses, or 0: see `flush_gate`
+//   [rsp0+24]    its end
 //   ss rsp rflags cs rip error vector      pushed by the processor and the stubs
 //   rax cr2                                pushed by `deliver`
 // A frame is therefore: cr2 rax vector error rip cs rflags rsp ss, 72 bytes below rsp0. Until ring 3 has copied it, RSP0 lies
@@ -88,13 +90,35 @@ nmi:                            // during an upcall: drop it, else they would pi
 1:  pop %rax
     jmp deliver_to_upcall
 
-// int3 gate: flush this vCPU's translations. An injected #BP only flushes.
+// int3 gate: forget this vCPU's translations, all or those of the listed addresses, which come in groups of eight. An injected
+// #BP only forgets some. The words are found by the end of the stack's page, wherever RSP0 is.
 .balign 16
 .globl flush_gate
 flush_gate:
     push %rax
+    mov %rsp, %rax
+    or $0xfff, %rax             // [rsp0] is 64 bytes before the end of the page
+    cmpq $0, -47(%rax)          // [rsp0+16]
+    jne flush_listed
     mov %cr3, %rax
     mov %rax, %cr3
+    pop %rax
+    iretq
+flush_listed:
+    push %rcx
+    push %rdx
+    mov -47(%rax), %rcx
+    mov -39(%rax), %rdx         // [rsp0+24]
+1:
+    .irp at, 0, 8, 16, 24, 32, 40, 48, 56
+    mov \at(%rcx), %rax
+    invlpg (%rax)
+    .endr
+    add $64, %rcx
+    cmp %rdx, %rcx
+    jb 1b
+    pop %rdx
+    pop %rcx
     pop %rax
     iretq
 

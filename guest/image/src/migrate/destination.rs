@@ -13,6 +13,7 @@ use super::{Next, hold_tenant, tell, tell_failure, waiting};
 use crate::agent::agent_static;
 use crate::arch::{self, clock, cpu};
 use crate::sealed::{self, Random};
+use crate::translations;
 use crate::{heap, link, memory, sched, task, wasm};
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
@@ -437,7 +438,7 @@ impl DestinationAgent {
         state::wipe();
         memory::space().seal_tables();
         // Pages changed under addresses that this guest's own code has used: the heap's, and statics.
-        memory::next_generation();
+        translations::next_generation();
         head.roots.plant();
         head.roots.plant_key();
         heap::arrived();

@@ -8,12 +8,12 @@ use super::channels::{self, Port, of_lane};
 use super::pace;
 use super::state::{self, may_wait};
 use crate::agent::agent_static;
-use crate::{memory, sched, vcpu};
+use crate::{memory, sched, translations, vcpu};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use nacre_abi::layout::{HEAP_VA, IMAGE_VA, IMAGE_VA_END, TENANT_VA_END};
 use nacre_abi::migrate::MAX_LANES;
-use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
+use nacre_abi::LARGE_PAGE_BYTES;
 use nacre_migrate::crypto::X25519Pair;
 use nacre_migrate::destination::Received;
 use nacre_migrate::message::Reason;
@@ -21,6 +21,7 @@ use nacre_migrate::source::{Due, SourceLane};
 use nacre_migrate::vault::KeyOf;
 use nacre_migrate::wire::TAG_BYTES;
 use nacre_migrate::{Content, DATA_OFFSET, PIECE_BYTES, PIECES, Place, Slot, Unit};
+use nacre_mm::address_space::Flush;
 use nacre_mm::entry::{Leaf, Perms, Size};
 use nacre_mm::page_tables::Collect;
 
@@ -36,6 +37,11 @@ pub const TENANT_IMAGE_VA: u64 = IMAGE_VA + LARGE_PAGE_BYTES;
 /// What is looked through for pages that changed.
 const RANGES: [(u64, u64); 2] = [(TENANT_IMAGE_VA, IMAGE_VA_END), (HEAP_VA, TENANT_VA_END)];
 
+/// Regions that one collection changes at most, on all lanes, before every vCPU forgets translations: that takes 50 us for each
+/// where tables are shadowed, and nothing else runs meanwhile.
+const CHANGES_AT_ONCE: u64 = 128;
+/// Pages whose translations cost as much to forget one by one as all of one region's.
+const PAGES_PER_REGION: u64 = 32;
 /// Regions of 2 MiB that one step looks at, bytes that it seals or opens.
 const REGIONS_PER_STEP: usize = 64;
 const BYTES_PER_STEP: usize = 256 << 10;
@@ -62,6 +68,8 @@ pub enum Duty {
     Receive = 7,
     /// As `Collect`, and split all other large pages too.
     SplitAll = 8,
+    /// Mark every page there is, while tasks are parked.
+    CollectWhole = 9,
 }
 
 impl Duty {
@@ -75,6 +83,7 @@ impl Duty {
             6 => Duty::ListLast,
             7 => Duty::Receive,
             8 => Duty::SplitAll,
+            9 => Duty::CollectWhole,
             _ => Duty::None,
         }
     }
@@ -93,6 +102,9 @@ pub struct LaneWork {
     /// Regions of 2 MiB that the last collection looked at, and those of them that it showed as large pages.
     regions: u64,
     shown_large: u64,
+    /// Regions that it changed since translations were last forgotten, and whether they are not all listed.
+    changed: u64,
+    unlisted: bool,
     /// Bytes of pages that travelled.
     pub bytes: u64,
     /// Bytes of pages that were listed as outstanding.
@@ -202,11 +214,21 @@ impl AllLanes {
 
     /// Gives all lanes a duty.
     pub fn begin(&mut self, duty: Duty) {
+        for lane in 0..LANES.len() {
+            if let Some(work) = self.work(lane) {
+                (work.range, work.cursor) = (0, RANGES[0].0);
+                (work.regions, work.shown_large) = (0, 0);
+            }
+        }
+        self.go_on(duty);
+    }
+
+    /// Has all lanes go on with a duty that they have not wholly done.
+    pub fn go_on(&mut self, duty: Duty) {
         let mut on_duty = 0;
         for (number, cell) in LANES.iter().enumerate() {
             if let Some(work) = self.work(number) {
-                (work.range, work.cursor) = (0, RANGES[0].0);
-                (work.regions, work.shown_large) = (0, 0);
+                (work.changed, work.unlisted) = (0, false);
                 cell.duty.store(duty as u32, Ordering::Relaxed);
                 cell.blocked.store(false, Ordering::Relaxed);
                 on_duty |= u64::from(duty != Duty::None) << number;
@@ -232,6 +254,22 @@ impl AllLanes {
             Some(work) => (all + work.regions, large + work.shown_large),
             None => (all, large),
         })
+    }
+
+    /// Whether all lanes have looked at all regions.
+    pub fn have_collected_all(&mut self) -> bool {
+        (0..LANES.len()).all(|lane| self.work(lane).is_none_or(|work| work.range == RANGES.len()))
+    }
+
+    /// Whether forgetting the listed translations is enough after what was collected, and cheaper than all.
+    pub fn list_is_enough(&mut self) -> bool {
+        let (mut changed, mut unlisted) = (0, false);
+        for lane in 0..LANES.len() {
+            if let Some(work) = self.work(lane) {
+                (changed, unlisted) = (changed + work.changed, unlisted | work.unlisted);
+            }
+        }
+        !unlisted && translations::all().listed() <= changed * PAGES_PER_REGION
     }
 
     /// Bytes of pages that travelled on all lanes.
@@ -299,7 +337,7 @@ fn is_ready(number: usize) -> bool {
         Duty::Send | Duty::SendLast | Duty::ListLast => {
             channels::has_room(of_lane(number)) && !pace::must_pause()
         }
-        Duty::CollectAll | Duty::Collect | Duty::SplitAll | Duty::CollectLast => true,
+        Duty::CollectAll | Duty::Collect | Duty::SplitAll | Duty::CollectLast | Duty::CollectWhole => true,
     };
     !cell.blocked.load(Ordering::Relaxed) || can_go_on()
 }
@@ -398,6 +436,8 @@ impl LaneWork {
             cursor: RANGES[0].0,
             regions: 0,
             shown_large: 0,
+            changed: 0,
+            unlisted: false,
             bytes: 0,
             listed: 0,
         }
@@ -417,7 +457,10 @@ impl LaneWork {
         match (duty, self.end) {
             (Duty::None, _) => Ok(Outcome::Blocked),
             // Of the pointers below: they were made by vCPU 0 when it last had all lanes, and whoever claims this lane has it alone.
-            (Duty::CollectAll | Duty::Collect | Duty::SplitAll | Duty::CollectLast, End::Source(lane)) => {
+            (
+                Duty::CollectAll | Duty::Collect | Duty::SplitAll | Duty::CollectLast | Duty::CollectWhole,
+                End::Source(lane),
+            ) => {
                 // SAFETY: as said.
                 self.collect(duty, unsafe { &mut *lane })
             }
@@ -434,7 +477,11 @@ impl LaneWork {
     /// Marks what changed in the next regions of this lane.
     fn collect(&mut self, duty: Duty, lane: &mut FromHere) -> Result<Outcome, Reason> {
         let space = memory::space();
+        let tasks_run = !matches!(duty, Duty::CollectLast | Duty::CollectWhole);
         for _ in 0..REGIONS_PER_STEP {
+            if tasks_run && self.changed >= CHANGES_AT_ONCE / self.lanes as u64 {
+                return Ok(Outcome::Done);
+            }
             let Some((_, end)) = RANGES.get(self.range) else { return Ok(Outcome::Done) };
             let Some(region) = space.next_region(self.cursor, *end) else {
                 self.range += 1;
@@ -447,16 +494,18 @@ impl LaneWork {
                 continue;
             }
             let how = match duty {
-                Duty::CollectAll => Collect::All,
+                Duty::CollectAll | Duty::CollectWhole => Collect::All,
                 Duty::Collect => Collect::Split,
                 Duty::SplitAll => Collect::SplitAll,
                 _ => Collect::Last,
             };
             self.regions += 1;
             let (mut marked, mut shown_large) = (Ok(()), 0);
-            // Whoever decides on the round sees to it that all vCPUs flush.
-            let _ = space.collect_region(region, how, &mut |mapping| {
+            let flush = space.collect_region(region, how, &mut |mapping| {
                 let Leaf::Present { perms, .. } = mapping.leaf else { return };
+                if tasks_run && mapping.size == Size::Small {
+                    translations::all().list(mapping.start.0);
+                }
                 // Text and constants are in every CVM of this image.
                 if region < IMAGE_VA_END && perms != Perms::ReadWrite {
                     return;
@@ -473,6 +522,8 @@ impl LaneWork {
             });
             marked?;
             self.shown_large += shown_large;
+            self.changed += u64::from(flush == Flush::Needed);
+            self.unlisted |= flush == Flush::Needed && (shown_large != 0 || duty == Duty::SplitAll);
         }
         Ok(Outcome::Moved)
     }

@@ -23,6 +23,7 @@ pub use waiting::begin_wait;
 use crate::agent::agent_static;
 use crate::arch::clock;
 use crate::normal::NormalCell;
+use crate::translations;
 use crate::{link, memory, wasm};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use destination::DestinationAgent;
@@ -70,8 +71,8 @@ impl Joining {
     fn begin() -> Joining {
         // What was collected or brought in last may have taken tables out of use too.
         memory::space().seal_tables();
-        memory::next_generation();
-        Joining { at: Some(0), generation: memory::generation(), bumped_ns: 0 }
+        translations::next_generation();
+        Joining { at: Some(0), generation: translations::generation(), bumped_ns: 0 }
     }
 
     /// One step; whether anything was done, and what becomes of the agent.
@@ -86,7 +87,7 @@ impl Joining {
         }
         let Some(at) = self.at else { return (true, Next::None) };
         self.at = memory::rejoin_some(at);
-        self.generation = memory::generation();
+        self.generation = translations::generation();
         (true, Next::Same)
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::areas;
 use crate::memory;
+use crate::translations;
 use alloc::boxed::Box;
 use alloc::string::String;
 use nacre_abi::layout::MEMORY_MAX_BYTES;
@@ -56,7 +57,7 @@ unsafe impl MemoryCreator for Creator {
             None => (areas::reserve(bytes).map_err(|_| out_of_memory())?, 0),
         };
         // Its addresses may have been unmapped by another vCPU since this one last flushed.
-        memory::catch_up();
+        translations::catch_up();
         let mut created = Reservation {
             start,
             bytes,

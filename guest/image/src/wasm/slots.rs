@@ -16,6 +16,7 @@
 //! docs/decisions/0013-warm-slots.md has the numbers.
 
 use crate::areas::{self, MEMORY32_SLOTS};
+use crate::translations;
 use crate::{calls, memory, task};
 use alloc::boxed::Box;
 use core::cell::Cell;
@@ -153,7 +154,7 @@ impl Kept {
     }
 
     fn new(key: u64, number: usize, unflushed: bool) -> Kept {
-        let generation = u64::from(unflushed) << 9 | memory::generation() & 0x1ff;
+        let generation = u64::from(unflushed) << 9 | translations::generation() & 0x1ff;
         Kept(key << 24 | generation << 14 | (number as u64 + 1))
     }
 
@@ -171,7 +172,7 @@ impl Kept {
 
     /// Translations may be left if no other generation has begun since. (Or 512 have: then once more for nothing.)
     fn is_unflushed(self) -> bool {
-        self.0 >> 23 & 1 != 0 && self.0 >> 14 & 0x1ff == memory::generation() & 0x1ff
+        self.0 >> 23 & 1 != 0 && self.0 >> 14 & 0x1ff == translations::generation() & 0x1ff
     }
 }
 
@@ -194,13 +195,13 @@ fn take_kept(key: u64) -> Option<&'static mut Slot> {
                 keep(slot, true);
                 return None;
             }
-            memory::next_generation();
+            translations::next_generation();
             slot
         }
     };
     KEPT_BYTES.fetch_sub(taken.extent(), Ordering::Relaxed);
     // Another vCPU may have changed its mappings since this one last flushed.
-    memory::catch_up();
+    translations::catch_up();
     Some(taken)
 }
 

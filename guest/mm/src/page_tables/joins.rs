@@ -228,8 +228,8 @@ impl<M: TableMemory> PageTables<'_, M> {
 
     /// Notes which tables were taken out of use up to now. Whoever then makes every vCPU flush, and waits until all have, may
     /// [`recycle_tables`](Self::recycle_tables). One caller at a time for both.
-    pub fn seal_tables(&self) {
-        self.retired.seal();
+    pub fn seal_tables(&self) -> bool {
+        self.retired.seal()
     }
 
     /// Makes the tables that were noted by [`seal_tables`](Self::seal_tables) available again; returns how many. Until then at most

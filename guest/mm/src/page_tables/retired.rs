@@ -54,14 +54,18 @@ impl Retired {
         self.places.iter().find(free).map(Place)
     }
 
-    pub(super) fn seal(&self) {
+    /// Returns whether any table waits to be recycled.
+    pub(super) fn seal(&self) -> bool {
+        let mut any = false;
         for place in &self.places {
             let word = place.load(Ordering::Acquire);
             if word & STATE == FRESH {
                 // Only who seals changes a word in this state.
                 place.store(word & !STATE | SEALED, Ordering::SeqCst);
             }
+            any |= word & STATE != 0;
         }
+        any
     }
 
     /// Puts the tables that were sealed into the pool; returns how many.

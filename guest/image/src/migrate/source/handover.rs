@@ -88,7 +88,7 @@ impl SourceAgent {
         }
         self.report.parked_ns = self.since_park();
         let whole = matches!(self.mode(), Mode::StopAndCopy | Mode::PostCopy);
-        all.begin(if whole { Duty::CollectAll } else { Duty::CollectLast });
+        all.begin(if whole { Duty::CollectWhole } else { Duty::CollectLast });
         tell(MoveEvent::Parked, 0, &[]);
         drop(all);
         wake_for_lanes();

@@ -18,6 +18,7 @@ use super::{Next, pace, tell, tell_failure, wakes_at};
 use crate::agent::agent_static;
 use crate::arch::clock;
 use crate::sealed::{self, Random};
+use crate::translations;
 use crate::{link, memory, sched, wasm};
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
@@ -93,11 +94,18 @@ enum Course {
 }
 
 enum Phase {
-    Collecting,
-    /// Every vCPU flushes the translations of what was marked.
+    /// About to collect, once nobody reads the last list of translations any more.
+    ToCollect {
+        duty: Duty,
+        goes_on: bool,
+        bumped_ns: u64,
+    },
+    Collecting(Duty),
+    /// Every vCPU flushes the translations of what was marked. Then collecting goes on, if it is not over.
     Flushing {
         generation: u64,
         bumped_ns: u64,
+        then: Option<Duty>,
     },
     Sending,
     /// Tasks run, and nothing is done: see [`scouting`].
@@ -106,6 +114,13 @@ enum Phase {
     },
     /// Tasks run, and nothing is done before the destination is ready.
     Waiting,
+}
+
+impl Phase {
+    /// Whether what it waits for is done by vCPUs at their next safe point.
+    fn is_for_flushes(&self) -> bool {
+        matches!(self, Phase::ToCollect { .. } | Phase::Flushing { .. })
+    }
 }
 
 /// The source of one migration.
@@ -276,7 +291,9 @@ impl SourceAgent {
         }
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         let asked = window.move_word(MoveWord::Cancel) != 0 && self.may_cancel();
-        let waits = matches!(self.course, Course::Parking(_) | Course::Round(Phase::Flushing { .. }));
+        let flushes = Phase::is_for_flushes;
+        let waits = matches!(&self.course, Course::Parking(_))
+            || matches!(&self.course, Course::Round(phase) if flushes(phase));
         for port in self.fetch.iter_mut().flatten() {
             channels::announce_sleep(port.number(), port.channel().pending() != 0);
         }
@@ -417,8 +434,7 @@ impl SourceAgent {
                 if let Some(Source::Copying(copying)) = &mut self.state
                     && copying.begin_round().is_ok()
                 {
-                    all.begin(Duty::CollectAll);
-                    self.course = Course::Round(Phase::Collecting);
+                    self.collect(Duty::CollectAll, false);
                 }
             }
         }
@@ -454,18 +470,23 @@ impl SourceAgent {
                 }
                 Ok(self.destination_is_ready)
             }
-            Course::Round(Phase::Flushing { generation, bumped_ns }) => {
-                if memory::settled() >= *generation {
-                    memory::space().recycle_tables();
-                    if self.has_scouted() {
-                        self.decide();
-                    }
+            Course::Round(Phase::ToCollect { duty, goes_on, bumped_ns }) => {
+                hurry(bumped_ns);
+                let (duty, goes_on) = (*duty, *goes_on);
+                self.begin_collecting(duty, goes_on);
+                Ok(true)
+            }
+            Course::Round(Phase::Flushing { generation, bumped_ns, then }) => {
+                if translations::settled() < *generation {
+                    hurry(bumped_ns);
                     return Ok(true);
                 }
-                let now = clock::monotonic_ns();
-                if now.saturating_sub(*bumped_ns) > REBUMP_NS {
-                    *bumped_ns = now;
-                    wasm::bump_epoch();
+                let then = *then;
+                memory::space().recycle_tables();
+                match then {
+                    Some(duty) => self.collect(duty, true),
+                    None if self.has_scouted() => self.decide(),
+                    None => {}
                 }
                 Ok(true)
             }
@@ -487,7 +508,7 @@ impl SourceAgent {
                 }
                 let Some(all) = lanes::claim_all() else { return Ok(true) };
                 match self.course {
-                    Course::Round(Phase::Collecting) => self.collected(all),
+                    Course::Round(Phase::Collecting(duty)) => self.collected(all, duty),
                     Course::Round(_) => self.sent(all),
                     _ => return self.last_round(all),
                 }
@@ -570,6 +591,15 @@ impl SourceAgent {
 const REBUMP_NS: u64 = 20_000;
 
 /// Lets workers that sleep help with the lanes.
+/// Brings running tasks to a safe point from time to time, for what every vCPU has to do there.
+fn hurry(bumped_ns: &mut u64) {
+    let now = clock::monotonic_ns();
+    if now.saturating_sub(*bumped_ns) > REBUMP_NS {
+        *bumped_ns = now;
+        wasm::bump_epoch();
+    }
+}
+
 fn wake_for_lanes() {
     sched::wake_helpers(lanes::ready().saturating_sub(1));
 }

@@ -4,7 +4,7 @@ use super::{Course, Hold, Phase, SourceAgent, wake_for_lanes};
 use crate::arch::clock;
 use crate::migrate::lanes::{self, Duty};
 use crate::migrate::{tell, wakes_at};
-use crate::{memory, wasm};
+use crate::{memory, translations, wasm};
 use nacre_abi::migrate::{MoveEvent, MoveProgress};
 use nacre_migrate::Source;
 use nacre_migrate::flow::{Decision, Measured, Mode, decide};
@@ -13,14 +13,40 @@ use nacre_migrate::flow::{Decision, Measured, Mode, decide};
 const WAIT_NS: u64 = 5_000_000;
 
 impl SourceAgent {
-    /// Everything that changed is marked: whatever is written from now on must be seen the next time.
-    pub(super) fn collected(&mut self, all: lanes::AllLanes) {
+    /// Collects, from the beginning or where it stopped to have translations forgotten.
+    pub(super) fn collect(&mut self, duty: Duty, goes_on: bool) {
+        self.course = Course::Round(Phase::ToCollect { duty, goes_on, bumped_ns: clock::monotonic_ns() });
+    }
+
+    pub(super) fn begin_collecting(&mut self, duty: Duty, goes_on: bool) {
+        if !translations::all().begin(translations::settled) {
+            return;
+        }
+        let Some(mut all) = lanes::claim_all() else { return };
+        if goes_on {
+            all.go_on(duty);
+        } else {
+            all.begin(duty);
+        }
         drop(all);
-        memory::space().seal_tables();
-        memory::next_generation();
-        let (generation, bumped_ns) = (memory::generation(), clock::monotonic_ns());
+        self.course = Course::Round(Phase::Collecting(duty));
+        wake_for_lanes();
+    }
+
+    /// What changed is marked, in all regions or some: whatever is written from now on must be seen the next time.
+    pub(super) fn collected(&mut self, mut all: lanes::AllLanes, duty: Duty) {
+        let has_retired = memory::space().seal_tables();
+        let is_listed = all.list_is_enough() && !has_retired;
+        let goes_on = !all.have_collected_all();
+        drop(all);
+        match is_listed {
+            true => translations::next_listed(),
+            false => translations::next_generation(),
+        }
+        let (generation, bumped_ns) = (translations::generation(), clock::monotonic_ns());
         wasm::bump_epoch();
-        self.course = Course::Round(Phase::Flushing { generation, bumped_ns });
+        let then = goes_on.then_some(duty);
+        self.course = Course::Round(Phase::Flushing { generation, bumped_ns, then });
     }
 
     /// Another round, or the hand-over.
@@ -90,10 +116,8 @@ impl SourceAgent {
         if let Some(Source::Copying(copying)) = &mut self.state
             && copying.begin_round().is_ok()
         {
-            all.begin(Duty::Collect);
             drop(all);
-            self.course = Course::Round(Phase::Collecting);
-            wake_for_lanes();
+            self.collect(Duty::Collect, false);
         } else {
             self.wants_cancel = true;
         }

@@ -46,10 +46,8 @@ impl SourceAgent {
                     / u128::from(ASSUMED_BANDWIDTH.min(self.order.bandwidth).max(1));
                 let looks = (first_round_ns / u128::from(LOOK_NS)) as u64;
                 if written.saturating_mul(looks) > regions / 4 {
-                    all.begin(Duty::SplitAll);
                     drop(all);
-                    self.course = Course::Round(Phase::Collecting);
-                    super::wake_for_lanes();
+                    self.collect(Duty::SplitAll, false);
                 }
                 Scouting::Over
             }
@@ -60,11 +58,7 @@ impl SourceAgent {
 
     /// The time to look is over.
     pub(super) fn look(&mut self) {
-        let Some(mut all) = lanes::claim_all() else { return };
         wakes_at(0);
-        all.begin(Duty::Collect);
-        drop(all);
-        self.course = Course::Round(Phase::Collecting);
-        super::wake_for_lanes();
+        self.collect(Duty::Collect, false);
     }
 }
