@@ -37,11 +37,10 @@ pub const TENANT_IMAGE_VA: u64 = IMAGE_VA + LARGE_PAGE_BYTES;
 /// What is looked through for pages that changed.
 const RANGES: [(u64, u64); 2] = [(TENANT_IMAGE_VA, IMAGE_VA_END), (HEAP_VA, TENANT_VA_END)];
 
-/// Regions that one collection changes at most, on all lanes, before every vCPU forgets translations: that takes 50 us for each
-/// where tables are shadowed, and nothing else runs meanwhile.
-const CHANGES_AT_ONCE: u64 = 128;
-/// Pages whose translations cost as much to forget one by one as all of one region's.
-const PAGES_PER_REGION: u64 = 32;
+/// Regions that are changed on all lanes before every vCPU forgets all translations, and pages before it forgets those: nothing else
+/// runs there meanwhile, and where tables are shadowed that takes 50 us for each region, or 4 us for each page.
+const REGIONS_AT_ONCE: u64 = 128;
+const PAGES_AT_ONCE: u64 = 1024;
 /// Regions of 2 MiB that one step looks at, bytes that it seals or opens.
 const REGIONS_PER_STEP: usize = 64;
 const BYTES_PER_STEP: usize = 256 << 10;
@@ -102,9 +101,11 @@ pub struct LaneWork {
     /// Regions of 2 MiB that the last collection looked at, and those of them that it showed as large pages.
     regions: u64,
     shown_large: u64,
-    /// Regions that it changed since translations were last forgotten, and whether they are not all listed.
+    /// Regions that it changed since translations were last forgotten, and whether something of them is not listed.
     changed: u64,
     unlisted: bool,
+    /// Whether pages are listed, for their translations to be forgotten one by one.
+    lists: bool,
     /// Bytes of pages that travelled.
     pub bytes: u64,
     /// Bytes of pages that were listed as outstanding.
@@ -223,6 +224,15 @@ impl AllLanes {
         self.go_on(duty);
     }
 
+    /// From here on collections list pages, or not: worth it if few pages of a region were written.
+    pub fn list_pages(&mut self, lists: bool) {
+        for lane in 0..LANES.len() {
+            if let Some(work) = self.work(lane) {
+                work.lists = lists;
+            }
+        }
+    }
+
     /// Has all lanes go on with a duty that they have not wholly done.
     pub fn go_on(&mut self, duty: Duty) {
         let mut on_duty = 0;
@@ -261,15 +271,9 @@ impl AllLanes {
         (0..LANES.len()).all(|lane| self.work(lane).is_none_or(|work| work.range == RANGES.len()))
     }
 
-    /// Whether forgetting the listed translations is enough after what was collected, and cheaper than all.
+    /// Whether all that was collected is listed.
     pub fn list_is_enough(&mut self) -> bool {
-        let (mut changed, mut unlisted) = (0, false);
-        for lane in 0..LANES.len() {
-            if let Some(work) = self.work(lane) {
-                (changed, unlisted) = (changed + work.changed, unlisted | work.unlisted);
-            }
-        }
-        !unlisted && translations::all().listed() <= changed * PAGES_PER_REGION
+        (0..LANES.len()).all(|lane| self.work(lane).is_none_or(|work| !work.unlisted))
     }
 
     /// Bytes of pages that travelled on all lanes.
@@ -438,6 +442,7 @@ impl LaneWork {
             shown_large: 0,
             changed: 0,
             unlisted: false,
+            lists: false,
             bytes: 0,
             listed: 0,
         }
@@ -479,7 +484,7 @@ impl LaneWork {
         let space = memory::space();
         let tasks_run = !matches!(duty, Duty::CollectLast | Duty::CollectWhole);
         for _ in 0..REGIONS_PER_STEP {
-            if tasks_run && self.changed >= CHANGES_AT_ONCE / self.lanes as u64 {
+            if tasks_run && self.has_changed_enough() {
                 return Ok(Outcome::Done);
             }
             let Some((_, end)) = RANGES.get(self.range) else { return Ok(Outcome::Done) };
@@ -503,7 +508,7 @@ impl LaneWork {
             let (mut marked, mut shown_large) = (Ok(()), 0);
             let flush = space.collect_region(region, how, &mut |mapping| {
                 let Leaf::Present { perms, .. } = mapping.leaf else { return };
-                if tasks_run && mapping.size == Size::Small {
+                if tasks_run && self.lists && mapping.size == Size::Small {
                     translations::all().list(mapping.start.0);
                 }
                 // Text and constants are in every CVM of this image.
@@ -523,9 +528,18 @@ impl LaneWork {
             marked?;
             self.shown_large += shown_large;
             self.changed += u64::from(flush == Flush::Needed);
-            self.unlisted |= flush == Flush::Needed && (shown_large != 0 || duty == Duty::SplitAll);
+            let all_small = shown_large == 0 && duty != Duty::SplitAll;
+            self.unlisted |= flush == Flush::Needed && !(self.lists && all_small);
         }
         Ok(Outcome::Moved)
+    }
+
+    /// Whether translations are to be forgotten before more is changed.
+    fn has_changed_enough(&self) -> bool {
+        match self.lists {
+            true => translations::all().listed() >= PAGES_AT_ONCE,
+            false => self.changed >= REGIONS_AT_ONCE / self.lanes as u64,
+        }
     }
 
     /// Seals what comes next and writes it. `lists` leaves what can wait outstanding.

@@ -12,6 +12,9 @@ use nacre_migrate::flow::{Decision, Measured, Mode, decide};
 /// After how long one looks again what was written, while the destination is not ready, in nanoseconds.
 const WAIT_NS: u64 = 5_000_000;
 
+/// Pages of a region whose translations are forgotten sooner one by one than with all others.
+const SPARSE_PAGES: u64 = 4;
+
 impl SourceAgent {
     /// Collects, from the beginning or where it stopped to have translations forgotten.
     pub(super) fn collect(&mut self, duty: Duty, goes_on: bool) {
@@ -26,6 +29,9 @@ impl SourceAgent {
         if goes_on {
             all.go_on(duty);
         } else {
+            // About as much as the last time, or less.
+            let (pages, regions) = (self.dirty_before / nacre_abi::PAGE_BYTES, all.regions().0);
+            all.list_pages(self.report.rounds > 1 && pages < regions * SPARSE_PAGES);
             all.begin(duty);
         }
         drop(all);
