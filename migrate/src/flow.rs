@@ -7,11 +7,11 @@
 //!
 //! - In `hybrid` the downtime does not depend on `B`, because the remainder is fetched after the hand-over. What does is the window
 //!   after Commit in which a crash of either side loses the service, and how many tasks wait for pages: both are
-//!   proportional to `B`. So rounds go on while each makes `B` smaller by a quarter at least: then the sum of all further
-//!   rounds is at most four times `B`. That is so if `d/b < 3/4`, but for what a round costs besides: looking for what was written, and the flush,
-//!   in which tasks stand still. Pages are written meanwhile too, so `B` does not fall below what is written in that time, and it is compared
-//!   with what the round began with. And they end when `B` is what the connection carries in 2 ms: then
-//!   another round costs about as much time as two round trips and the parking itself.
+//!   proportional to `B`. So rounds go on while `d/b < 3/4`: then the sum of all further
+//!   rounds is at most four times `B`. Looking for what was written and having translations forgotten costs a round time besides, and pages are written
+//!   meanwhile too, so `B` does not fall below what is written in that time: when two rounds in a row have hardly made it smaller, that is
+//!   reached. And they end when `B` is what the connection carries in 1 ms: then another round costs about as much time as
+//!   two round trips and the parking itself.
 //! - In `pre-copy` everything is sent while tasks are parked, so `B/b` is downtime: rounds go on until that is what the caller
 //!   wants, or until a round stops paying.
 //! - In both, no more than 30 rounds and no more than three times the memory: a rate that swings could go on for ever.
@@ -50,8 +50,8 @@ pub struct Measured {
     pub sent_bytes: u64,
     /// Bytes that are dirty now.
     pub dirty_bytes: u64,
-    /// Bytes that were dirty when the last round began.
-    pub dirty_bytes_before: u64,
+    /// Rounds in a row that have [hardly shrunk](hardly_shrinks) what was dirty.
+    pub idle_rounds: u32,
     /// Bytes that became dirty, per second, over the last round.
     pub dirty_rate: u64,
     /// Bytes that were carried, per second, over the last round.
@@ -89,7 +89,14 @@ pub const MAX_ROUNDS: u32 = 30;
 /// What is sent in all, in multiples of the memory.
 pub const MAX_SENT: u64 = 3;
 /// In `hybrid`, the remainder that is small enough, as time on the connection.
-pub const SMALL_ENOUGH: Duration = Duration::from_millis(2);
+pub const SMALL_ENOUGH: Duration = Duration::from_millis(1);
+/// Rounds in a row that may hardly shrink what is dirty: what one leaves swings a little.
+pub const IDLE_ROUNDS: u32 = 2;
+
+/// Whether a round that began with so many dirty bytes has hardly made them fewer.
+pub const fn hardly_shrinks(before: u64, dirty_bytes: u64) -> bool {
+    dirty_bytes >= before - before / 16
+}
 
 /// Whether another round pays. See the module's documentation.
 pub fn decide(mode: Mode, measured: &Measured) -> Decision {
@@ -106,7 +113,7 @@ pub fn decide(mode: Mode, measured: &Measured) -> Decision {
     let in_goal = u128::from(bandwidth) * goal.as_nanos() / 1_000_000_000;
     if u128::from(dirty_bytes) <= in_goal {
         Decision::HandOver(Why::SmallEnough)
-    } else if mostly(dirty_rate, bandwidth) || mostly(dirty_bytes, measured.dirty_bytes_before) {
+    } else if mostly(dirty_rate, bandwidth) || measured.idle_rounds >= IDLE_ROUNDS {
         Decision::HandOver(Why::NotShrinking)
     } else if rounds >= MAX_ROUNDS {
         Decision::HandOver(Why::Rounds)

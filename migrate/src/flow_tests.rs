@@ -8,7 +8,7 @@ fn measured() -> Measured {
         memory_bytes: 4 * GIB,
         sent_bytes: 5 * GIB,
         dirty_bytes: GIB / 4,
-        dirty_bytes_before: GIB,
+        idle_rounds: IDLE_ROUNDS - 1,
         dirty_rate: GIB / 8,
         bandwidth: GIB,
         downtime_goal: Duration::from_millis(100),
@@ -33,9 +33,9 @@ fn rounds_go_on_while_they_pay() {
         for (dirty_rate, pays) in [(GIB / 4 * 3 - 1, true), (GIB / 4 * 3, false), (u64::MAX, false)] {
             let expected = if pays { Decision::AnotherRound } else { Decision::HandOver(Why::NotShrinking) };
             assert_eq!(decide(mode, &Measured { dirty_rate, ..measured() }), expected);
-            let dirty_bytes = dirty_rate;
-            assert_eq!(decide(mode, &Measured { dirty_bytes, ..measured() }), expected);
         }
+        let idle = Measured { idle_rounds: IDLE_ROUNDS, ..measured() };
+        assert_eq!(decide(mode, &idle), Decision::HandOver(Why::NotShrinking));
     }
 }
 
@@ -43,9 +43,9 @@ fn rounds_go_on_while_they_pay() {
 fn little_enough_is_handed_over() {
     let at = |mode, dirty_bytes| decide(mode, &Measured { dirty_bytes, ..measured() });
     let small = Decision::HandOver(Why::SmallEnough);
-    // 2 ms and 100 ms of 1 GiB per second.
-    assert_eq!(at(Mode::Hybrid, GIB / 500), small);
-    assert_eq!(at(Mode::Hybrid, GIB / 500 + 1), Decision::AnotherRound);
+    // 1 ms and 100 ms of 1 GiB per second.
+    assert_eq!(at(Mode::Hybrid, GIB / 1000), small);
+    assert_eq!(at(Mode::Hybrid, GIB / 1000 + 1), Decision::AnotherRound);
     assert_eq!(at(Mode::PreCopy, GIB / 10), small);
     assert_eq!(at(Mode::PreCopy, GIB / 10 + 1), Decision::AnotherRound);
 }
@@ -72,12 +72,12 @@ fn rounds_end_whatever_is_measured() {
             rounds: now.rounds + 1,
             sent_bytes: now.sent_bytes + now.dirty_bytes,
             dirty_bytes: now.dirty_bytes / 2,
-            dirty_bytes_before: now.dirty_bytes,
+            idle_rounds: 0,
             ..now
         };
     }
     assert_eq!(decide(Mode::Hybrid, &now), Decision::HandOver(Why::SmallEnough));
-    assert_eq!(now.rounds, 11);
+    assert_eq!(now.rounds, 12);
 }
 
 #[test]
@@ -87,17 +87,14 @@ fn what_a_round_costs_besides_ends_them_early() {
     let mut now = Measured {
         rounds: 1,
         dirty_bytes: 2 * GIB,
-        dirty_bytes_before: 4 * GIB,
+        idle_rounds: 0,
         dirty_rate: GIB / 2,
         ..measured()
     };
     while decide(Mode::Hybrid, &now) == Decision::AnotherRound {
-        now = Measured {
-            rounds: now.rounds + 1,
-            dirty_bytes: cost(now.dirty_bytes),
-            dirty_bytes_before: now.dirty_bytes,
-            ..now
-        };
+        let left = cost(now.dirty_bytes);
+        let idle_rounds = if hardly_shrinks(now.dirty_bytes, left) { now.idle_rounds + 1 } else { 0 };
+        now = Measured { rounds: now.rounds + 1, dirty_bytes: left, idle_rounds, ..now };
     }
     assert_eq!(decide(Mode::Hybrid, &now), Decision::HandOver(Why::NotShrinking));
     // Any number of rounds would come to a twentieth.

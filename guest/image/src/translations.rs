@@ -49,7 +49,7 @@ pub fn catch_up() {
     match owed {
         Owed::Nothing => return,
         Owed::All => arch::flush_tlb(),
-        Owed::Pages(pages) => arch::flush_pages(pages),
+        Owed::Pages(pages) => pages.into_iter().for_each(arch::flush_pages),
     }
     FLUSHES.fetch_add(1, Ordering::Relaxed);
     // After the flush: whoever sees it may use the addresses again.

@@ -6,7 +6,7 @@
 //! shadows page tables, forgetting everything has it look again at every table that was changed (measured: 50 us for each, 100 ms for 4 GiB).
 //!
 //! Each vCPU publishes what it has flushed, or that it sleeps (and touches nothing): see [`owed`](Translations::owed). There is one
-//! who lists, and lists are taken back only when all others have flushed:
+//! who lists. The list is a ring; its oldest part is overwritten once all others have flushed, and who slept through it forgets everything:
 //!
 //! ```text
 //! lister   [begin] ------> list* ------> [next_listed] ----.      [next], by anybody: all has to be forgotten
@@ -16,22 +16,22 @@
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// Generations that one list can speak of.
-const STEPS: u64 = 16;
+/// Generations that the list can speak of.
+const STEPS: u64 = 64;
 /// Pages are forgotten in groups of so many: each generation's are filled up with one of them.
 pub const GROUP: u64 = 8;
 /// Beside a generation's number: what was taken away since [`Translations::base`] is listed.
 const LISTED: u64 = 1;
 
-/// The generations, and the list of up to `N` pages, a multiple of [`GROUP`].
+/// The generations, and the list of up to `N` pages, a multiple of four [`GROUP`]s: a fourth of them in one generation.
 pub struct Translations<const N: usize> {
     /// Number of the generation times two, and [`LISTED`].
     now: AtomicU64,
     /// The list has all that was taken away after this generation.
     base: AtomicU64,
-    /// Where the pages of a generation begin, by its number modulo [`STEPS`].
+    /// Where the pages of a generation begin, by its number modulo [`STEPS`]: counted from the very first, and in the list modulo `N`.
     starts: [AtomicU64; STEPS as usize],
-    /// Entries in use; more than `N` if there was no room.
+    /// Where the next page goes.
     used: AtomicU64,
     pages: [AtomicU64; N],
 }
@@ -42,7 +42,7 @@ pub enum Owed<'t> {
     /// Nothing.
     Nothing,
     /// The translations of these addresses, in whole groups of [`GROUP`].
-    Pages(&'t [AtomicU64]),
+    Pages([&'t [AtomicU64]; 2]),
     /// All.
     All,
 }
@@ -54,9 +54,12 @@ impl<const N: usize> Default for Translations<N> {
 }
 
 impl<const N: usize> Translations<N> {
+    /// Pages of one generation at most.
+    const AT_ONCE: u64 = N as u64 / 4;
+
     /// Generation 0.
     pub const fn new() -> Translations<N> {
-        assert!(N as u64 % GROUP == 0, "whole groups");
+        assert!((N as u64).is_multiple_of(4 * GROUP), "whole groups");
         Translations {
             now: AtomicU64::new(0),
             base: AtomicU64::new(0),
@@ -74,42 +77,49 @@ impl<const N: usize> Translations<N> {
     /// Something was taken away that is in no list.
     pub fn next(&self) {
         let mut now = self.now.load(Ordering::SeqCst);
-        while let Err(found) =
-            self.now.compare_exchange(now, (now & !LISTED) + 2, Ordering::SeqCst, Ordering::SeqCst)
-        {
+        while let Err(found) = self.now.compare_exchange(
+            now,
+            (now & !LISTED) + 2,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        ) {
             now = found;
         }
     }
 
     /// Before pages are listed. `settled` is the generation that all have flushed who do not sleep. False if somebody may still be
-    /// reading the list: try again later.
+    /// reading what is overwritten next: try again later.
     ///
     /// Calls of this, [`list`](Self::list) and [`next_listed`](Self::next_listed) belong to one lister; pages may be listed by several at once.
     #[must_use]
     pub fn begin(&self, settled: impl Fn() -> u64) -> bool {
         let now = self.now.load(Ordering::SeqCst);
-        let (number, used) = (now / 2, self.used.load(Ordering::Relaxed));
-        let steps = number - self.base.load(Ordering::Relaxed);
-        if now & LISTED != 0 && used <= N as u64 / 2 && steps + 2 < STEPS {
-            return true;
+        let (number, used) = (now / 2, self.used.load(Ordering::Relaxed).next_multiple_of(GROUP));
+        let mut base = match now & LISTED {
+            0 => number,
+            _ => self.base.load(Ordering::Relaxed),
+        };
+        let begins = |generation| self.start(generation).load(Ordering::Relaxed);
+        while base < number
+            && (number + 2 - base >= STEPS || used + Self::AT_ONCE - begins(base + 1) > N as u64)
+        {
+            base += 1;
         }
-        // From here on nobody begins to read; whoever has begun says that it is behind.
-        let taken_back =
-            self.now.compare_exchange(now, now & !LISTED, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        if !taken_back || settled() < number {
+        // From here on nobody begins to read what is older; whoever has begun says that it is behind.
+        self.base.store(base, Ordering::SeqCst);
+        if settled() < number {
             return false;
         }
-        self.base.store(number, Ordering::Relaxed);
-        self.used.store(0, Ordering::Relaxed);
-        self.start(number + 1).store(0, Ordering::Relaxed);
+        self.used.store(used, Ordering::Relaxed);
+        self.start(number + 1).store(used, Ordering::Relaxed);
         true
     }
 
     /// The translation of the page at this address has to be forgotten, and nothing else of what was changed there.
     pub fn list(&self, address: u64) {
         let place = self.used.fetch_add(1, Ordering::Relaxed);
-        if let Some(page) = self.pages.get(place as usize) {
-            page.store(address, Ordering::Relaxed);
+        if place - self.start(self.generation() + 1).load(Ordering::Relaxed) < Self::AT_ONCE {
+            self.pages[place as usize % N].store(address, Ordering::Relaxed);
         }
     }
 
@@ -121,23 +131,23 @@ impl<const N: usize> Translations<N> {
 
     /// All that was taken away was listed: the next generation. If there was no room, it is as [`next`](Self::next).
     pub fn next_listed(&self) {
-        let used = self.used.load(Ordering::Relaxed);
-        let end = used.next_multiple_of(GROUP);
-        if end > N as u64 {
-            return self.next();
-        }
-        let last = used.checked_sub(1).map_or(0, |last| self.pages[last as usize].load(Ordering::Relaxed));
-        for page in &self.pages[used as usize..end as usize] {
-            page.store(last, Ordering::Relaxed);
-        }
-        self.used.store(end, Ordering::Relaxed);
         let now = self.now.load(Ordering::SeqCst);
         let number = now / 2;
-        self.start(number + 2).store(end, Ordering::Relaxed);
+        let (start, used) = (self.start(number + 1).load(Ordering::Relaxed), self.used.load(Ordering::Relaxed));
+        let end = used.next_multiple_of(GROUP);
+        // Somebody may have taken away something else meanwhile, or there was no room.
         let goes_on = now & LISTED != 0 || self.base.load(Ordering::Relaxed) == number;
+        if !goes_on || used.saturating_sub(start) > Self::AT_ONCE {
+            return self.next();
+        }
+        let last = used.checked_sub(1).map_or(0, |last| self.pages[last as usize % N].load(Ordering::Relaxed));
+        for place in used..end {
+            self.pages[place as usize % N].store(last, Ordering::Relaxed);
+        }
+        self.used.store(end, Ordering::Relaxed);
+        self.start(number + 2).store(end, Ordering::Relaxed);
         let listed = (number + 1) << 1 | LISTED;
-        if !goes_on || self.now.compare_exchange(now, listed, Ordering::SeqCst, Ordering::SeqCst).is_err() {
-            // Somebody took away something else meanwhile.
+        if self.now.compare_exchange(now, listed, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             self.next();
         }
     }
@@ -150,12 +160,17 @@ impl<const N: usize> Translations<N> {
         if flushed == number {
             return (number, Owed::Nothing);
         }
-        if now & LISTED == 0 || flushed < self.base.load(Ordering::Relaxed) {
+        if now & LISTED == 0 || flushed < self.base.load(Ordering::SeqCst) {
             return (number, Owed::All);
         }
-        let start = self.start(flushed + 1).load(Ordering::Relaxed) as usize;
-        let end = self.start(number + 1).load(Ordering::Relaxed) as usize;
-        (number, self.pages.get(start..end).map_or(Owed::All, Owed::Pages))
+        let start = self.start(flushed + 1).load(Ordering::Relaxed);
+        let pages = self.start(number + 1).load(Ordering::Relaxed).saturating_sub(start) as usize;
+        if pages > N {
+            return (number, Owed::All);
+        }
+        let start = start as usize % N;
+        let first = pages.min(N - start);
+        (number, Owed::Pages([&self.pages[start..start + first], &self.pages[..pages - first]]))
     }
 
     fn start(&self, generation: u64) -> &AtomicU64 {
@@ -180,7 +195,7 @@ mod tests {
 
     /// What each vCPU may have cached of each page: which version of its entry.
     struct World {
-        translations: Translations<32>,
+        translations: Translations<64>,
         vcpus: [Vcpu; VCPUS],
         cached: [BTreeMap<u64, u64>; VCPUS],
         versions: BTreeMap<u64, u64>,
@@ -211,8 +226,8 @@ mod tests {
                 Owed::Nothing => {}
                 Owed::All => self.cached[vcpu].clear(),
                 Owed::Pages(pages) => {
-                    assert_eq!(pages.len() as u64 % GROUP, 0);
-                    for page in pages {
+                    assert!(pages.iter().all(|pages| (pages.len() as u64).is_multiple_of(GROUP)));
+                    for page in pages.into_iter().flatten() {
                         self.cached[vcpu].remove(&page.load(Ordering::Relaxed));
                     }
                 }
@@ -322,47 +337,62 @@ mod tests {
         }
     }
 
+    fn list<const N: usize>(translations: &Translations<N>, pages: impl IntoIterator<Item = u64>) {
+        assert!(translations.begin(|| translations.generation()));
+        pages.into_iter().for_each(|page| translations.list(page));
+        translations.next_listed();
+    }
+
+    fn owed<const N: usize>(translations: &Translations<N>, flushed: u64) -> Option<Vec<u64>> {
+        match translations.owed(flushed).1 {
+            Owed::Nothing => Some(Vec::new()),
+            Owed::Pages(pages) => {
+                Some(pages.into_iter().flatten().map(|page| page.load(Ordering::Relaxed)).collect())
+            }
+            Owed::All => None,
+        }
+    }
+
     #[test]
     fn who_is_behind_by_lists_forgets_what_they_list() {
         let translations = Translations::<32>::new();
-        for (page, generation) in [(7, 1), (9, 2)] {
-            assert!(translations.begin(|| translations.generation()));
-            translations.list(page);
-            assert_eq!(translations.listed(), 1);
-            translations.next_listed();
-            assert_eq!(translations.generation(), generation);
-        }
-        let pages = |flushed| match translations.owed(flushed) {
-            (2, Owed::Pages(pages)) => pages.iter().map(|page| page.load(Ordering::Relaxed)).collect(),
-            _ => Vec::new(),
-        };
-        assert_eq!(pages(1), [9; 8]);
-        assert_eq!(pages(0), [[7; 8], [9; 8]].concat());
-        assert!(matches!(translations.owed(2), (2, Owed::Nothing)));
+        list(&translations, [7]);
+        list(&translations, [9]);
+        assert_eq!(owed(&translations, 1), Some([9; 8].into()));
+        assert_eq!(owed(&translations, 0), Some([[7; 8], [9; 8]].concat()));
+        assert_eq!(owed(&translations, 2), Some(Vec::new()));
         translations.next();
-        assert!(matches!(translations.owed(2), (3, Owed::All)));
+        assert_eq!((translations.generation(), owed(&translations, 2)), (3, None));
     }
 
     #[test]
     fn a_list_that_is_too_long_is_none() {
-        let translations = Translations::<8>::new();
-        assert!(translations.begin(|| 0));
-        (0..9).for_each(|page| translations.list(page));
-        translations.next_listed();
-        assert!(matches!(translations.owed(0), (1, Owed::All)));
+        let translations = Translations::<32>::new();
+        list(&translations, 0..8);
+        assert_eq!(owed(&translations, 0), Some((0..8).collect()));
+        list(&translations, 0..9);
+        assert_eq!(owed(&translations, 1), None);
+        list(&translations, 3..4);
+        assert_eq!((owed(&translations, 1), owed(&translations, 2)), (None, Some([3; 8].into())));
     }
 
     #[test]
-    fn a_list_is_not_taken_back_from_who_reads_it() {
-        let translations = Translations::<8>::new();
-        for _ in 0..STEPS {
-            let generation = translations.generation();
-            assert!(translations.begin(|| generation) || !translations.begin(|| generation - 1));
-            translations.list(1);
-            translations.next_listed();
+    fn the_oldest_pages_are_overwritten_and_who_slept_through_them_forgets_all() {
+        let translations = Translations::<32>::new();
+        for generation in 0..5 {
+            list(&translations, [generation]);
         }
-        let generation = translations.generation();
-        assert!(!translations.begin(|| generation - 1));
-        assert!(translations.begin(|| generation));
+        assert_eq!(owed(&translations, 0), None);
+        assert_eq!(owed(&translations, 1), Some([1, 2, 3, 4].map(|page| [page; 8]).concat()));
+    }
+
+    #[test]
+    fn nothing_is_overwritten_that_somebody_may_be_reading() {
+        let translations = Translations::<32>::new();
+        for generation in 0..4 {
+            list(&translations, [generation]);
+        }
+        assert!(!translations.begin(|| 1));
+        assert!(translations.begin(|| 4));
     }
 }

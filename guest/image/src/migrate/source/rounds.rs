@@ -7,13 +7,13 @@ use crate::migrate::{tell, wakes_at};
 use crate::{memory, translations, wasm};
 use nacre_abi::migrate::{MoveEvent, MoveProgress};
 use nacre_migrate::Source;
-use nacre_migrate::flow::{Decision, Measured, Mode, decide};
+use nacre_migrate::flow::{Decision, Measured, Mode, decide, hardly_shrinks};
 
 /// After how long one looks again what was written, while the destination is not ready, in nanoseconds.
 const WAIT_NS: u64 = 5_000_000;
 
-/// Pages of a region whose translations are forgotten sooner one by one than with all others.
-const SPARSE_PAGES: u64 = 4;
+/// Of which part of the memory translations are forgotten sooner one by one than with all others: up to 4 pages of each region.
+const SPARSE: u64 = 128;
 
 impl SourceAgent {
     /// Collects, from the beginning or where it stopped to have translations forgotten.
@@ -30,8 +30,8 @@ impl SourceAgent {
             all.go_on(duty);
         } else {
             // About as much as the last time, or less.
-            let (pages, regions) = (self.dirty_before / nacre_abi::PAGE_BYTES, all.regions().0);
-            all.list_pages(self.report.rounds > 1 && pages < regions * SPARSE_PAGES);
+            let memory_bytes = memory::frames().committed_pages().0 * nacre_abi::PAGE_BYTES;
+            all.list_pages(self.report.rounds > 1 && self.dirty_before < memory_bytes / SPARSE);
             all.begin(duty);
         }
         drop(all);
@@ -64,12 +64,16 @@ impl SourceAgent {
         self.dirty_rate = per_second(dirty, elapsed);
         self.collected_at_ns = now;
         let sent = all.bytes();
+        self.idle_rounds = match self.report.rounds > 0 && hardly_shrinks(self.dirty_before, dirty) {
+            true => self.idle_rounds + 1,
+            false => 0,
+        };
         let measured = Measured {
             rounds: self.report.rounds as u32,
             memory_bytes: memory::frames().committed_pages().0 * nacre_abi::PAGE_BYTES,
             sent_bytes: sent,
             dirty_bytes: dirty,
-            dirty_bytes_before: self.dirty_before,
+            idle_rounds: self.idle_rounds,
             dirty_rate: self.dirty_rate,
             bandwidth: self.bandwidth,
             downtime_goal: core::time::Duration::from_nanos(self.order.downtime_goal_ns),
