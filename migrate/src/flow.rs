@@ -10,7 +10,7 @@
 //!   proportional to `B`. So rounds go on while `d/b < 3/4`: then the sum of all further
 //!   rounds is at most four times `B`. Looking for what was written and having translations forgotten costs a round time besides, and pages are written
 //!   meanwhile too, so `B` does not fall below what is written in that time: when two rounds in a row have hardly made it smaller, that is
-//!   reached. And they end when `B` is what the connection carries in 1 ms: then another round costs about as much time as
+//!   reached; then the next one that is no larger than the smallest yet by a fourth is the last, because what is written in a round swings. And they end when `B` is what the connection carries in 1 ms: then another round costs about as much time as
 //!   two round trips and the parking itself.
 //! - In `pre-copy` everything is sent while tasks are parked, so `B/b` is downtime: rounds go on until that is what the caller
 //!   wants, or until a round stops paying.
@@ -50,8 +50,8 @@ pub struct Measured {
     pub sent_bytes: u64,
     /// Bytes that are dirty now.
     pub dirty_bytes: u64,
-    /// Rounds in a row that have [hardly shrunk](hardly_shrinks) what was dirty.
-    pub idle_rounds: u32,
+    /// Bytes that were dirty when fewest were, and the rounds since.
+    pub least: Least,
     /// Bytes that became dirty, per second, over the last round.
     pub dirty_rate: u64,
     /// Bytes that were carried, per second, over the last round.
@@ -90,12 +90,37 @@ pub const MAX_ROUNDS: u32 = 30;
 pub const MAX_SENT: u64 = 3;
 /// In `hybrid`, the remainder that is small enough, as time on the connection.
 pub const SMALL_ENOUGH: Duration = Duration::from_millis(1);
-/// Rounds in a row that may hardly shrink what is dirty: what one leaves swings a little.
+/// Rounds in a row that may leave hardly fewer dirty bytes than one before.
 pub const IDLE_ROUNDS: u32 = 2;
+/// The same, while one waits for a round that leaves about as few.
+pub const MOST_IDLE_ROUNDS: u32 = 10;
 
-/// Whether a round that began with so many dirty bytes has hardly made them fewer.
-pub const fn hardly_shrinks(before: u64, dirty_bytes: u64) -> bool {
-    dirty_bytes >= before - before / 16
+/// The round that left the fewest dirty bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Least {
+    dirty_bytes: u64,
+    /// Rounds since then, all of which left more, or hardly less.
+    idle_rounds: u32,
+}
+
+impl Least {
+    /// Before the first round.
+    pub const NONE: Least = Least { dirty_bytes: u64::MAX, idle_rounds: 0 };
+
+    /// After another round, which left so many.
+    #[must_use]
+    pub fn after(self, dirty_bytes: u64) -> Least {
+        let Least { dirty_bytes: least, idle_rounds } = self;
+        match dirty_bytes < least - least / 16 {
+            true => Least { dirty_bytes, idle_rounds: 0 },
+            false => Least { dirty_bytes: least.min(dirty_bytes), idle_rounds: idle_rounds + 1 },
+        }
+    }
+
+    fn is_reached(self, dirty_bytes: u64) -> bool {
+        let about_as_few = dirty_bytes <= self.dirty_bytes.saturating_add(self.dirty_bytes / 4);
+        self.idle_rounds >= MOST_IDLE_ROUNDS || self.idle_rounds >= IDLE_ROUNDS && about_as_few
+    }
 }
 
 /// Whether another round pays. See the module's documentation.
@@ -113,7 +138,7 @@ pub fn decide(mode: Mode, measured: &Measured) -> Decision {
     let in_goal = u128::from(bandwidth) * goal.as_nanos() / 1_000_000_000;
     if u128::from(dirty_bytes) <= in_goal {
         Decision::HandOver(Why::SmallEnough)
-    } else if mostly(dirty_rate, bandwidth) || measured.idle_rounds >= IDLE_ROUNDS {
+    } else if mostly(dirty_rate, bandwidth) || measured.least.is_reached(dirty_bytes) {
         Decision::HandOver(Why::NotShrinking)
     } else if rounds >= MAX_ROUNDS {
         Decision::HandOver(Why::Rounds)

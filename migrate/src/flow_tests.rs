@@ -8,7 +8,7 @@ fn measured() -> Measured {
         memory_bytes: 4 * GIB,
         sent_bytes: 5 * GIB,
         dirty_bytes: GIB / 4,
-        idle_rounds: IDLE_ROUNDS - 1,
+        least: Least { dirty_bytes: GIB, idle_rounds: IDLE_ROUNDS - 1 },
         dirty_rate: GIB / 8,
         bandwidth: GIB,
         downtime_goal: Duration::from_millis(100),
@@ -34,8 +34,14 @@ fn rounds_go_on_while_they_pay() {
             let expected = if pays { Decision::AnotherRound } else { Decision::HandOver(Why::NotShrinking) };
             assert_eq!(decide(mode, &Measured { dirty_rate, ..measured() }), expected);
         }
-        let idle = Measured { idle_rounds: IDLE_ROUNDS, ..measured() };
-        assert_eq!(decide(mode, &idle), Decision::HandOver(Why::NotShrinking));
+        let idle = |dirty_bytes, idle_rounds| {
+            let least = Least { dirty_bytes: GIB / 8, idle_rounds };
+            decide(mode, &Measured { dirty_bytes, least, ..measured() })
+        };
+        let over = Decision::HandOver(Why::NotShrinking);
+        assert_eq!(idle(GIB / 32 * 5, IDLE_ROUNDS), over);
+        assert_eq!(idle(GIB / 32 * 5 + 1, IDLE_ROUNDS), Decision::AnotherRound);
+        assert_eq!(idle(GIB, MOST_IDLE_ROUNDS), over);
     }
 }
 
@@ -65,14 +71,20 @@ fn nothing_goes_on_for_ever() {
 #[test]
 fn rounds_end_whatever_is_measured() {
     // A tenant that writes at half the bandwidth over all its memory: each round halves what is left.
-    let mut now =
-        Measured { rounds: 0, sent_bytes: 0, dirty_bytes: 4 * GIB, dirty_rate: GIB / 2, ..measured() };
+    let mut now = Measured {
+        rounds: 0,
+        sent_bytes: 0,
+        dirty_bytes: 4 * GIB,
+        dirty_rate: GIB / 2,
+        least: Least::NONE,
+        ..measured()
+    };
     while decide(Mode::Hybrid, &now) == Decision::AnotherRound {
         now = Measured {
             rounds: now.rounds + 1,
             sent_bytes: now.sent_bytes + now.dirty_bytes,
             dirty_bytes: now.dirty_bytes / 2,
-            idle_rounds: 0,
+            least: now.least.after(now.dirty_bytes / 2),
             ..now
         };
     }
@@ -84,21 +96,16 @@ fn rounds_end_whatever_is_measured() {
 fn what_a_round_costs_besides_ends_them_early() {
     // The same, but 50 ms of each round nothing is sent: what is written in that time stays.
     let cost = |bytes: u64| bytes / 2 + GIB / 40;
-    let mut now = Measured {
-        rounds: 1,
-        dirty_bytes: 2 * GIB,
-        idle_rounds: 0,
-        dirty_rate: GIB / 2,
-        ..measured()
-    };
+    let mut now =
+        Measured { rounds: 1, dirty_bytes: 2 * GIB, least: Least::NONE, dirty_rate: GIB / 2, ..measured() };
     while decide(Mode::Hybrid, &now) == Decision::AnotherRound {
         let left = cost(now.dirty_bytes);
-        let idle_rounds = if hardly_shrinks(now.dirty_bytes, left) { now.idle_rounds + 1 } else { 0 };
-        now = Measured { rounds: now.rounds + 1, dirty_bytes: left, idle_rounds, ..now };
+        let least = now.least.after(left);
+        now = Measured { rounds: now.rounds + 1, dirty_bytes: left, least, ..now };
     }
     assert_eq!(decide(Mode::Hybrid, &now), Decision::HandOver(Why::NotShrinking));
     // Any number of rounds would come to a twentieth.
-    assert_eq!((now.rounds, now.dirty_bytes / (GIB / 200)), (8, 13));
+    assert_eq!((now.rounds, now.dirty_bytes / (GIB / 200)), (12, 10));
 }
 
 #[test]

@@ -77,12 +77,9 @@ impl<const N: usize> Translations<N> {
     /// Something was taken away that is in no list.
     pub fn next(&self) {
         let mut now = self.now.load(Ordering::SeqCst);
-        while let Err(found) = self.now.compare_exchange(
-            now,
-            (now & !LISTED) + 2,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        ) {
+        while let Err(found) =
+            self.now.compare_exchange(now, (now & !LISTED) + 2, Ordering::SeqCst, Ordering::SeqCst)
+        {
             now = found;
         }
     }
@@ -133,14 +130,16 @@ impl<const N: usize> Translations<N> {
     pub fn next_listed(&self) {
         let now = self.now.load(Ordering::SeqCst);
         let number = now / 2;
-        let (start, used) = (self.start(number + 1).load(Ordering::Relaxed), self.used.load(Ordering::Relaxed));
+        let (start, used) =
+            (self.start(number + 1).load(Ordering::Relaxed), self.used.load(Ordering::Relaxed));
         let end = used.next_multiple_of(GROUP);
         // Somebody may have taken away something else meanwhile, or there was no room.
         let goes_on = now & LISTED != 0 || self.base.load(Ordering::Relaxed) == number;
         if !goes_on || used.saturating_sub(start) > Self::AT_ONCE {
             return self.next();
         }
-        let last = used.checked_sub(1).map_or(0, |last| self.pages[last as usize % N].load(Ordering::Relaxed));
+        let last =
+            used.checked_sub(1).map_or(0, |last| self.pages[last as usize % N].load(Ordering::Relaxed));
         for place in used..end {
             self.pages[place as usize % N].store(last, Ordering::Relaxed);
         }

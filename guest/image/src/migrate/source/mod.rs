@@ -27,7 +27,7 @@ use nacre_abi::message::{Header, Kind, NO_PROGRAM};
 use nacre_abi::migrate::{MAX_LANES, MoveEvent, MoveFailure, MoveMode, MoveReport, MoveWord, SendOrder};
 use nacre_abi::window::Window;
 use nacre_migrate::crypto::X25519Pair;
-use nacre_migrate::flow::Mode;
+use nacre_migrate::flow::{Least, Mode};
 use nacre_migrate::message::Reason;
 use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
 use nacre_migrate::source::Aborted;
@@ -144,7 +144,7 @@ pub struct SourceAgent {
     collected_at_ns: u64,
     sent_before: u64,
     dirty_before: u64,
-    idle_rounds: u32,
+    least: Least,
     bandwidth: u64,
     dirty_rate: u64,
     wants_cancel: bool,
@@ -201,7 +201,7 @@ impl SourceAgent {
             collected_at_ns: 0,
             sent_before: 0,
             dirty_before: 0,
-            idle_rounds: 0,
+            least: Least::NONE,
             bandwidth: 0,
             dirty_rate: 0,
             wants_cancel: false,

@@ -7,7 +7,7 @@ use crate::migrate::{tell, wakes_at};
 use crate::{memory, translations, wasm};
 use nacre_abi::migrate::{MoveEvent, MoveProgress};
 use nacre_migrate::Source;
-use nacre_migrate::flow::{Decision, Measured, Mode, decide, hardly_shrinks};
+use nacre_migrate::flow::{Decision, Measured, Mode, decide};
 
 /// After how long one looks again what was written, while the destination is not ready, in nanoseconds.
 const WAIT_NS: u64 = 5_000_000;
@@ -64,16 +64,13 @@ impl SourceAgent {
         self.dirty_rate = per_second(dirty, elapsed);
         self.collected_at_ns = now;
         let sent = all.bytes();
-        self.idle_rounds = match self.report.rounds > 0 && hardly_shrinks(self.dirty_before, dirty) {
-            true => self.idle_rounds + 1,
-            false => 0,
-        };
+        self.least = self.least.after(dirty);
         let measured = Measured {
             rounds: self.report.rounds as u32,
             memory_bytes: memory::frames().committed_pages().0 * nacre_abi::PAGE_BYTES,
             sent_bytes: sent,
             dirty_bytes: dirty,
-            idle_rounds: self.idle_rounds,
+            least: self.least,
             dirty_rate: self.dirty_rate,
             bandwidth: self.bandwidth,
             downtime_goal: core::time::Duration::from_nanos(self.order.downtime_goal_ns),
