@@ -296,10 +296,10 @@ mod tests {
                             world.cached[vcpu].entry(page).or_insert(version);
                         }
                     }
-                    Step::Begin if world.listing.is_none() => {
-                        if world.translations.begin(|| world.settled()) {
-                            world.listing = Some(Vec::new());
-                        }
+                    Step::Begin
+                        if world.listing.is_none() && world.translations.begin(|| world.settled()) =>
+                    {
+                        world.listing = Some(Vec::new());
                     }
                     Step::List(page) if world.listing.is_some() => {
                         world.change(page);
