@@ -10,7 +10,7 @@
 //!   proportional to `B`. So rounds go on while `d/b < 3/4`: then the sum of all further
 //!   rounds is at most four times `B`. Looking for what was written and having translations forgotten costs a round time besides, and pages are written
 //!   meanwhile too, so `B` does not fall below what is written in that time: when two rounds in a row have hardly made it smaller, that is
-//!   reached; then the next one that is no larger than the smallest yet by a fourth is the last, because what is written in a round swings. And they end when `B` is what the connection carries in 1 ms: then another round costs about as much time as
+//!   reached; then the next one that is no larger than the smallest yet by a fourth is the last, because what is written in a round swings. And they end when `B` is what the connection carries in 2 ms: then another round costs about as much time as
 //!   two round trips and the parking itself.
 //! - In `pre-copy` everything is sent while tasks are parked, so `B/b` is downtime: rounds go on until that is what the caller
 //!   wants, or until a round stops paying.
@@ -89,7 +89,7 @@ pub const MAX_ROUNDS: u32 = 30;
 /// What is sent in all, in multiples of the memory.
 pub const MAX_SENT: u64 = 3;
 /// In `hybrid`, the remainder that is small enough, as time on the connection.
-pub const SMALL_ENOUGH: Duration = Duration::from_millis(1);
+pub const SMALL_ENOUGH: Duration = Duration::from_millis(2);
 /// Rounds in a row that may leave hardly fewer dirty bytes than one before.
 pub const IDLE_ROUNDS: u32 = 2;
 /// The same, while one waits for a round that leaves about as few.

@@ -49,9 +49,9 @@ fn rounds_go_on_while_they_pay() {
 fn little_enough_is_handed_over() {
     let at = |mode, dirty_bytes| decide(mode, &Measured { dirty_bytes, ..measured() });
     let small = Decision::HandOver(Why::SmallEnough);
-    // 1 ms and 100 ms of 1 GiB per second.
-    assert_eq!(at(Mode::Hybrid, GIB / 1000), small);
-    assert_eq!(at(Mode::Hybrid, GIB / 1000 + 1), Decision::AnotherRound);
+    // 2 ms and 100 ms of 1 GiB per second.
+    assert_eq!(at(Mode::Hybrid, GIB / 500), small);
+    assert_eq!(at(Mode::Hybrid, GIB / 500 + 1), Decision::AnotherRound);
     assert_eq!(at(Mode::PreCopy, GIB / 10), small);
     assert_eq!(at(Mode::PreCopy, GIB / 10 + 1), Decision::AnotherRound);
 }
@@ -89,7 +89,7 @@ fn rounds_end_whatever_is_measured() {
         };
     }
     assert_eq!(decide(Mode::Hybrid, &now), Decision::HandOver(Why::SmallEnough));
-    assert_eq!(now.rounds, 12);
+    assert_eq!(now.rounds, 11);
 }
 
 #[test]

@@ -133,17 +133,9 @@ impl<'j> Journey<'j> {
             // Nobody listens after the end.
             let _ = tell_there.send((Instant::now(), End::Destination(news)));
         })?;
-        let t0 = Instant::now();
         let (arrival, cvm) = (service.follower(), destination.clone());
         let options = MoveOptions { mode: self.mode, ..MoveOptions::default() };
         service.cvm.send_tenant(here, options, move |news| {
-            if std::env::var_os("ROUNDS").is_some() {
-                match &news {
-                    MoveNews::Round(p) => eprintln!("ROUND {:?} {:?}", t0.elapsed(), p),
-                    MoveNews::Parked => eprintln!("PARKED {:?}", t0.elapsed()),
-                    _ => {}
-                }
-            }
             match &news {
                 MoveNews::Parked => arrival.arrive(&cvm),
                 MoveNews::Commit(commit, _) => drop(receiving.commit(commit)),

@@ -33,7 +33,7 @@ use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
 use nacre_migrate::source::Aborted;
 use nacre_migrate::vault::SourceVault;
 use nacre_migrate::wire::LaneId;
-use nacre_migrate::{Ended, Event, Source, StepError, Terms};
+use nacre_migrate::{Ended, Event, Round, Source, StepError, Terms};
 use nacre_wval::Stopped;
 use scouting::Scouting;
 use serving::Answering;
@@ -114,6 +114,8 @@ enum Phase {
     },
     /// Tasks run, and nothing is done before the destination is ready.
     Waiting,
+    /// Nothing is done before the destination has what was sent.
+    Confirming,
 }
 
 impl Phase {
@@ -129,8 +131,10 @@ pub struct SourceAgent {
     course: Course,
     order: SendOrder,
     scouting: Scouting,
-    /// It has all the memory it will need, and what was sent first.
-    destination_is_ready: bool,
+    /// The round that is being sent, and the last one that the destination has received: from the first on it has all the memory it
+    /// will need.
+    round: Round,
+    received: Option<Round>,
     memory: AgentMemory,
     control: Port,
     demand: Option<Port>,
@@ -189,7 +193,8 @@ impl SourceAgent {
             course: Course::Opening,
             order,
             scouting: Scouting::First,
-            destination_is_ready: false,
+            round: Round::default(),
+            received: None,
             memory,
             control,
             demand: None,
@@ -312,7 +317,7 @@ impl SourceAgent {
             Course::Opening
                 | Course::Awaiting
                 | Course::Gone
-                | Course::Round(Phase::Looking { .. } | Phase::Waiting)
+                | Course::Round(Phase::Looking { .. } | Phase::Waiting | Phase::Confirming)
         )
     }
 
@@ -382,7 +387,7 @@ impl SourceAgent {
                 tell(MoveEvent::Staged, 0, &[]);
                 self.report.staged_ns = self.since_park();
             }
-            Ok(Event::RoundReceived(_)) => self.destination_is_ready = true,
+            Ok(Event::RoundReceived(round)) => self.received = Some(round),
             Ok(Event::Running) => tell(MoveEvent::Running, 0, &[]),
             Ok(Event::Complete) => {
                 self.report.window_ns = self.since_park() - self.report.gone_ns;
@@ -434,8 +439,10 @@ impl SourceAgent {
             }
             Mode::PreCopy | Mode::Hybrid => {
                 if let Some(Source::Copying(copying)) = &mut self.state
-                    && copying.begin_round().is_ok()
+                    && let Ok(round) = copying.begin_round()
                 {
+                    self.round = round;
+                    drop(all);
                     self.collect(Duty::CollectAll, false);
                 }
             }
@@ -467,10 +474,17 @@ impl SourceAgent {
                 Ok(over)
             }
             Course::Round(Phase::Waiting) => {
-                if self.destination_is_ready {
+                if self.received.is_some() {
                     self.begin_parking();
                 }
-                Ok(self.destination_is_ready)
+                Ok(self.received.is_some())
+            }
+            Course::Round(Phase::Confirming) => {
+                let has_come = self.received >= Some(self.round);
+                if has_come {
+                    self.next_round();
+                }
+                Ok(has_come)
             }
             Course::Round(Phase::ToCollect { duty, goes_on, bumped_ns }) => {
                 hurry(bumped_ns);

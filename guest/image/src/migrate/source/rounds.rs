@@ -30,8 +30,7 @@ impl SourceAgent {
             all.go_on(duty);
         } else {
             // About as much as the last time, or less.
-            let memory_bytes = memory::frames().committed_pages().0 * nacre_abi::PAGE_BYTES;
-            all.list_pages(self.report.rounds > 1 && self.dirty_before < memory_bytes / SPARSE);
+            all.list_pages(self.is_small_round());
             all.begin(duty);
         }
         drop(all);
@@ -92,7 +91,7 @@ impl SourceAgent {
                 self.course = Course::Round(Phase::Sending);
                 wake_for_lanes();
             }
-            Decision::HandOver(_) if !self.destination_is_ready => {
+            Decision::HandOver(_) if self.received.is_none() => {
                 drop(all);
                 let until = now + WAIT_NS;
                 wakes_at(until);
@@ -120,14 +119,31 @@ impl SourceAgent {
         }
         let elapsed = (clock::monotonic_ns() - self.collected_at_ns).max(1);
         self.bandwidth = per_second(all.bytes() - self.sent_before, elapsed);
-        if let Some(Source::Copying(copying)) = &mut self.state
-            && copying.begin_round().is_ok()
-        {
-            drop(all);
-            self.collect(Duty::Collect, false);
+        drop(all);
+        // What the destination has not dealt with is in the way of the last round, while tasks are parked.
+        if self.is_small_round() && self.received.is_some_and(|received| received < self.round) {
+            self.course = Course::Round(Phase::Confirming);
         } else {
-            self.wants_cancel = true;
+            self.next_round();
         }
+    }
+
+    /// Looks what changed while a round was sent.
+    pub(super) fn next_round(&mut self) {
+        let Some(Source::Copying(copying)) = &mut self.state else { return };
+        match copying.begin_round() {
+            Ok(round) => {
+                self.round = round;
+                self.collect(Duty::Collect, false);
+            }
+            Err(_) => self.wants_cancel = true,
+        }
+    }
+
+    /// Whether the last round had few pages of each region.
+    fn is_small_round(&self) -> bool {
+        let memory_bytes = memory::frames().committed_pages().0 * nacre_abi::PAGE_BYTES;
+        self.report.rounds > 1 && self.dirty_before < memory_bytes / SPARSE
     }
 }
 
