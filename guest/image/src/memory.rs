@@ -424,7 +424,7 @@ pub fn for_each_written(range: PageRange, restore: &mut dyn FnMut(u64, u64)) {
 }
 
 /// Makes the range inaccessible but keeps its frames and their content for the next [`map`]; says whether translations of it
-/// may be left, and `None` if a part could not be hidden. Its owner must not hand it out before [`generation`](translations::generation) has changed
+/// may be left, and `None` if a part could not be hidden. Its owner must not hand it out before the count of [whole generations](nacre_mm::translations::Translations::whole) has changed
 /// (see [`translations::next_generation`]) and the one who gets it has [caught up](translations::catch_up).
 #[must_use = "what is still mapped must not be handed out"]
 pub fn hide(range: PageRange) -> Option<Flush> {

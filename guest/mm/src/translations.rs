@@ -20,12 +20,29 @@ use crate::sync::{AtomicU64, Ordering};
 const STEPS: u64 = 64;
 /// Pages are forgotten in groups of so many: each generation's are filled up with one of them.
 pub const GROUP: u64 = 8;
-/// Beside a generation's number: what was taken away since [`Translations::base`] is listed.
+/// In the word of the present generation: what was taken away since [`Translations::base`] is listed.
 const LISTED: u64 = 1;
+/// How many generations had all forgotten, modulo 2^15, and the generation's number, from these bits on.
+const WHOLE_SHIFT: u32 = 1;
+const NUMBER_SHIFT: u32 = 16;
+const WHOLE: u64 = (1 << (NUMBER_SHIFT - WHOLE_SHIFT)) - 1;
+
+/// The word of a generation.
+const fn word(number: u64, whole: u64, listed: u64) -> u64 {
+    number << NUMBER_SHIFT | (whole & WHOLE) << WHOLE_SHIFT | listed
+}
+
+const fn number_of(word: u64) -> u64 {
+    word >> NUMBER_SHIFT
+}
+
+const fn whole_of(word: u64) -> u64 {
+    word >> WHOLE_SHIFT & WHOLE
+}
 
 /// The generations, and the list of up to `N` pages, a multiple of four [`GROUP`]s: a fourth of them in one generation.
 pub struct Translations<const N: usize> {
-    /// Number of the generation times two, and [`LISTED`].
+    /// The [word] of the generation.
     now: AtomicU64,
     /// The list has all that was taken away after this generation.
     base: AtomicU64,
@@ -71,16 +88,24 @@ impl<const N: usize> Translations<N> {
 
     /// The present generation.
     pub fn generation(&self) -> u64 {
-        self.now.load(Ordering::SeqCst) / 2
+        number_of(self.now.load(Ordering::SeqCst))
+    }
+
+    /// Counts the generations, modulo 2^15, of which all translations are forgotten, and not only listed ones: who has taken something away without a
+    /// word finds that it is forgotten, once this has changed and then flushed.
+    pub fn whole(&self) -> u64 {
+        whole_of(self.now.load(Ordering::SeqCst))
     }
 
     /// Something was taken away that is in no list.
     pub fn next(&self) {
         let mut now = self.now.load(Ordering::SeqCst);
-        while let Err(found) =
-            self.now.compare_exchange(now, (now & !LISTED) + 2, Ordering::SeqCst, Ordering::SeqCst)
-        {
-            now = found;
+        loop {
+            let next = word(number_of(now) + 1, whole_of(now) + 1, 0);
+            match self.now.compare_exchange(now, next, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return,
+                Err(found) => now = found,
+            }
         }
     }
 
@@ -91,7 +116,7 @@ impl<const N: usize> Translations<N> {
     #[must_use]
     pub fn begin(&self, settled: impl Fn() -> u64) -> bool {
         let now = self.now.load(Ordering::SeqCst);
-        let (number, used) = (now / 2, self.used.load(Ordering::Relaxed).next_multiple_of(GROUP));
+        let (number, used) = (number_of(now), self.used.load(Ordering::Relaxed).next_multiple_of(GROUP));
         let mut base = match now & LISTED {
             0 => number,
             _ => self.base.load(Ordering::Relaxed),
@@ -115,7 +140,9 @@ impl<const N: usize> Translations<N> {
     /// The translation of the page at this address has to be forgotten, and nothing else of what was changed there.
     pub fn list(&self, address: u64) {
         let place = self.used.fetch_add(1, Ordering::Relaxed);
-        if place - self.start(self.generation() + 1).load(Ordering::Relaxed) < Self::AT_ONCE {
+        // Wrapping: where it begins is not known any more if somebody else has begun a generation meanwhile.
+        let start = self.start(self.generation() + 1).load(Ordering::Relaxed);
+        if place.wrapping_sub(start) < Self::AT_ONCE {
             self.pages[place as usize % N].store(address, Ordering::Relaxed);
         }
     }
@@ -129,7 +156,7 @@ impl<const N: usize> Translations<N> {
     /// All that was taken away was listed: the next generation. If there was no room, it is as [`next`](Self::next).
     pub fn next_listed(&self) {
         let now = self.now.load(Ordering::SeqCst);
-        let number = now / 2;
+        let number = number_of(now);
         let (start, used) =
             (self.start(number + 1).load(Ordering::Relaxed), self.used.load(Ordering::Relaxed));
         let end = used.next_multiple_of(GROUP);
@@ -145,7 +172,7 @@ impl<const N: usize> Translations<N> {
         }
         self.used.store(end, Ordering::Relaxed);
         self.start(number + 2).store(end, Ordering::Relaxed);
-        let listed = (number + 1) << 1 | LISTED;
+        let listed = word(number + 1, whole_of(now), LISTED);
         if self.now.compare_exchange(now, listed, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             self.next();
         }
@@ -155,7 +182,7 @@ impl<const N: usize> Translations<N> {
     /// published, before this call, that it does not sleep and has flushed no more than that.
     pub fn owed(&self, flushed: u64) -> (u64, Owed<'_>) {
         let now = self.now.load(Ordering::SeqCst);
-        let number = now / 2;
+        let number = number_of(now);
         if flushed == number {
             return (number, Owed::Nothing);
         }
@@ -201,6 +228,8 @@ mod tests {
         /// By generation: page and the oldest version that may be cached once it is settled.
         promised: Vec<(u64, u64, u64)>,
         listing: Option<Vec<u64>>,
+        /// Taken away without a word: when, by whole generations; the page and its version.
+        hidden: Vec<(u64, u64, u64)>,
     }
 
     impl World {
@@ -235,6 +264,15 @@ mod tests {
         }
 
         fn check(&self) {
+            let now = self.translations.generation();
+            for (whole, page, version) in &self.hidden {
+                let up_to_date = |vcpu: &Vcpu| matches!(vcpu, Vcpu::Awake { flushed } if *flushed == now);
+                let caches = self.vcpus.iter().zip(&self.cached).filter(|(vcpu, _)| up_to_date(vcpu));
+                let is_over = self.translations.whole() != *whole;
+                for (_, cached) in caches.filter(|_| is_over) {
+                    assert!(cached.get(page).is_none_or(|found| found >= version), "hidden page {page}");
+                }
+            }
             let settled = self.settled();
             for (generation, page, version) in &self.promised {
                 if *generation > settled {
@@ -256,6 +294,7 @@ mod tests {
         List(u64),
         NextListed,
         Next(u64),
+        Hide(u64),
         CatchUp(usize),
         Sleep(usize),
         Wake(usize),
@@ -268,6 +307,7 @@ mod tests {
             6 => (0..PAGES).prop_map(Step::List),
             3 => Just(Step::NextListed),
             1 => (0..PAGES).prop_map(Step::Next),
+            1 => (0..PAGES).prop_map(Step::Hide),
             6 => (0..VCPUS).prop_map(Step::CatchUp),
             1 => (0..VCPUS).prop_map(Step::Sleep),
             2 => (0..VCPUS).prop_map(Step::Wake),
@@ -287,6 +327,7 @@ mod tests {
                 versions: BTreeMap::new(),
                 promised: Vec::new(),
                 listing: None,
+                hidden: Vec::new(),
             };
             for step in steps {
                 match step {
@@ -316,6 +357,10 @@ mod tests {
                         let version = world.change(page);
                         world.translations.next();
                         world.promised.push((world.translations.generation(), page, version));
+                    }
+                    Step::Hide(page) => {
+                        let version = world.change(page);
+                        world.hidden.push((world.translations.whole(), page, version));
                     }
                     Step::CatchUp(vcpu) => world.catch_up(vcpu),
                     Step::Sleep(vcpu) => {
@@ -360,7 +405,10 @@ mod tests {
         assert_eq!(owed(&translations, 1), Some([9; 8].into()));
         assert_eq!(owed(&translations, 0), Some([[7; 8], [9; 8]].concat()));
         assert_eq!(owed(&translations, 2), Some(Vec::new()));
+        // Whoever waits for all to be forgotten goes on waiting until then.
+        assert_eq!(translations.whole(), 0);
         translations.next();
+        assert_eq!(translations.whole(), 1);
         assert_eq!((translations.generation(), owed(&translations, 2)), (3, None));
     }
 

@@ -40,8 +40,12 @@ pub fn wake(vcpu: VcpuId) {
 
 /// Forgets all translations that this vCPU has cached.
 pub fn flush_tlb() {
-    // SAFETY: the gate reloads CR3 and returns with all registers as they were.
-    unsafe { asm!("int3", options(preserves_flags)) }
+    // Whoever was interrupted in `flush_pages` then forgets more than it has to.
+    // SAFETY: the words are this vCPU's. The gate reloads CR3 and returns with all registers as they were.
+    unsafe {
+        vcpu::listed_words().write_volatile([0; 2]);
+        asm!("int3", options(preserves_flags));
+    }
 }
 
 /// Forgets the translations of these addresses that this vCPU has cached. Whole groups of [`GROUP`].

@@ -144,7 +144,7 @@ pub unsafe fn free_image(image: *mut Image) {
 }
 
 /// A kept slot in a word: module (32 bits), which of its memories (8), whether translations of what was hidden may be left (1)
-/// from before the end of which generation (9 bits of it), slot number plus one (14).
+/// from before the end of which whole generation (9 bits of it), slot number plus one (14).
 #[derive(Clone, Copy)]
 struct Kept(u64);
 
@@ -154,7 +154,7 @@ impl Kept {
     }
 
     fn new(key: u64, number: usize, unflushed: bool) -> Kept {
-        let generation = u64::from(unflushed) << 9 | translations::generation() & 0x1ff;
+        let generation = u64::from(unflushed) << 9 | translations::all().whole() & 0x1ff;
         Kept(key << 24 | generation << 14 | (number as u64 + 1))
     }
 
@@ -170,9 +170,10 @@ impl Kept {
         self.0 >> 32 == u64::from(module)
     }
 
-    /// Translations may be left if no other generation has begun since. (Or 512 have: then once more for nothing.)
+    /// Translations may be left if no generation has begun since that has all of them forgotten. (Or 512 have: then once more for
+    /// nothing.)
     fn is_unflushed(self) -> bool {
-        self.0 >> 23 & 1 != 0 && self.0 >> 14 & 0x1ff == translations::generation() & 0x1ff
+        self.0 >> 23 & 1 != 0 && self.0 >> 14 & 0x1ff == translations::all().whole() & 0x1ff
     }
 }
 
