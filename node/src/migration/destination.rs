@@ -112,6 +112,9 @@ fn check(manager: &Migrations, offer: &Offer) -> Result<(), String> {
     Ok(())
 }
 
+/// What an earlier migration of the tenant still holds, it will give back: also modules, which this one must not count on.
+const ON_ITS_WAY: &str = "the tenant is on its way to that node already; wait for it";
+
 async fn accept(
     manager: &Arc<Migrations>,
     from: Digest,
@@ -121,6 +124,9 @@ async fn accept(
 ) -> Result<Ready, String> {
     let room = manager.take_room(offer.staged.tenant.limits.memory_bytes)?;
     check(manager, &offer)?;
+    if manager.store.is_expected(&offer.staged.tenant.name).map_err(|error| error.to_string())? {
+        return Err(ON_ITS_WAY.into());
+    }
     let net = manager.net.clone().ok_or("that node listens to no nodes")?;
     let Offer { id, mode, lanes, bandwidth, staged, .. } = offer;
     let mut listeners = HashMap::new();
@@ -138,9 +144,7 @@ async fn accept(
     let tenant = staged.tenant.name.clone();
     let record = Incoming { id, tenant, from, mode, begun_ms: now_ms(), state: InState::Receiving };
     manager.store.stage(record, staged.clone(), drafts).await.map_err(|error| match error {
-        StoreError::Edit(EditError::Exists) => {
-            "the tenant is on its way to that node already; wait for it".to_owned()
-        }
+        StoreError::Edit(EditError::Exists) => ON_ITS_WAY.to_owned(),
         StoreError::Edit(EditError::Missing) => {
             "a module was removed at that node meanwhile; try again".to_owned()
         }

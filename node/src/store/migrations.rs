@@ -302,6 +302,14 @@ impl Store {
         self.reading(tables::INCOMING)
     }
 
+    /// Whether a migration to here that brings this tenant is under way.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn is_expected(&self, tenant: &TenantName) -> Result<bool, StoreError> {
+        Ok(self.incoming()?.iter().any(|record| record.brings(tenant)))
+    }
+
     /// A migration to here, if it is kept.
     ///
     /// # Errors
@@ -514,11 +522,7 @@ fn check_staged(
     {
         return Err(EditError::Exists.into());
     }
-    let under_way = |one: &Incoming| one.tenant == record.tenant && !one.state.is_over();
-    if all::<Incoming>(transaction, tables::INCOMING)?
-        .iter()
-        .any(|one| under_way(one) && !matches!(one.state, InState::Running))
-    {
+    if all::<Incoming>(transaction, tables::INCOMING)?.iter().any(|one| one.brings(&record.tenant)) {
         return Err(EditError::Exists.into());
     }
     for entry in transaction.open_table(tables::SERVICES)?.iter()? {

@@ -45,6 +45,10 @@ pub struct Adversary {
     holding: Mutex<()>,
     release: Condvar,
     done: Mutex<BTreeMap<String, u64>>,
+    /// Whether vCPUs say where they are; and what they said.
+    asked: AtomicBool,
+    places: Mutex<BTreeMap<usize, String>>,
+    placed: Condvar,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -63,7 +67,36 @@ impl Adversary {
             holding: Mutex::default(),
             release: Condvar::new(),
             done: Mutex::default(),
+            asked: AtomicBool::new(false),
+            places: Mutex::default(),
+            placed: Condvar::new(),
         })
+    }
+
+    /// Where the vCPUs of a guest that is stuck are. Those that sleep say nothing.
+    pub fn places(&self) -> String {
+        /// Far more than a thread takes that is interrupted.
+        const ANSWER: Duration = Duration::from_millis(500);
+        let Some(shared) = self.shared.get().and_then(Weak::upgrade) else { return String::new() };
+        self.asked.store(true, Ordering::SeqCst);
+        shared.vcpus.iter().for_each(|vcpu| vcpu.interrupt());
+        let places = self
+            .placed
+            .wait_timeout_while(lock(&self.places), ANSWER, |places| places.len() < shared.vcpus.len())
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+        places.values().cloned().collect()
+    }
+
+    fn say_place(&self, id: VcpuId, vcpu: &VcpuFd) {
+        let place = match (vcpu.get_regs(), vcpu.get_sregs()) {
+            (Ok(registers), Ok(special)) => {
+                format!("vCPU {} at {:#x}:{registers:x?}; ", id.index(), special.cs.selector)
+            }
+            (Err(error), _) | (_, Err(error)) => format!("vCPU {}: {error}; ", id.index()),
+        };
+        lock(&self.places).insert(id.index(), place);
+        self.placed.notify_all();
     }
 
     /// What it has done, and how often.
@@ -204,6 +237,9 @@ impl Hooks for Adversary {
     }
 
     fn entering(&self, id: VcpuId, vcpu: &VcpuFd, shared: &Shared) {
+        if self.asked.load(Ordering::SeqCst) {
+            self.say_place(id, vcpu);
+        }
         loop {
             let mut desk = lock(&self.desks[id.index()]);
             desk.entries += 1;

@@ -99,8 +99,8 @@ fn verdict(plan: &Plan, code: &Code, host: &Arc<Adversary>) -> Result<Verdict, S
     }
 }
 
-/// Runs the programs of the plan under attack; whether they got stuck.
-fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<Outcome>, bool) {
+/// Runs the programs of the plan under attack; and if they got stuck, where the vCPUs are.
+fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<Outcome>, Option<String>) {
     let (say_done, done) = channel();
     let (say_started, started) = channel();
     std::thread::scope(|scope| {
@@ -133,8 +133,9 @@ fn run_programs(plan: &Plan, code: &Code, host: &Adversary, cvm: &Cvm) -> (Vec<O
             .collect();
         drop((say_done, say_started));
         let mut patience = Patience::new(Duration::from_micros(plan.hostile_us) + PATIENCE);
-        let stuck = programs.iter().any(|_| !patience.wait_for(&done));
-        if stuck {
+        let is_stuck = programs.iter().any(|_| !patience.wait_for(&done));
+        let stuck = is_stuck.then(|| host.places());
+        if is_stuck {
             cvm.stop();
         }
         let outcomes = programs.into_iter().filter_map(|thread| thread.join().ok()).collect();
@@ -402,7 +403,7 @@ fn look_through(cvm: &Cvm) -> Result<String, CvmError> {
     }
 }
 
-fn judge(plan: &Plan, outcomes: &[Outcome], stuck: bool) -> Result<Verdict, String> {
+fn judge(plan: &Plan, outcomes: &[Outcome], stuck: Option<String>) -> Result<Verdict, String> {
     let mut ended = None;
     let mut refused = None;
     for outcome in outcomes {
@@ -427,9 +428,15 @@ fn judge(plan: &Plan, outcomes: &[Outcome], stuck: bool) -> Result<Verdict, Stri
     if outcomes.len() != plan.jobs.len() {
         return Err("a thread of the host panicked".into());
     }
+    if let Some(places) = stuck {
+        return match plan.class {
+            Class::Window => Ok(Verdict::Stalled),
+            _ => {
+                Err(format!("programs are stuck though the host behaves again: {}{places}", states(outcomes)))
+            }
+        };
+    }
     match (ended, refused) {
-        _ if stuck && plan.class == Class::Window => Ok(Verdict::Stalled),
-        _ if stuck => Err(format!("programs are stuck though the host behaves again: {}", states(outcomes))),
         (Some(reason), _) if may_end(plan, &reason) => Ok(Verdict::Ended(reason)),
         (Some(reason), _) => Err(format!("it ended: {reason}")),
         (None, Some(reason)) => Ok(Verdict::Refused(reason)),

@@ -72,9 +72,9 @@ drop_in_ring0:                  // back without iretq, which not every KVM that 
     mov 48(%rsp), %rcx          // rflags
     mov %rcx, -16(%rax)
     pop %rcx
+    lea -16(%rax), %rax
     xchg %rax, (%rsp)
-    mov (%rsp), %rsp
-    lea -16(%rsp), %rsp
+    mov (%rsp), %rsp            // below both words at once: the next injection pushes its own where this points
     popfq
     ret
 nmi:                            // during an upcall: drop it, else they would pile up on its stack

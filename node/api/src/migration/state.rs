@@ -271,6 +271,14 @@ pub struct Incoming {
     pub state: InState,
 }
 
+impl Incoming {
+    /// Whether it may still bring this tenant: it is under way, and the tenant does not run here yet.
+    #[must_use]
+    pub fn brings(&self, tenant: &TenantName) -> bool {
+        self.tenant == *tenant && !self.state.is_over() && self.state != InState::Running
+    }
+}
+
 impl InState {
     /// Its word.
     #[must_use]
