@@ -475,6 +475,11 @@ pub fn rejoin_some(mut at: u64) -> Option<u64> {
     Some(at)
 }
 
+/// Lets everybody have the frames that were reserved so that small pages that arrived could be joined.
+pub fn end_reservations() {
+    SPACE.get().frames().end_reservations();
+}
+
 /// Frees the tables of regions that were joined, once `generation` is settled; false until then.
 pub fn recycle_joined(generation: u64) -> bool {
     let is_settled = translations::settled() >= generation;

@@ -4,6 +4,11 @@
 //! small frames (4 KiB), each with its own bit. All state is bits in atomic words; every operation is a bounded number
 //! of compare-and-swaps on one word after another, so a vCPU that is stopped in the middle delays nobody.
 //!
+//! A split frame may be *reserved*: its small ones are for who asks for them by their number ([`Frames::alloc_reserved`],
+//! [`Frames::alloc_beside`]), and for others only once nothing else is free. So small pages that come one by one end up as the
+//! pieces of one large frame, in order, and can be joined without a copy. After J. Navarro, S. Iyer, P. Druschel and A. Cox,
+//! "Practical, transparent operating system support for superpages", OSDI 2002.
+//!
 //! Besides, the allocator keeps the *commitment*: how many pages have been promised to areas that may touch them later.
 //! A promise is only made when there is a frame for it, so that running out of memory is an error of the call that
 //! asks (`memory.grow`, a file write), never of a store instruction.
@@ -125,12 +130,11 @@ impl<'a> Frames<'a> {
     /// Whether nobody has this small frame. Only certain while nothing changes, for a look at an idle CVM; `None` if it is
     /// not one of these frames.
     pub fn is_free(&self, frame: GuestPhys) -> Option<bool> {
-        let offset = frame.0.checked_sub(self.base.0)?;
-        let index = usize::try_from(offset / LARGE_PAGE_BYTES).ok().filter(|index| *index < self.count)?;
+        let index = self.index_of(frame)?;
         let bit =
             |words: &[AtomicU64], at: usize| words[at / 64].load(Ordering::Relaxed) >> (at % 64) & 1 != 0;
-        let small = (offset % LARGE_PAGE_BYTES / PAGE_BYTES) as usize;
-        Some(bit(self.whole, index) || bit(self.partial, index) && bit(self.words_of(index), small))
+        let small = ((frame.0 - self.base.0) % LARGE_PAGE_BYTES / PAGE_BYTES) as usize;
+        Some(bit(self.whole, index) || bit(self.words_of(index), small))
     }
 
     /// Small pages handed out now.
@@ -194,9 +198,42 @@ impl<'a> Frames<'a> {
 
     /// Takes a small frame; its content is anything.
     pub fn alloc_small(&self) -> Option<GuestPhys> {
-        let frame = self.take_from_partial().or_else(|| self.split_whole())?;
+        let from_reserved = || {
+            self.end_reservations();
+            self.take_from_partial()
+        };
+        let frame = self.take_from_partial().or_else(|| self.split_whole()).or_else(from_reserved)?;
         self.used_pages.fetch_add(1, Ordering::Relaxed);
         Some(frame)
+    }
+
+    /// Takes the small frame with this number, below 512, of a large one that is free as a whole, and reserves the others.
+    pub fn alloc_reserved(&self, number: u64) -> Option<GuestPhys> {
+        let index = self.take_whole()?;
+        self.fill_small(index, number as usize);
+        self.used_pages.fetch_add(1, Ordering::Relaxed);
+        Some(self.address(index, number as usize))
+    }
+
+    /// Takes the small frame with this number, below 512, of the large one in which `beside` lies; `None` if it is not free, or not
+    /// one of these frames.
+    pub fn alloc_beside(&self, beside: GuestPhys, number: u64) -> Option<GuestPhys> {
+        let (index, number) = (self.index_of(beside)?, number as usize);
+        let (word, bit) = (&self.words_of(index)[number / 64], 1 << (number % 64));
+        if word.load(Ordering::Relaxed) & bit == 0 || word.fetch_and(!bit, Ordering::SeqCst) & bit == 0 {
+            return None;
+        }
+        self.used_pages.fetch_add(1, Ordering::Relaxed);
+        Some(self.address(index, number))
+    }
+
+    /// Lets everybody have what is reserved.
+    pub fn end_reservations(&self) {
+        for index in 0..self.count {
+            if self.words_of(index).iter().any(|word| word.load(Ordering::SeqCst) != 0) {
+                set_bit(self.partial, index);
+            }
+        }
     }
 
     /// Gives a small frame back. When the last one of a large frame returns, that is whole again.
@@ -248,6 +285,12 @@ impl<'a> Frames<'a> {
 
     fn address(&self, index: usize, offset: usize) -> GuestPhys {
         GuestPhys(self.base.0 + index as u64 * LARGE_PAGE_BYTES + offset as u64 * PAGE_BYTES)
+    }
+
+    /// The number of the large frame in which this one lies, if it is one of these.
+    fn index_of(&self, frame: GuestPhys) -> Option<usize> {
+        let offset = frame.0.checked_sub(self.base.0)?;
+        usize::try_from(offset / LARGE_PAGE_BYTES).ok().filter(|index| *index < self.count)
     }
 
     fn locate(&self, frame: GuestPhys) -> (usize, usize) {
@@ -308,13 +351,18 @@ impl<'a> Frames<'a> {
 
     fn split_whole(&self) -> Option<GuestPhys> {
         let index = self.take_whole()?;
-        clear_bit(self.zeroed, index);
-        for (number, word) in self.words_of(index).iter().enumerate() {
-            let free = if number == 0 { !1 } else { !0 };
-            word.store(free, Ordering::Release);
-        }
+        self.fill_small(index, 0);
         set_bit(self.partial, index);
         Some(self.address(index, 0))
+    }
+
+    /// Splits a frame that the caller has taken: all its small frames are free but the one that he keeps.
+    fn fill_small(&self, index: usize, kept: usize) {
+        clear_bit(self.zeroed, index);
+        for (number, word) in self.words_of(index).iter().enumerate() {
+            let free = if number == kept / 64 { !(1 << (kept % 64)) } else { !0 };
+            word.store(free, Ordering::Release);
+        }
     }
 
     /// If all 512 small frames are free, takes them all and makes the frame whole.

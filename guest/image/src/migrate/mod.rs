@@ -85,7 +85,10 @@ impl Joining {
             }
             return (false, Next::Same);
         }
-        let Some(at) = self.at else { return (true, Next::None) };
+        let Some(at) = self.at else {
+            memory::end_reservations();
+            return (true, Next::None);
+        };
         self.at = memory::rejoin_some(at);
         self.generation = translations::generation();
         (true, Next::Same)

@@ -24,6 +24,40 @@ fn every_small_frame_is_handed_out_once_and_returns() {
 }
 
 #[test]
+fn what_is_reserved_others_get_last() {
+    let words = words(2);
+    let frames = Frames::new(BASE, 2, 0, &words);
+    let page = |number: u64| GuestPhys(BASE.0 + number * PAGE_BYTES);
+    assert_eq!(frames.alloc_reserved(70), Some(page(70)));
+    assert_eq!((frames.is_free(page(70)), frames.is_free(page(71))), (Some(false), Some(true)));
+    assert_eq!(frames.alloc_beside(page(70), 511), Some(page(511)));
+    assert_eq!((frames.alloc_beside(page(70), 511), frames.alloc_beside(page(70), 70)), (None, None));
+    assert_eq!(frames.alloc_beside(GuestPhys(BASE.0 - PAGE_BYTES), 0), None, "not one of these frames");
+    assert_eq!(frames.alloc_beside(page(2 * SMALL_PER_LARGE), 0), None, "likewise");
+    // All of the other large frame comes first.
+    for _ in 0..SMALL_PER_LARGE {
+        assert!(frames.alloc_small().unwrap() >= page(SMALL_PER_LARGE));
+    }
+    assert_eq!((frames.alloc_reserved(0), frames.alloc_large()), (None, None));
+    assert_eq!(frames.alloc_small(), Some(page(0)), "rather than nothing");
+    assert_eq!(frames.alloc_beside(page(70), 1), Some(page(1)), "as far as it is free");
+    let rest = std::iter::from_fn(|| frames.alloc_small()).count() as u64;
+    assert_eq!((rest, frames.used_pages()), (SMALL_PER_LARGE - 4, 2 * SMALL_PER_LARGE));
+    (0..SMALL_PER_LARGE).for_each(|number| frames.free_small(page(number)));
+    assert_eq!(frames.alloc_large(), Some((page(0), false)), "whole again");
+}
+
+#[test]
+fn a_reservation_ends_with_a_word() {
+    let words = words(2);
+    let frames = Frames::new(BASE, 2, 0, &words);
+    let first = frames.alloc_reserved(3).unwrap();
+    frames.end_reservations();
+    assert_eq!(frames.alloc_small().map(|frame| frame.0 < first.0), Some(true));
+    assert!(frames.alloc_large().is_some());
+}
+
+#[test]
 fn promises_stop_at_the_limit() {
     let words = words(2);
     let frames = Frames::new(BASE, 2, 24, &words);
@@ -104,13 +138,18 @@ fn threads_never_get_the_same_frame() {
         for me in 1..=4u64 {
             let (frames, claim, disclaim) = (&frames, &claim, &disclaim);
             scope.spawn(move || {
-                let mut held = Vec::new();
+                let mut held: Vec<(GuestPhys, u64)> = Vec::new();
                 let mut random = me;
                 for _ in 0..20_000 {
                     random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    let taken = match random >> 62 {
-                        0 if held.len() < 500 => frames.alloc_small().map(|frame| (frame, 1)),
-                        1 if held.len() < 500 => {
+                    let number = random >> 20 & 511;
+                    let taken = match random >> 61 {
+                        0 if held.len() < 500 => frames.alloc_reserved(number).map(|frame| (frame, 1)),
+                        1 if held.len() < 500 && !held.is_empty() => {
+                            frames.alloc_beside(held[0].0, number).map(|frame| (frame, 1))
+                        }
+                        2 if held.len() < 500 => frames.alloc_small().map(|frame| (frame, 1)),
+                        3 if held.len() < 500 => {
                             frames.alloc_large().map(|(frame, _)| (frame, SMALL_PER_LARGE))
                         }
                         _ if held.is_empty() => None,
@@ -143,12 +182,15 @@ fn threads_never_get_the_same_frame() {
 
 proptest! {
     #[test]
-    fn matches_a_set_of_free_pages(steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>()), 1..400)) {
+    fn matches_a_set_of_free_pages(steps in prop::collection::vec((0u8..8, 0..SMALL_PER_LARGE, any::<prop::sample::Index>()), 1..400)) {
         let words = words(4);
         let frames = Frames::new(BASE, 4, 0, &words);
         let mut held: Vec<(GuestPhys, u64)> = Vec::new();
-        for (step, index) in steps {
+        for (step, number, index) in steps {
+            let beside = (!held.is_empty()).then(|| held[index.index(held.len())].0);
             match step {
+                2 => held.extend(frames.alloc_reserved(number).map(|frame| (frame, 1))),
+                3 => held.extend(beside.and_then(|beside| frames.alloc_beside(beside, number)).map(|frame| (frame, 1))),
                 0 => held.extend(frames.alloc_small().map(|frame| (frame, 1))),
                 1 => held.extend(frames.alloc_large().map(|(frame, _)| (frame, SMALL_PER_LARGE))),
                 _ if held.is_empty() => {}
@@ -164,6 +206,9 @@ proptest! {
                 }
             }
             prop_assert_eq!(frames.used_pages(), pages.len() as u64);
+            for page in (0..4 * SMALL_PER_LARGE).map(|page| BASE.0 + page * PAGE_BYTES) {
+                prop_assert_eq!(frames.is_free(GuestPhys(page)), Some(!pages.contains(&page)));
+            }
         }
     }
 }

@@ -139,7 +139,10 @@ impl<M: TableMemory> PageTables<'_, M> {
         loop {
             let bits = slot.load(Ordering::Acquire);
             match (entry::table(bits), size, entry::decode(bits)) {
-                (None, Size::Large, _) => return self.provide_entry(slot, Size::Large, content),
+                (None, Size::Large, _) => {
+                    let alloc = || self.frames.alloc_large().map(|(frame, _)| frame);
+                    return self.provide_entry(slot, Size::Large, content, alloc);
+                }
                 (Some(table), Size::Large, _) => {
                     if let Some(frame) = self.provide_instead(slot, table, content)? {
                         return Ok(frame);
@@ -151,15 +154,46 @@ impl<M: TableMemory> PageTables<'_, M> {
                 }
                 (None, Size::Small, _) => _ = self.split(slot)?,
                 (Some(table), Size::Small, _) => {
-                    let entry = &self.memory.entries(table)[index(address, 0)];
-                    return self.provide_entry(entry, Size::Small, content);
+                    return self.provide_small(table, index(address, 0), content);
                 }
             }
         }
     }
 
+    fn provide_small(
+        &self,
+        table: GuestPhys,
+        number: usize,
+        content: Content,
+    ) -> Result<GuestPhys, MapError> {
+        let entries = self.memory.entries(table);
+        self.provide_entry(&entries[number], Size::Small, content, || self.piece_for(entries, number))
+    }
+
+    /// A small frame for an entry that has none: if it can be, one that makes the pages of the table the pieces of a large frame.
+    /// Units come in ascending order, mostly, so the nearest entry below tells in which.
+    fn piece_for(&self, entries: &[AtomicU64; ENTRIES], number: usize) -> Option<GuestPhys> {
+        let own = |number: usize| entry::decode(entries[number].load(Ordering::Acquire)).own_frame();
+        let nearest =
+            (0..number).rev().chain(number + 1..ENTRIES).find_map(|other| Some((other, own(other)?)));
+        let piece = match nearest {
+            None => self.frames.alloc_reserved(number as u64),
+            Some((other, frame)) if frame.0 % LARGE_PAGE_BYTES == other as u64 * PAGE_BYTES => {
+                self.frames.alloc_beside(frame, number as u64)
+            }
+            Some(_) => None,
+        };
+        piece.or_else(|| self.frames.alloc_small())
+    }
+
     /// Gives a frame to a leaf entry that has none, and says what its content is.
-    fn provide_entry(&self, entry: &AtomicU64, size: Size, content: Content) -> Result<GuestPhys, MapError> {
+    fn provide_entry(
+        &self,
+        entry: &AtomicU64,
+        size: Size,
+        content: Content,
+        alloc: impl Fn() -> Option<GuestPhys>,
+    ) -> Result<GuestPhys, MapError> {
         loop {
             let bits = entry.load(Ordering::Acquire);
             let old = entry::decode(bits);
@@ -171,11 +205,7 @@ impl<M: TableMemory> PageTables<'_, M> {
                 continue;
             }
             let promise = self.promise(if old == Leaf::Absent { size.bytes() / PAGE_BYTES } else { 0 })?;
-            let frame = match size {
-                Size::Small => self.frames.alloc_small(),
-                Size::Large => self.frames.alloc_large().map(|(frame, _)| frame),
-            };
-            let frame = frame.ok_or(MapError::OutOfMemory)?;
+            let frame = alloc().ok_or(MapError::OutOfMemory)?;
             if exchange(entry, bits, content.leaf(frame, perms), size) {
                 promise.keep();
                 return Ok(frame);

@@ -61,6 +61,31 @@ fn places_give_frames_to_what_has_none_and_keep_the_others() {
 }
 
 #[test]
+fn small_pages_that_arrive_one_by_one_are_the_pieces_of_a_large_one() {
+    with_space(|_, space| {
+        // Two regions at a time, each in an order of its own, and some of their content comes later.
+        for number in 0..WHOLE {
+            let (up, down) = (number, 2 * WHOLE - 1 - number);
+            for page in [up, down] {
+                match number % 3 {
+                    0 => space.place_missing(at(page), Size::Small).unwrap(),
+                    _ => _ = space.place(at(page), Size::Small).unwrap(),
+                }
+            }
+        }
+        for region in [REGIONS[0], REGIONS[1]] {
+            assert_eq!(space.rejoin_region(region), Flush::NotNeeded, "some are missing");
+            for page in (0..WHOLE).map(|page| GuestVirt(region + page * PAGE_BYTES)) {
+                space.arrive(page, Size::Small);
+            }
+            assert_eq!(space.rejoin_region(region), Flush::Needed);
+            assert_eq!(space.lookup(GuestVirt(region)).unwrap().size, Size::Large);
+        }
+        assert_eq!(counts(space), (2 * WHOLE, 2 * WHOLE));
+    });
+}
+
+#[test]
 fn a_place_that_does_not_fit_changes_nothing() {
     with_space(|_, space| {
         let all = space.frames().limit_pages();
