@@ -46,27 +46,26 @@ impl<S: Storage> Book<S> {
 
     /// Enters a unit, or its new generation. What else covers its addresses must be gone.
     pub(crate) fn put(&mut self, unit: Unit) -> Result<Index, Full> {
-        let index = match self.get(unit.place) {
+        match self.get(unit.place) {
             Some((index, old)) => {
                 self.table.update(index, unit);
-                self.count(&old, false);
-                index
+                self.change(&old, &unit);
+                Ok(index)
             }
             None => {
                 let index = self.table.insert(unit)?;
                 self.small += usize::from(unit.place.extent() == Extent::Small);
-                index
+                self.change(&Unit { content: Content::Absent, ..unit }, &unit);
+                Ok(index)
             }
-        };
-        self.count(&unit, true);
-        Ok(index)
+        }
     }
 
     pub(crate) fn remove(&mut self, index: Index) {
         let unit = self.table.unit(index);
         self.table.remove(index);
         self.small -= usize::from(unit.place.extent() == Extent::Small);
-        self.count(&unit, false);
+        self.change(&unit, &Unit { content: Content::Absent, ..unit });
     }
 
     /// Removes what is gone and of these rounds from the table; returns how many of those are left.
@@ -88,15 +87,18 @@ impl<S: Storage> Book<S> {
         left
     }
 
-    fn count(&mut self, unit: &Unit, more: bool) {
-        if unit.content == Content::Absent {
+    /// Counts what was at a place no longer, and what is there now.
+    fn change(&mut self, old: &Unit, new: &Unit) {
+        let [before, after] = [old, new].map(|unit| (unit.content != Content::Absent).then(|| weight(unit)));
+        if before.is_none() && after.is_none() {
             return;
         }
-        let term = self.point.term(unit.place.key(), weight(unit));
+        let key = new.place.key();
+        let (less, more) = self.point.terms(key, before.unwrap_or(0), after.unwrap_or(0));
         let Summary { units, fingerprint } = self.summary;
-        self.summary = match more {
-            true => Summary { units: units + 1, fingerprint: add(fingerprint, term) },
-            false => Summary { units: units - 1, fingerprint: sub(fingerprint, term) },
+        self.summary = Summary {
+            units: units + u64::from(after.is_some()) - u64::from(before.is_some()),
+            fingerprint: add(sub(fingerprint, less), more),
         };
     }
 

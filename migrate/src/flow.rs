@@ -32,13 +32,6 @@ pub enum Mode {
     Hybrid,
 }
 
-impl Mode {
-    /// Whether pages may stay outstanding at the hand-over.
-    pub const fn leaves_outstanding(self) -> bool {
-        matches!(self, Mode::PostCopy | Mode::Hybrid)
-    }
-}
-
 /// What was measured at the end of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
@@ -90,6 +83,9 @@ pub const MAX_ROUNDS: u32 = 30;
 pub const MAX_SENT: u64 = 3;
 /// In `hybrid`, the remainder that is small enough, as time on the connection.
 pub const SMALL_ENOUGH: Duration = Duration::from_millis(2);
+/// In `hybrid`, how long the remainder may take on the connection at the most that a round has carried, for it to be sent while tasks
+/// are parked.
+pub const WORTH_SENDING: Duration = Duration::from_millis(3);
 /// Rounds in a row that may leave hardly fewer dirty bytes than one before.
 pub const IDLE_ROUNDS: u32 = 2;
 /// The same, while one waits for a round that leaves about as few.
@@ -120,6 +116,18 @@ impl Least {
     fn is_reached(self, dirty_bytes: u64) -> bool {
         let about_as_few = dirty_bytes <= self.dirty_bytes.saturating_add(self.dirty_bytes / 4);
         self.idle_rounds >= MOST_IDLE_ROUNDS || self.idle_rounds >= IDLE_ROUNDS && about_as_few
+    }
+}
+
+/// Whether what is left when tasks are parked may stay outstanding. To list a page takes about half as long as to send a small one, and then
+/// tasks wait for it, and its neighbours are found in new tables, which takes longer still. `carried`: the most that a round has
+/// carried, in bytes per second.
+pub fn lists_remainder(mode: Mode, remainder_bytes: u64, carried: u64) -> bool {
+    let worth_sending = u128::from(carried) * WORTH_SENDING.as_nanos() / 1_000_000_000;
+    match mode {
+        Mode::StopAndCopy | Mode::PreCopy => false,
+        Mode::PostCopy => true,
+        Mode::Hybrid => u128::from(remainder_bytes) > worth_sending,
     }
 }
 

@@ -27,6 +27,7 @@ const REGIONS_AT_ONCE: u64 = 128;
 const PAGES_AT_ONCE: u64 = 1024;
 /// Regions of 2 MiB that one step looks at, bytes that it seals or opens.
 const REGIONS_PER_STEP: usize = 64;
+const REGIONS_WARMED_PER_STEP: usize = 8;
 const BYTES_PER_STEP: usize = 256 << 10;
 
 /// One lane's work.
@@ -47,6 +48,8 @@ pub struct LaneWork {
     pub(super) unlisted: bool,
     /// Whether pages are listed, for their translations to be forgotten one by one.
     pub(super) lists: bool,
+    /// Whether there are regions to be warmed.
+    warms: bool,
     /// Bytes of pages that travelled.
     pub bytes: u64,
     /// Bytes of pages that were listed as outstanding.
@@ -82,6 +85,7 @@ impl LaneWork {
             changed: 0,
             unlisted: false,
             lists: false,
+            warms: false,
             bytes: 0,
             listed: 0,
         }
@@ -142,17 +146,7 @@ impl LaneWork {
             if tasks_run && self.has_changed_enough() {
                 return Ok(Outcome::Done);
             }
-            let Some((_, end)) = RANGES.get(self.range) else { return Ok(Outcome::Done) };
-            let Some(region) = space.next_region(self.cursor, *end) else {
-                self.range += 1;
-                self.cursor = RANGES.get(self.range).map_or(0, |(start, _)| *start);
-                continue;
-            };
-            self.cursor = region + LARGE_PAGE_BYTES;
-            let place = Place::large(region).ok_or(Reason::Protocol)?;
-            if place.lane(self.lanes).index() != self.index {
-                continue;
-            }
+            let Some(region) = self.next_region() else { return Ok(Outcome::Done) };
             let how = match duty {
                 Duty::CollectAll | Duty::CollectWhole => Collect::All,
                 Duty::Collect => Collect::Split,
@@ -187,6 +181,22 @@ impl LaneWork {
             self.unlisted |= flush == Flush::Needed && !(self.lists && all_small);
         }
         Ok(Outcome::Moved)
+    }
+
+    /// The next region of this lane.
+    fn next_region(&mut self) -> Option<u64> {
+        loop {
+            let (_, end) = RANGES.get(self.range)?;
+            let Some(region) = memory::space().next_region(self.cursor, *end) else {
+                self.range += 1;
+                self.cursor = RANGES.get(self.range).map_or(0, |(start, _)| *start);
+                continue;
+            };
+            self.cursor = region + LARGE_PAGE_BYTES;
+            if Place::large(region).is_some_and(|place| place.lane(self.lanes).index() == self.index) {
+                return Some(region);
+            }
+        }
     }
 
     /// Whether translations are to be forgotten before more is changed.
@@ -246,6 +256,20 @@ impl LaneWork {
         Ok(Outcome::Moved)
     }
 
+    /// Has the processor find the translations of the next regions of this lane that are here, as long as nothing comes: where tables
+    /// are shadowed, each costs 50 us, which the tenant would wait for once it runs. False when all are done.
+    fn warm(&mut self) -> bool {
+        for _ in 0..REGIONS_WARMED_PER_STEP {
+            let next = self.next_region().filter(|_| self.warms);
+            let Some(region) = next else {
+                self.warms = false;
+                return false;
+            };
+            memory::warm(region);
+        }
+        true
+    }
+
     fn flush_or_block(&mut self, moved: bool) -> Result<Outcome, Reason> {
         let flushed = self.port.flush().map_err(|_| Reason::Protocol)?;
         Ok(if moved || flushed { Outcome::Moved } else { Outcome::Blocked })
@@ -261,7 +285,9 @@ impl LaneWork {
                     self.bytes += frame.len() as u64;
                     lane.receive(frame, &mut state::Arrival)
                 }
-                Ok(None) if budget == BYTES_PER_STEP => return Ok(Outcome::Blocked),
+                Ok(None) if budget == BYTES_PER_STEP => {
+                    return Ok(if self.warm() { Outcome::Moved } else { Outcome::Blocked });
+                }
                 Ok(None) => return Ok(Outcome::Moved),
                 Err(_) => return Err(Reason::Protocol),
             };
@@ -271,6 +297,8 @@ impl LaneWork {
                     if last {
                         return Ok(Outcome::Done);
                     }
+                    self.rewind();
+                    self.warms = true;
                     tell_normal();
                 }
                 // Not due, or nobody with the key has made it. What is due will not come: before the hand-over that ends it.

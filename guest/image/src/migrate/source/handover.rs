@@ -1,5 +1,6 @@
 //! The hand-over: all tasks are parked, the last round, and the point of no return.
 
+use super::rounds::unsent_bytes;
 use super::{Course, Hold, REBUMP_NS, SourceAgent, wake_for_lanes};
 use crate::arch::{self, clock};
 use crate::migrate::lanes::{self, Duty};
@@ -9,7 +10,7 @@ use crate::sealed::{self, Random};
 use crate::{link, memory, sched, wasm};
 use nacre_abi::message::{Header, Kind, NO_PROGRAM};
 use nacre_abi::migrate::MoveEvent;
-use nacre_migrate::flow::Mode;
+use nacre_migrate::flow::{Mode, lists_remainder};
 use nacre_migrate::message::Reason;
 use nacre_migrate::source::{Parked, Tenant};
 use nacre_migrate::{Content, Place, Source};
@@ -111,7 +112,7 @@ impl SourceAgent {
             }
             self.point_lanes(&mut all);
             self.report.collected_ns = self.since_park();
-            let lists = self.mode().leaves_outstanding();
+            let lists = lists_remainder(self.mode(), unsent_bytes(self.order.lanes), self.carried);
             all.begin(if lists { Duty::ListLast } else { Duty::SendLast });
             self.course = Course::LastRound { collects: false };
             drop(all);

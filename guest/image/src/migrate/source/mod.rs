@@ -150,6 +150,8 @@ pub struct SourceAgent {
     dirty_before: u64,
     least: Least,
     bandwidth: u64,
+    /// The most that a round has carried, likewise.
+    carried: u64,
     dirty_rate: u64,
     wants_cancel: bool,
     /// The roots, until they are sealed.
@@ -208,6 +210,7 @@ impl SourceAgent {
             dirty_before: 0,
             least: Least::NONE,
             bandwidth: 0,
+            carried: 0,
             dirty_rate: 0,
             wants_cancel: false,
             roots: Roots::NONE,

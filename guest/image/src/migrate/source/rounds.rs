@@ -119,6 +119,7 @@ impl SourceAgent {
         }
         let elapsed = (clock::monotonic_ns() - self.collected_at_ns).max(1);
         self.bandwidth = per_second(all.bytes() - self.sent_before, elapsed);
+        self.carried = self.carried.max(self.bandwidth);
         drop(all);
         // What the destination has not dealt with is in the way of the last round, while tasks are parked.
         if self.is_small_round() && self.received.is_some_and(|received| received < self.round) {
@@ -152,7 +153,7 @@ fn per_second(bytes: u64, ns: u64) -> u64 {
 }
 
 /// Bytes of pages that are marked and not sent, on all lanes. With all lanes claimed.
-fn unsent_bytes(lanes: u32) -> u64 {
+pub(super) fn unsent_bytes(lanes: u32) -> u64 {
     let mut hold = Hold(());
     (0..lanes as usize).filter_map(|lane| Some(hold.lane_mut(lane)?.ledger().unsent().1)).sum()
 }
