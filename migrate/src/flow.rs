@@ -5,7 +5,8 @@
 //! With `d` bytes per second becoming dirty, a bandwidth of `b` and `B` bytes to send, a round takes `B/b` and leaves `B * d/b`. It makes
 //! what is left smaller by `B * (1 - d/b)`, at the price of sending `B`.
 //!
-//! - In `hybrid` the downtime does not depend on `B`, because the remainder is fetched after the hand-over. What does is the window
+//! - In `hybrid` the downtime hardly depends on `B`, because the remainder is fetched after the hand-over; only if sending it takes no longer than
+//!   [`WORTH_SENDING`] it is sent at once, and nothing can be lost any more. What does depend on it is the window
 //!   after Commit in which a crash of either side loses the service, and how many tasks wait for pages: both are
 //!   proportional to `B`. So rounds go on while `d/b < 3/4`: then the sum of all further
 //!   rounds is at most four times `B`. Looking for what was written and having translations forgotten costs a round time besides, and pages are written
@@ -83,8 +84,7 @@ pub const MAX_ROUNDS: u32 = 30;
 pub const MAX_SENT: u64 = 3;
 /// In `hybrid`, the remainder that is small enough, as time on the connection.
 pub const SMALL_ENOUGH: Duration = Duration::from_millis(2);
-/// In `hybrid`, how long the remainder may take on the connection at the most that a round has carried, for it to be sent while tasks
-/// are parked.
+/// In `hybrid`, how long the remainder may take at the most that a round has carried, for it to be sent while tasks are parked.
 pub const WORTH_SENDING: Duration = Duration::from_millis(3);
 /// Rounds in a row that may leave hardly fewer dirty bytes than one before.
 pub const IDLE_ROUNDS: u32 = 2;

@@ -122,3 +122,18 @@ fn a_window_holds_a_millisecond_and_always_one_unit() {
     window.clear();
     assert_eq!(window.room(), LARGE_BYTES as u64);
 }
+
+#[test]
+fn a_small_remainder_is_not_left_outstanding() {
+    let lists = |mode, bytes| lists_remainder(mode, bytes, 1_000_000_000);
+    for (mode, few, many) in [
+        (Mode::StopAndCopy, false, false),
+        (Mode::PreCopy, false, false),
+        (Mode::PostCopy, true, true),
+        (Mode::Hybrid, false, true),
+    ] {
+        assert_eq!((lists(mode, 3_000_000), lists(mode, 3_000_001)), (few, many), "{mode:?}");
+    }
+    assert!(lists_remainder(Mode::Hybrid, 1, 0) && lists_remainder(Mode::Hybrid, u64::MAX, u64::MAX));
+    assert!(!lists_remainder(Mode::Hybrid, 0, 0));
+}

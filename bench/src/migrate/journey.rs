@@ -71,6 +71,8 @@ pub struct Measured {
     pub outstanding_bytes: f64,
     /// Bytes a second, while nothing else was to be done.
     pub rate: f64,
+    /// What both ends' CPUs and the network allowed just before, in bytes a second; 0 where it is not compared.
+    pub floor: f64,
     /// Rounds while tasks ran.
     pub rounds: f64,
     /// Where the downtime goes.
@@ -180,6 +182,7 @@ impl<'j> Journey<'j> {
             sent_bytes: source.bytes as f64,
             outstanding_bytes: source.outstanding_bytes as f64,
             rate: source.bytes as f64 / (sending_ns / 1e9),
+            floor: 0.0,
             rounds: source.rounds as f64,
             phases: Phases {
                 parked_ns: source.parked_ns as f64,

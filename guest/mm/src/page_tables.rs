@@ -160,7 +160,7 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
             if bits != 0 {
                 return Err(MapError::OutOfTables);
             }
-            match self.install_table(slot, 0, |_| 0) {
+            match self.install_table(slot, 0, 0, |_| 0) {
                 Ok(Installed::Ours(table)) => return Ok(table),
                 Err(error) if slot.load(Ordering::Acquire) == 0 => return Err(error),
                 _ => continue,

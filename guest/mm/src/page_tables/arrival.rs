@@ -149,10 +149,8 @@ impl<M: TableMemory> PageTables<'_, M> {
                     }
                 }
                 (None, Size::Small, Leaf::Present { frame, .. }) if matches!(content, Content::Here) => {
-                    if self.split(slot).is_err() {
-                        self.soil(slot, bits, Size::Large)?;
-                        return Ok(piece_at(frame, address));
-                    }
+                    self.soil(slot, bits, Size::Large)?;
+                    return Ok(piece_at(frame, address));
                 }
                 (None, Size::Small, _) => _ = self.split(slot)?,
                 (Some(table), Size::Small, _) => {

@@ -55,23 +55,37 @@ impl<M: TableMemory> PageTables<'_, M> {
         Visit(&self.visitors)
     }
 
-    /// Puts a new table with the given content into `slot`, if that holds `expected`.
+    /// Puts a new table with the given content into `slot`, with these marks, if that holds `expected`.
     pub(super) fn install_table(
         &self,
         slot: &AtomicU64,
         expected: u64,
+        marks: u64,
         content: impl Fn(u64) -> u64,
     ) -> Result<Installed, MapError> {
         let table = self.pool.alloc().ok_or(MapError::OutOfTables)?;
         for (number, entry) in self.memory.entries(table).iter().enumerate() {
             entry.store(content(number as u64), Ordering::Relaxed);
         }
-        let new = entry::encode_table(table);
+        let new = entry::encode_table(table) | marks;
         if slot.compare_exchange(expected, new, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
             return Ok(Installed::Ours(table));
         }
         self.pool.free(table);
         Ok(Installed::Changed)
+    }
+
+    /// Puts a table of the small pages of the large leaf `whole` into `slot`, if that holds `expected`.
+    pub(super) fn install_pieces(
+        &self,
+        slot: &AtomicU64,
+        expected: u64,
+        whole: u64,
+    ) -> Result<Installed, MapError> {
+        let leaf = entry::decode(whole);
+        let is_uniform = entry::run_kind(whole) == entry::mapped_kind(Perms::ReadWrite);
+        let marks = if is_uniform { entry::UNIFORM } else { 0 };
+        self.install_table(slot, expected, marks, |number| entry::encode(leaf.piece(number), Size::Small))
     }
 
     /// The table under `slot`: a large leaf there is replaced by a table of small ones that say the same.
@@ -81,8 +95,7 @@ impl<M: TableMemory> PageTables<'_, M> {
             if let Some(table) = entry::table(bits) {
                 return Ok(table);
             }
-            let leaf = entry::decode(bits);
-            match self.install_table(slot, bits, |number| entry::encode(leaf.piece(number), Size::Small)) {
+            match self.install_pieces(slot, bits, bits) {
                 Ok(Installed::Ours(table)) => return Ok(table),
                 Ok(Installed::Changed) => continue,
                 // Another vCPU has put the last table here, or turned the promise into a frame: look again.

@@ -5,7 +5,7 @@
 //! mapped readable and writable; a table of which that is true of every small page is **uniform**. While tasks run, and pages
 //! travel, [`PageTables::note_uniform`] marks such tables in their directory; what is marked need not be looked at in the end.
 //! The mark is put there before one looks, and an owner who has changed small entries takes it away afterwards
-//! ([`PageTables::keeps`]): so either who looks sees the change, or the mark goes. What gives a frame to a promise, or takes a page that is there
+//! ([`PageTables::keeps`]): so either who looks sees the change, or the mark goes. The pieces of a large page have it from the beginning. What gives a frame to a promise, or takes a page that is there
 //! for missing or the other way round, leaves a uniform table uniform.
 
 use super::*;
@@ -207,7 +207,8 @@ impl<M: TableMemory> PageTables<'_, M> {
                 return Ok(Flush::NotNeeded);
             }
             if !chunk.is_whole() {
-                break self.split(slot)?;
+                self.split(slot)?;
+                continue;
             }
             let promise = self.promise(if bits == 0 { SMALL_PER_LARGE } else { 0 })?;
             if exchange(slot, bits, leaf, Size::Large) {

@@ -124,9 +124,7 @@ impl<M: TableMemory> PageTables<'_, M> {
     fn see_large(&self, slot: &AtomicU64, bits: u64, how: Collect) -> bool {
         let seen = entry::seen(bits, View::Migration);
         if matches!(how, Collect::Split | Collect::SplitAll) {
-            let leaf = entry::decode(seen);
-            let piece = |number| entry::encode(leaf.piece(number), Size::Small);
-            match self.install_table(slot, bits, piece) {
+            match self.install_pieces(slot, bits, seen) {
                 Ok(Installed::Ours(_)) => return true,
                 Ok(Installed::Changed) => return false,
                 Err(_) => {}
