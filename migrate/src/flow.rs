@@ -48,7 +48,7 @@ pub struct Measured {
     pub least: Least,
     /// Bytes that became dirty, per second, over the last round.
     pub dirty_rate: u64,
-    /// Bytes that were carried, per second, over the last round.
+    /// Bytes that were carried, per second, in the round that carried most: small rounds mostly wait for other things.
     pub bandwidth: u64,
     /// In `pre-copy`: how long sending while tasks are parked may take.
     pub downtime_goal: Duration,

@@ -232,6 +232,8 @@ fn between_cvms(
             migrations.push(measured);
         }
     }
+    // Who follows it holds it until it ends.
+    service.cvm.stop();
     Ok(migrations)
 }
 

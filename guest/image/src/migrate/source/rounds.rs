@@ -71,7 +71,7 @@ impl SourceAgent {
             dirty_bytes: dirty,
             least: self.least,
             dirty_rate: self.dirty_rate,
-            bandwidth: self.bandwidth,
+            bandwidth: self.carried,
             downtime_goal: core::time::Duration::from_nanos(self.order.downtime_goal_ns),
         };
         match decide(self.mode(), &measured) {
