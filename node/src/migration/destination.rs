@@ -1,14 +1,15 @@
 //! The destination of a migration: takes a tenant's records and its memory, and goes on with it.
 
+use super::admission;
 use super::line::{Ears, Mouth, PATIENCE, line};
 use super::net::{Duplex, Net, NetError};
 use super::{
     AskCommit, AskRejoin, Commit, CommitAnswer, DestinationWord, InEvent, InState, Incoming, MAX_LANES,
-    Migrations, Offer, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, Tickets, VERSION,
-    bytes_of, tunnel,
+    Migrations, Offer, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, Tickets, bytes_of,
+    tunnel,
 };
 use crate::names::{Digest, EntityName, MigrationId, now_ms};
-use crate::runner::{Arriving, image_of};
+use crate::runner::Arriving;
 use crate::services::{Begin, Door};
 use crate::store::modules::Draft;
 use crate::store::{EditError, StoreError};
@@ -21,9 +22,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// Largest module that is taken, and all of a tenant's together, in bytes.
+/// Largest module that is taken, in bytes.
 const MAX_MODULE_BYTES: u64 = 1 << 30;
-const MAX_MODULES_BYTES: u64 = 8 << 30;
 /// News of the guest that wait to be dealt with.
 const MAX_NEWS: usize = 1024;
 /// How long a staged CVM waits for its Commit once its source is out of reach. Then the tenant is lost, if it was gone from there.
@@ -83,38 +83,6 @@ struct Ready {
     room: Room,
 }
 
-/// Checks all that can be checked before anything is spent.
-fn check(manager: &Migrations, offer: &Offer) -> Result<(), String> {
-    let Offer { version, staged, lanes, image, .. } = offer;
-    if *version != VERSION {
-        return Err(format!(
-            "that node speaks version {VERSION} of migrations, this one {version}; update the older one"
-        ));
-    }
-    let total: u64 = staged.modules().map(|(_, bytes)| bytes).fold(0, u64::saturating_add);
-    if !staged.is_sound() || !(1..=MAX_LANES).contains(lanes) || total > MAX_MODULES_BYTES {
-        return Err(
-            "the tenant's records do not fit together; look at the source's version and limits".into()
-        );
-    }
-    let own = image_of(&staged.tenant.limits).map_err(|error| error.0)?;
-    if own != *image {
-        return Err("that node has another guest image; update the older node".into());
-    }
-    let (name, uuid) = (&staged.tenant.name, &staged.tenant.uuid);
-    if let Some(here) = manager.store.directory().tenant(name.as_str())
-        && (here.uuid != *uuid || manager.store.directory().away(name).is_none())
-    {
-        return Err(format!(
-            "that node has a tenant {name} already; remove that one, or choose another node"
-        ));
-    }
-    Ok(())
-}
-
-/// What an earlier migration of the tenant still holds, it will give back: also modules, which this one must not count on.
-const ON_ITS_WAY: &str = "the tenant is on its way to that node already; wait for it";
-
 async fn accept(
     manager: &Arc<Migrations>,
     from: Digest,
@@ -123,10 +91,8 @@ async fn accept(
     mouth: &mut Mouth,
 ) -> Result<Ready, String> {
     let room = manager.take_room(offer.staged.tenant.limits.memory_bytes)?;
-    check(manager, &offer)?;
-    if manager.store.is_expected(&offer.staged.tenant.name).map_err(|error| error.to_string())? {
-        return Err(ON_ITS_WAY.into());
-    }
+    admission::check(manager, &offer)?;
+    admission::wait_for_earlier(manager, &offer.staged.tenant.name).await?;
     let net = manager.net.clone().ok_or("that node listens to no nodes")?;
     let Offer { id, mode, lanes, bandwidth, staged, .. } = offer;
     let mut listeners = HashMap::new();
@@ -144,7 +110,7 @@ async fn accept(
     let tenant = staged.tenant.name.clone();
     let record = Incoming { id, tenant, from, mode, begun_ms: now_ms(), state: InState::Receiving };
     manager.store.stage(record, staged.clone(), drafts).await.map_err(|error| match error {
-        StoreError::Edit(EditError::Exists) => ON_ITS_WAY.to_owned(),
+        StoreError::Edit(EditError::Exists) => admission::ON_ITS_WAY.to_owned(),
         StoreError::Edit(EditError::Missing) => {
             "a module was removed at that node meanwhile; try again".to_owned()
         }

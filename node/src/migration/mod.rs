@@ -18,6 +18,7 @@
 //!
 //! The durable states, and what follows from them after a crash, are in [`nacre_node_api::migration`] and [`crate::store`].
 
+mod admission;
 pub mod deliver;
 pub mod destination;
 pub mod job;
