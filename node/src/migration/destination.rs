@@ -58,12 +58,12 @@ pub enum Order {
 pub async fn attend(manager: Arc<Migrations>, from: Digest, stream: Box<dyn Duplex>) {
     let (mut ears, mut mouth) = line(stream);
     let accepted = match ears.hear_soon().await {
-        Ok(SourceWord::Offer(offer)) => accept(&manager, from, *offer, &mut ears, &mut mouth).await,
+        Ok(SourceWord::Offer(offer)) => accept(&manager, from, *offer, ears, &mut mouth).await,
         Ok(_) => Err("the first word is no offer; update the older node".to_owned()),
         Err(error) => Err(error.0),
     };
     match accepted {
-        Ok(ready) => Arrival::new(manager, ready, ears, mouth).follow().await,
+        Ok(ready) => Arrival::new(manager, ready, mouth).follow().await,
         Err(reason) => {
             tracing::info!(reason, "a migration to here is refused");
             // Who brought it may have gone.
@@ -80,14 +80,33 @@ struct Ready {
     arriving: Arriving,
     moving: Moving,
     news: mpsc::Receiver<MoveNews>,
+    words: Words,
     room: Room,
+}
+
+/// What the source says, until the line breaks.
+type Words = mpsc::Receiver<Result<SourceWord, NetError>>;
+
+/// Reads all that the source says from here on.
+fn listen(mut ears: Ears) -> Words {
+    let (tell, words) = mpsc::channel(16);
+    tokio::spawn(async move {
+        loop {
+            let word = ears.hear().await;
+            let is_last = word.is_err();
+            if tell.send(word).await.is_err() || is_last {
+                return;
+            }
+        }
+    });
+    words
 }
 
 async fn accept(
     manager: &Arc<Migrations>,
     from: Digest,
     offer: Offer,
-    ears: &mut Ears,
+    mut ears: Ears,
     mouth: &mut Mouth,
 ) -> Result<Ready, String> {
     let room = manager.take_room(offer.staged.tenant.limits.memory_bytes)?;
@@ -106,7 +125,8 @@ async fn accept(
         })?;
         listeners.insert(service.name.clone(), listener);
     }
-    let drafts = code(manager, &net, &staged, ears, mouth).await?;
+    let drafts = code(manager, &net, &staged, &mut ears, mouth).await?;
+    let mut words = listen(ears);
     let tenant = staged.tenant.name.clone();
     let record = Incoming { id, tenant, from, mode, begun_ms: now_ms(), state: InState::Receiving };
     manager.store.stage(record, staged.clone(), drafts).await.map_err(|error| match error {
@@ -116,9 +136,11 @@ async fn accept(
         }
         error => error.to_string(),
     })?;
-    let connected = connect(manager, &net, from, &staged, (lanes, bandwidth), mouth).await;
+    let connected = connect(manager, &net, from, &staged, (lanes, bandwidth), (&mut words, mouth)).await;
     match connected {
-        Ok((arriving, moving, news)) => Ok(Ready { id, staged, listeners, arriving, moving, news, room }),
+        Ok((arriving, moving, news)) => {
+            Ok(Ready { id, staged, listeners, arriving, moving, news, words, room })
+        }
         Err(reason) => {
             fail(manager, id, &reason).await;
             Err(reason)
@@ -185,7 +207,7 @@ async fn connect(
     from: Digest,
     staged: &Staged,
     (lanes, bandwidth): (usize, Option<u64>),
-    mouth: &mut Mouth,
+    (words, mouth): (&mut Words, &mut Mouth),
 ) -> Result<(Arriving, Moving, mpsc::Receiver<MoveNews>), String> {
     let manifest = bytes_of(&staged.manifest).ok_or("the manifest is damaged; deploy again")?;
     let tenant = &staged.tenant;
@@ -204,7 +226,13 @@ async fn connect(
         mouth.say(&DestinationWord::Ready(Tickets { control, demand, lanes: tickets.collect() })).await?;
         let mut streams = Vec::new();
         for stream in awaited {
-            streams.push(stream.await.map_err(|error| NetError(error.to_string()))??);
+            // A source that is gone makes no more connections.
+            let stream = tokio::select! {
+                biased;
+                stream = stream => stream,
+                word = words.recv() => return Err(NetError(out_of_turn(word))),
+            };
+            streams.push(stream.map_err(|error| NetError(error.to_string()))??);
         }
         let lanes = streams.split_off(2);
         let (Some(demand), Some(control)) = (streams.pop(), streams.pop()) else {
@@ -226,6 +254,15 @@ async fn connect(
     }
 }
 
+/// Why a migration ends about which the source says something while it is to connect.
+fn out_of_turn(word: Option<Result<SourceWord, NetError>>) -> String {
+    match word {
+        Some(Ok(SourceWord::Aborted { reason })) => reason,
+        Some(Err(NetError(reason))) => reason,
+        _ => "a word came out of turn; update the older node".into(),
+    }
+}
+
 /// A tenant that comes.
 struct Arrival {
     manager: Arc<Migrations>,
@@ -239,7 +276,7 @@ struct Arrival {
     arriving: Arriving,
     moving: Arc<Moving>,
     news: mpsc::Receiver<MoveNews>,
-    words: mpsc::Receiver<Result<SourceWord, NetError>>,
+    words: Words,
     mouth: Mouth,
     orders: mpsc::Receiver<Order>,
     /// Its last records are here: it can be activated.
@@ -260,20 +297,10 @@ enum Flow {
 }
 
 impl Arrival {
-    fn new(manager: Arc<Migrations>, ready: Ready, mut ears: Ears, mouth: Mouth) -> Self {
-        let Ready { id, staged, listeners, arriving, moving, news, room } = ready;
+    fn new(manager: Arc<Migrations>, ready: Ready, mouth: Mouth) -> Self {
+        let Ready { id, staged, listeners, arriving, moving, news, words, room } = ready;
         let (tell, orders) = mpsc::channel(16);
         manager.arrivals().insert(id, tell);
-        let (tell, words) = mpsc::channel(16);
-        tokio::spawn(async move {
-            loop {
-                let word = ears.hear().await;
-                let is_last = word.is_err();
-                if tell.send(word).await.is_err() || is_last {
-                    return;
-                }
-            }
-        });
         Self {
             manager,
             id,
