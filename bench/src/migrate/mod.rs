@@ -355,13 +355,14 @@ fn phases(migrations: &[Measured]) -> Table {
 
 /// What the floor is made of, as medians.
 fn costs(floors: &[Floor]) -> Table {
-    let parts: [(&str, fn(&Floor) -> f64); 4] = [
+    type Part = (&'static str, fn(&Floor) -> f64);
+    let parts: [Part; 4] = [
         ("AES-256-GCM, sealing", Floor::sealing),
         ("AES-256-GCM, opening", Floor::opening),
         ("loopback, both ends", Floor::sending),
         ("all, both ends on all CPUs", |floor| 1e9 / floor.bytes_per_second()),
     ];
-    let line = |(name, of): (&str, fn(&Floor) -> f64)| {
+    let line = |(name, of): Part| {
         let ns = median(floors.iter().map(|floor| of(floor) * f64::from(1 << 20)));
         (name.to_owned(), vec![ns / 1e3, 1e9 / ns])
     };
