@@ -124,6 +124,12 @@ fn phase(shown: &Value) -> &str {
     shown["status"]["phase"].as_str().unwrap_or_default()
 }
 
+/// Whether a node shows the service as one that runs there.
+fn is_here(cluster: &Cluster<'_>, plan: &Plan, place: usize, shown: &Value) -> bool {
+    let address = cluster.hosts()[place].service(plan.port).to_string();
+    phase(shown) == "running" && shown["address"] == address
+}
+
 /// Waits until nothing is undecided any more: the migration at its source, and the service as each node shows it.
 fn settled(cluster: &Cluster<'_>, tenant: &Tenant, id: &str, plan: &Plan) -> Result<(Value, [Value; 2])> {
     let mut last = String::new();
@@ -134,7 +140,10 @@ fn settled(cluster: &Cluster<'_>, tenant: &Tenant, id: &str, plan: &Plan) -> Res
         let view = if answer.status == 404 { json!({"step": "aborted"}) } else { answer.json() };
         let shown: Vec<Value> = BOTH.iter().filter_map(|&place| cluster.shown(place, tenant).ok()).collect();
         last = format!("{view} {shown:?}");
-        let decided = shown.iter().any(|shown| matches!(phase(shown), "running" | "lost"));
+        // By the node where it is: what the other one shows of it was asked for a moment earlier or later.
+        let is_here = |(place, shown): (usize, &Value)| is_here(cluster, plan, place, shown);
+        let decided =
+            shown.iter().any(|shown| phase(shown) == "lost") || shown.iter().enumerate().any(is_here);
         let over = matches!(step(&view), "complete" | "aborted" | "lost");
         let shown: [Value; 2] = shown.try_into().ok()?;
         (decided && over).then_some((view, shown))
@@ -166,10 +175,8 @@ fn judge(
 ) -> Result<Outcome> {
     let addresses = BOTH.map(|place| cluster.hosts()[place].service(plan.port));
     let state = || format!("{view}, {shown:?}");
-    let is_here = |place: usize| {
-        phase(&shown[place]) == "running" && shown[place]["address"] == addresses[place].to_string()
-    };
-    let owners: Vec<usize> = BOTH.into_iter().filter(|&place| is_here(place)).collect();
+    let owners: Vec<usize> =
+        BOTH.into_iter().filter(|&place| is_here(cluster, plan, place, &shown[place])).collect();
     let owner = match owners[..] {
         [owner] => owner,
         [] => {
