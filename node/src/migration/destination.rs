@@ -87,21 +87,6 @@ struct Ready {
 /// What the source says, until the line breaks.
 type Words = mpsc::Receiver<Result<SourceWord, NetError>>;
 
-/// Reads all that the source says from here on.
-fn listen(mut ears: Ears) -> Words {
-    let (tell, words) = mpsc::channel(16);
-    tokio::spawn(async move {
-        loop {
-            let word = ears.hear().await;
-            let is_last = word.is_err();
-            if tell.send(word).await.is_err() || is_last {
-                return;
-            }
-        }
-    });
-    words
-}
-
 async fn accept(
     manager: &Arc<Migrations>,
     from: Digest,
@@ -126,7 +111,7 @@ async fn accept(
         listeners.insert(service.name.clone(), listener);
     }
     let drafts = code(manager, &net, &staged, &mut ears, mouth).await?;
-    let mut words = listen(ears);
+    let mut words = ears.listen();
     let tenant = staged.tenant.name.clone();
     let record = Incoming { id, tenant, from, mode, begun_ms: now_ms(), state: InState::Receiving };
     manager.store.stage(record, staged.clone(), drafts).await.map_err(|error| match error {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
 
 const WORD: u8 = 0;
 const PIECE: u8 = 1;
@@ -39,6 +40,23 @@ fn strange(what: &str) -> NetError {
 }
 
 impl Ears {
+    /// Reads all that the other node says from here on, in a task of its own, until the line breaks: that is the last thing heard.
+    pub fn listen<T: DeserializeOwned + Send + 'static>(mut self) -> mpsc::Receiver<Result<T, NetError>> {
+        /// Words that wait to be dealt with.
+        const MAX_WORDS: usize = 16;
+        let (tell, words) = mpsc::channel(MAX_WORDS);
+        tokio::spawn(async move {
+            loop {
+                let word = self.hear().await;
+                let is_last = word.is_err();
+                if tell.send(word).await.is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        words
+    }
+
     async fn head(&mut self) -> Result<(u8, usize), NetError> {
         let kind = self.0.read_u8().await.map_err(broke)?;
         let length = self.0.read_u32_le().await.map_err(broke)? as usize;

@@ -205,16 +205,7 @@ impl Source {
             Ok((moving.map_err(|error| NetError(error.to_string()))?, news))
         };
         let (moving, news) = connect.await.map_err(|error| (id, error))?;
-        let (tell, words) = mpsc::channel(16);
-        tokio::spawn(async move {
-            loop {
-                let word = ears.hear().await;
-                let is_last = word.is_err();
-                if tell.send(word).await.is_err() || is_last {
-                    return;
-                }
-            }
-        });
+        let words = ears.listen();
         Ok(Source {
             manager: manager.clone(),
             job: job.clone(),
