@@ -150,6 +150,9 @@ pub enum MoveEvent {
     Complete = 6,
     /// Destination, before `Staged`: it waits for `MigrateMemory`.
     NeedsMemory = 7,
+    /// After `Gone` or `Staged`: what came on the channel `arg` is not what the other end has sent. It takes nothing more before there is another
+    /// connection.
+    Spoiled = 8,
 }
 
 impl MoveEvent {
@@ -164,6 +167,7 @@ impl MoveEvent {
             5 => MoveEvent::Running,
             6 => MoveEvent::Complete,
             7 => MoveEvent::NeedsMemory,
+            8 => MoveEvent::Spoiled,
             _ => return None,
         })
     }

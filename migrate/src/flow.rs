@@ -14,7 +14,8 @@
 //!   reached; then the next one that is no larger than the smallest yet by a fourth is the last, because what is written in a round swings. And they end when `B` is what the connection carries in 2 ms: then another round costs about as much time as
 //!   two round trips and the parking itself.
 //! - In `pre-copy` everything is sent while tasks are parked, so `B/b` is downtime: rounds go on until that is what the caller
-//!   wants, or until a round stops paying.
+//!   wants, or until a round stops paying. `b` is then what the last round carried, because the remainder is pages as small and as scattered as
+//!   that round's; in everything else it is the most that a round has carried, which is what the connection can do.
 //! - In both, no more than 30 rounds and no more than three times the memory: a rate that swings could go on for ever.
 
 use crate::unit::LARGE_BYTES;
@@ -48,8 +49,10 @@ pub struct Measured {
     pub least: Least,
     /// Bytes that became dirty, per second, over the last round.
     pub dirty_rate: u64,
-    /// Bytes that were carried, per second, in the round that carried most: small rounds mostly wait for other things.
+    /// Bytes that were carried, per second, in the last round.
     pub bandwidth: u64,
+    /// The same of the round that carried most: small rounds mostly wait for other things, so this tells what the connection can do.
+    pub carried: u64,
     /// In `pre-copy`: how long sending while tasks are parked may take.
     pub downtime_goal: Duration,
 }
@@ -133,20 +136,20 @@ pub fn lists_remainder(mode: Mode, remainder_bytes: u64, carried: u64) -> bool {
 
 /// Whether another round pays. See the module's documentation.
 pub fn decide(mode: Mode, measured: &Measured) -> Decision {
-    let Measured { rounds, memory_bytes, sent_bytes, dirty_bytes, dirty_rate, bandwidth, .. } = *measured;
+    let Measured { rounds, memory_bytes, sent_bytes, dirty_bytes, dirty_rate, carried, .. } = *measured;
     let mostly = |part: u64, of: u64| u128::from(part) * 4 >= u128::from(of) * 3;
-    let goal = match mode {
+    let (goal, at) = match mode {
         Mode::StopAndCopy | Mode::PostCopy => return Decision::HandOver(Why::Mode),
-        Mode::PreCopy => measured.downtime_goal,
-        Mode::Hybrid => SMALL_ENOUGH,
+        Mode::PreCopy => (measured.downtime_goal, measured.bandwidth),
+        Mode::Hybrid => (SMALL_ENOUGH, carried),
     };
     if rounds == 0 {
         return Decision::AnotherRound;
     }
-    let in_goal = u128::from(bandwidth) * goal.as_nanos() / 1_000_000_000;
+    let in_goal = u128::from(at) * goal.as_nanos() / 1_000_000_000;
     if u128::from(dirty_bytes) <= in_goal {
         Decision::HandOver(Why::SmallEnough)
-    } else if mostly(dirty_rate, bandwidth) || measured.least.is_reached(dirty_bytes) {
+    } else if mostly(dirty_rate, carried) || measured.least.is_reached(dirty_bytes) {
         Decision::HandOver(Why::NotShrinking)
     } else if rounds >= MAX_ROUNDS {
         Decision::HandOver(Why::Rounds)

@@ -11,6 +11,7 @@ fn measured() -> Measured {
         least: Least { dirty_bytes: GIB, idle_rounds: IDLE_ROUNDS - 1 },
         dirty_rate: GIB / 8,
         bandwidth: GIB,
+        carried: GIB,
         downtime_goal: Duration::from_millis(100),
     }
 }
@@ -57,13 +58,25 @@ fn little_enough_is_handed_over() {
 }
 
 #[test]
+fn what_is_sent_while_tasks_are_parked_is_judged_by_the_last_round() {
+    let at = |mode, dirty_bytes| decide(mode, &Measured { dirty_bytes, bandwidth: GIB / 4, ..measured() });
+    let small = Decision::HandOver(Why::SmallEnough);
+    assert_eq!(at(Mode::PreCopy, GIB / 40), small);
+    assert_eq!(at(Mode::PreCopy, GIB / 40 + 1), Decision::AnotherRound);
+    assert_eq!(at(Mode::Hybrid, GIB / 500), small);
+    // Whether rounds shrink is not.
+    let slow = Measured { dirty_rate: GIB / 2, bandwidth: GIB / 4, ..measured() };
+    assert_eq!(decide(Mode::PreCopy, &slow), Decision::AnotherRound);
+}
+
+#[test]
 fn nothing_goes_on_for_ever() {
     for mode in [Mode::PreCopy, Mode::Hybrid] {
         let many = Measured { rounds: MAX_ROUNDS, ..measured() };
         assert_eq!(decide(mode, &many), Decision::HandOver(Why::Rounds));
         let much = Measured { sent_bytes: 12 * GIB, ..measured() };
         assert_eq!(decide(mode, &much), Decision::HandOver(Why::Bytes));
-        let silent = Measured { bandwidth: 0, ..measured() };
+        let silent = Measured { bandwidth: 0, carried: 0, ..measured() };
         assert_eq!(decide(mode, &silent), Decision::HandOver(Why::NotShrinking));
     }
 }

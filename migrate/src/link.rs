@@ -74,6 +74,26 @@ pub enum RecordError {
     Buffer,
 }
 
+impl RecordError {
+    /// Whether nothing that is due can come on this connection any more: something was lost on the way or changed. A record of another epoch
+    /// is none of that: the ends go to the next one at different times.
+    pub fn is_for_good(self) -> bool {
+        match self {
+            RecordError::Frame(_)
+            | RecordError::OtherMigration { .. }
+            | RecordError::OtherConnection
+            | RecordError::OutOfOrder { .. }
+            | RecordError::Forged
+            | RecordError::Exhausted => true,
+            RecordError::OtherEpoch { .. }
+            | RecordError::Replayed { .. }
+            | RecordError::Closed
+            | RecordError::NotAgreed
+            | RecordError::Buffer => false,
+        }
+    }
+}
+
 /// One connection's keys and counters, at one end.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Link<K> {

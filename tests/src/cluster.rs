@@ -6,7 +6,7 @@ use crate::job::{Ended, Nacre, finish};
 use crate::live::Live;
 use crate::node::{Answer, Tenant, free_port, read_answer, request};
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -273,6 +273,11 @@ impl<'n> Cluster<'n> {
         ensure!(ready["listen"].is_string(), "it says where it listens: {ready}");
         self.hosts[place].live = Some(live);
         Ok(())
+    }
+
+    /// The process of a node that runs.
+    pub fn pid(&self, place: usize) -> Result<Pid> {
+        Ok(self.hosts[place].live.as_ref().context("it runs")?.pid())
     }
 
     /// Kills a node as a power cut would, at once.

@@ -1,19 +1,22 @@
 //! What the end-to-end tests and `cargo xtask` share: the cache of third-party programs and the recipes that fill it
 //! ([`cache`], [`registry`], [`programs`]), our own programs ([`apps`]), and running one program under Nacre and under
 //! the reference engine with the same input ([`job`], [`live`]), and the key-value store's native build with a client for
-//! it ([`kv`]), nodes that tenants move between ([`cluster`]) and clients that keep the books ([`auditor`]). The tests themselves are in `tests/tests/`.
+//! it ([`kv`]), nodes that tenants move between ([`cluster`]), clients that keep the books ([`auditor`]), a host that does not run a vCPU ([`frozen`]), and
+//! choices that a seed repeats ([`random`]). The tests themselves are in `tests/tests/`.
 #![forbid(unsafe_code)]
 
 pub mod apps;
 pub mod auditor;
 pub mod cache;
 pub mod cluster;
+pub mod frozen;
 pub mod job;
 pub mod kv;
 pub mod live;
 pub mod memory;
 pub mod node;
 pub mod programs;
+pub mod random;
 pub mod registry;
 pub mod skip;
 pub mod tree;

@@ -9,6 +9,7 @@ use nacre_tests::auditor::{Auditor, Found, Habit, Ledger, fill, glance, is_alive
 use nacre_tests::cluster::{Cluster, service_port, until};
 use nacre_tests::job::Nacre;
 use nacre_tests::node::Tenant;
+use nacre_tests::random::Random;
 use nacre_tests::skip::need;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -22,22 +23,6 @@ const FILLER_BYTES: usize = 24 << 20;
 const BEFORE: u64 = 20;
 /// Both nodes.
 const BOTH: [usize; 2] = [0, 1];
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % limit
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-}
 
 /// The steps of a migration in their order; none is before the first.
 const STEPS: [&str; 8] =
@@ -66,9 +51,7 @@ struct Plan {
 
 impl Plan {
     fn draw(seed: u64) -> Plan {
-        // Neighbours are to differ.
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let _ = random.below(2);
+        let mut random = Random::of_seed(seed);
         let most = random.of(&[0, 500, 5_000, 50_000]);
         Plan {
             seed,

@@ -6,6 +6,7 @@
 use nacre_tests::apps::app;
 use nacre_tests::job::Nacre;
 use nacre_tests::node::{Node, Place, Tenant, base64};
+use nacre_tests::random::Random;
 use nacre_tests::skip::need;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,23 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const ACTIONS: &str = "/api/v1/namespaces/_/actions";
-
-/// Numbers that look random; the seed is printed.
-struct Random(u64);
-
-impl Random {
-    /// Marsaglia's xorshift64.
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
 
 /// What one worker of the auditor knows. Each has names of its own, so that it knows the order of its changes.
 #[derive(Default)]
@@ -138,7 +122,7 @@ fn nothing_acknowledged_is_lost() {
     let length = Duration::from_secs(if nacre_tests::long() { 60 } else { 8 });
     let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
     println!("seed {seed}");
-    let mut random = Random(seed);
+    let mut random = Random::of_seed(seed);
     let place = Place::new().unwrap();
     let mut ledgers: Vec<Ledger> = (0..4).map(|_| Ledger::default()).collect();
     let body = {
@@ -155,7 +139,7 @@ fn nothing_acknowledged_is_lost() {
         std::thread::scope(|scope| {
             for (number, ledger) in ledgers.iter_mut().enumerate() {
                 let (node, tenant, body, over) = (&node, &tenant, &body, &over);
-                let mut random = Random(random.next() | 1);
+                let mut random = Random::of_seed(random.below(u64::MAX));
                 scope.spawn(move || ledger.work(node, tenant, number, body, &mut random, over));
             }
             // The moment of the kill is what is random here; nothing is waited for.

@@ -5,6 +5,7 @@
 
 use nacre_tests::job::Nacre;
 use nacre_tests::node::{Node, Place, Tenant, base64, read_answer, request};
+use nacre_tests::random::Random;
 use nacre_tests::skip::need;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
@@ -20,18 +21,6 @@ const OWNERS: usize = 3;
 const CALLERS: usize = 8;
 /// Longest time between two kills, in milliseconds.
 const MAX_LIFE_MS: u64 = 4_000;
-
-/// Marsaglia's xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
 
 fn length() -> Duration {
     let told = std::env::var("NACRE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -235,7 +224,7 @@ fn mixed_load_and_kills_lose_nothing() {
     let Some(nacre) = need("soak", Nacre::find()) else { return };
     let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
     println!("seed {seed}");
-    let mut random = Random(seed);
+    let mut random = Random::of_seed(seed);
     let place = Place::new().unwrap();
     let code = base64(&wat::parse_str(include_str!("../../bench/programs/echo.wat")).unwrap());
     let mut node = Node::start(&nacre, &place, &[]).unwrap();
@@ -254,10 +243,10 @@ fn mixed_load_and_kills_lose_nothing() {
         std::thread::scope(|scope| {
             let (node, code, over, callers) = (&node, &code, &over, &callers);
             for owner in &mut owners {
-                let mut random = Random(random.below(u64::MAX) | 1);
+                let mut random = Random::of_seed(random.below(u64::MAX));
                 scope.spawn(move || owner.work(node, code, &mut random, over));
             }
-            let mut other = Random(random.below(u64::MAX) | 1);
+            let mut other = Random::of_seed(random.below(u64::MAX));
             let registrar = &mut registrar;
             scope.spawn(move || registrar.work(node, &mut other, over));
             let calling: Vec<_> =

@@ -42,8 +42,16 @@ const SIMULATED_SEEDS: (u64, u64) = (2_000, 300_000);
 const FUZZ_SECONDS: (u64, u64) = (5, 60);
 
 /// End-to-end tests that run alone, after the others, because they need the machine for themselves.
-const E2E_ALONE: [&str; 7] =
-    ["many", "migrate_cases", "migrate_chaos", "migrate_many", "node_scale", "node_soak", "second_kvm"];
+const E2E_ALONE: [&str; 8] = [
+    "many",
+    "migrate_cases",
+    "migrate_chaos",
+    "migrate_frozen",
+    "migrate_many",
+    "node_scale",
+    "node_soak",
+    "second_kvm",
+];
 
 /// Runs all steps; whether all went well.
 pub fn run(options: Options) -> Result<bool> {
@@ -120,6 +128,7 @@ fn commands(options: &Options) -> Vec<(String, Command)> {
     // They have a step of their own.
     rest.args(["--", "--skip", "what_must_hold_holds_on_every_seed"]);
     rest.env("NACRE_BIN", target_dir().join("release/nacre"));
+    rest.env("NACRE_LONG", if options.long { "1" } else { "0" });
     list.push(("unit and integration tests".to_string(), rest));
     let mut recipes = root(&["test", "--release", "--package", "nacre-tests", "--lib"]);
     recipes.env("NACRE_LONG", if options.long { "1" } else { "0" });

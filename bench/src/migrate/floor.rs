@@ -17,9 +17,12 @@ const RECORDS: usize = 1024;
 
 /// CPU time per byte, in nanoseconds.
 pub(super) struct Floor {
-    sealing: f64,
-    opening: f64,
-    sending: f64,
+    /// Encryption.
+    pub(super) sealing: f64,
+    /// Decryption.
+    pub(super) opening: f64,
+    /// One connection, both ends.
+    pub(super) sending: f64,
     cpus: f64,
 }
 
@@ -27,21 +30,6 @@ impl Floor {
     /// Bytes a second that both ends' CPUs allow.
     pub(super) fn bytes_per_second(&self) -> f64 {
         self.cpus * 1e9 / (self.sealing + self.opening + self.sending)
-    }
-
-    /// CPU time of encryption, in nanoseconds per byte.
-    pub(super) fn sealing(&self) -> f64 {
-        self.sealing
-    }
-
-    /// Of decryption.
-    pub(super) fn opening(&self) -> f64 {
-        self.opening
-    }
-
-    /// Of one connection, both ends.
-    pub(super) fn sending(&self) -> f64 {
-        self.sending
     }
 }
 

@@ -328,7 +328,8 @@ pub fn warm(region: u64) {
     if region >= HEAP_VA
         && let Some(Mapping { leaf: Leaf::Present { perms: Perms::ReadWrite, .. }, .. }) = first
     {
-        // SAFETY: mapped, readable, and nobody takes it away.
+        // SAFETY: mapped and readable. Pages are taken away by tasks, none of which runs, and by the lane that the region belongs to, which is
+        // the caller.
         unsafe { (region as *const u8).read_volatile() };
     }
 }

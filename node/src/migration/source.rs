@@ -14,7 +14,7 @@ use crate::store::StoreError;
 use crate::tenants::{Standing, Tenant};
 use nacre_attest::manifest::SignedManifest;
 use nacre_vmm::migration::{COMMIT_BYTES, MoveMode, MoveNews, MoveOptions, Moving, Streams};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -164,6 +164,8 @@ struct Source {
     finished: bool,
     /// What the other node said before the guest ended it.
     refused: Option<String>,
+    /// Connections that broke before the Commit was there, and how.
+    broken: HashMap<u32, String>,
     rejoining: Arc<Mutex<HashSet<u32>>>,
 }
 
@@ -224,6 +226,7 @@ impl Source {
             runs_there: false,
             finished: false,
             refused: None,
+            broken: HashMap::new(),
             rejoining: Arc::default(),
         })
     }
@@ -277,6 +280,8 @@ impl Source {
                 return self.end().await;
             }
             MoveNews::Broken(channel, text) if self.commit.is_some() => self.rejoin(channel, &text),
+            // It ends the migration, unless that is too late.
+            MoveNews::Broken(channel, text) => drop(self.broken.insert(channel, text)),
             _ => {}
         }
         Flow::On
@@ -343,6 +348,9 @@ impl Source {
         let sent = self.mouth.say(&SourceWord::Commit { commit: commit.clone() }).await;
         self.commit = Some(commit);
         self.job.step(Step::Gone);
+        for (channel, text) in std::mem::take(&mut self.broken) {
+            self.rejoin(channel, &text);
+        }
         if sent.is_err() {
             self.deliver(false);
         }

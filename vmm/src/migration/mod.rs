@@ -173,6 +173,7 @@ impl Migrations {
             }
             // It is on its way since the beginning.
             MoveEvent::NeedsMemory => return,
+            MoveEvent::Spoiled => return self.spoiled(arg),
         };
         if matches!(news, MoveNews::Running(_)) {
             // What waited for the tenant comes first; at the source nothing does.
@@ -183,6 +184,15 @@ impl Migrations {
         if is_last && let Some(current) = &mut *self.current() {
             current.over = true;
             // The guest's last words are in the pipes: the threads end when this is replaced or dropped.
+        }
+    }
+
+    /// The guest can't use a connection any more: it is as if it had broken.
+    fn spoiled(&self, channel: u64) {
+        let current = self.current();
+        let relays = current.as_ref().filter(|current| !current.may_abort).map(|current| &current.relays);
+        if let Some(relay) = u32::try_from(channel).ok().and_then(|channel| relays?.get(&channel)) {
+            relay.hang_up();
         }
     }
 

@@ -179,6 +179,11 @@ impl Relay {
         }
         Ok(relay)
     }
+
+    /// Ends the connection, as if the other end had.
+    pub fn hang_up(&self) {
+        let _ = self.common.stream.shutdown(Shutdown::Both);
+    }
 }
 
 impl Drop for Relay {

@@ -6,7 +6,9 @@ use crate::memory;
 use core::sync::atomic::{Ordering, fence};
 use nacre_abi::hypercall::{self, PipeNews};
 use nacre_abi::layout::{AGENT_VA, Layout};
-use nacre_abi::migrate::{CONTROL_FRAME_BYTES, FIRST_LANE, FRAME_BYTES, REQUEST_BYTES, ledger_bytes};
+use nacre_abi::migrate::{
+    CONTROL_FRAME_BYTES, FIRST_LANE, FRAME_BYTES, MoveEvent, REQUEST_BYTES, ledger_bytes,
+};
 use nacre_abi::pipe::{Pipe, PipeReader, PipeWord, PipeWriter};
 use nacre_migrate::Slot;
 use nacre_migrate::channel::{Channel, ChannelError};
@@ -175,6 +177,12 @@ impl Port {
             arch::hypercall(hypercall::pipe(self.number, PipeNews::Written), 0);
         }
         Ok(true)
+    }
+
+    /// What came is not what the other end has sent: takes nothing more before it begins again, and tells the host, who can make another connection.
+    pub fn give_up(&mut self) {
+        self.broken = true;
+        super::tell(MoveEvent::Spoiled, u64::from(self.number), &[]);
     }
 
     /// Whether something came that can be taken.

@@ -9,61 +9,28 @@
 use super::channels::{self, AgentMemory, CONTROL, DEMAND, Port, Way, of_lane};
 use super::lanes::{self, Duty, Slots, ToHere};
 use super::state;
+use super::vault::{self, Nobody, VaultCell};
 use super::{Next, hold_tenant, tell, tell_failure, waiting};
 use crate::agent::agent_static;
 use crate::arch::{self, clock, cpu};
 use crate::sealed::{self, Random};
 use crate::translations;
 use crate::{heap, link, memory, sched, task, wasm};
-use core::cell::UnsafeCell;
-use core::ops::{Deref, DerefMut};
 use nacre_abi::message::{self, Kind, NO_PROGRAM};
 use nacre_abi::migrate::{COMMIT_BYTES, MAX_LANES, MoveEvent, MoveFailure, MoveReport, REQUEST_BYTES};
 use nacre_abi::window::Window;
 use nacre_migrate::crypto::X25519Pair;
 use nacre_migrate::destination::{Demand, Host, MemoryCommitted, ReceiveError, Stage};
 use nacre_migrate::message::Reason;
-use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
 use nacre_migrate::vault::DestinationVault;
 use nacre_migrate::wire::{self, Connection, Header, LaneId};
 use nacre_migrate::{Destination, Event, StepError};
 
 type Vault = DestinationVault<X25519Pair, Slots>;
-
-struct VaultCell(UnsafeCell<Vault>);
-
-// SAFETY: whoever has the one `Hold`, or has claimed a lane of it, touches it: see `lanes`.
-unsafe impl Sync for VaultCell {}
+type Hold = vault::Hold<Vault>;
 
 agent_static! {
-    static VAULT: VaultCell = VaultCell(UnsafeCell::new(Vault::EMPTY));
-}
-
-/// The way to the vault. There is one at a time.
-struct Hold(());
-
-impl Deref for Hold {
-    type Target = Vault;
-
-    fn deref(&self) -> &Vault {
-        // SAFETY: vCPU 0 alone has the hold, and uses it only with all lanes claimed or none there.
-        unsafe { &*VAULT.0.get() }
-    }
-}
-
-impl DerefMut for Hold {
-    fn deref_mut(&mut self) -> &mut Vault {
-        // SAFETY: as above.
-        unsafe { &mut *VAULT.0.get() }
-    }
-}
-
-struct Nobody;
-
-impl PeerPolicy for Nobody {
-    fn judge(&mut self, _: &[u8], _: &Binding) -> Result<(), PeerRefused> {
-        Err(PeerRefused::NoPolicy)
-    }
+    static VAULT: VaultCell<Vault> = VaultCell::new(Vault::EMPTY);
 }
 
 /// The destination of one migration.
@@ -107,8 +74,10 @@ impl DestinationAgent {
         // SAFETY: a CVM receives once.
         let mut memory = unsafe { AgentMemory::new(layout) };
         let control = memory.port(CONTROL, Way::Here);
+        // SAFETY: this is vCPU 0, a CVM receives once, and there are no lanes yet.
+        let hold = unsafe { VAULT.hold() };
         Ok(DestinationAgent {
-            state: Some(Destination::fresh(Hold(()), host)),
+            state: Some(Destination::fresh(hold, host)),
             memory,
             control,
             demand: None,
@@ -239,7 +208,7 @@ impl DestinationAgent {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
                 Err(_) => {
-                    self.wants_cancel = true;
+                    self.control_failed();
                     break;
                 }
             };
@@ -265,7 +234,8 @@ impl DestinationAgent {
 
     /// After the vault was used whole: tells the lanes where they are in it.
     fn point_lanes(&mut self, all: &mut lanes::AllLanes) {
-        let mut hold = Hold(());
+        // SAFETY: this is vCPU 0, and all lanes are claimed.
+        let mut hold = unsafe { VAULT.hold() };
         for lane in 0..self.lanes {
             if let Some(found) = hold.lane_mut(lane) {
                 let pointer: *mut ToHere = found;
@@ -289,11 +259,21 @@ impl DestinationAgent {
                 tell_failure(MoveFailure::There, format_args!("{ended}"));
                 return Err(self.destroyed());
             }
-            // What is due will not come on this connection. If it is too late to end it, there will be another one.
+            Err(StepError::Record(error)) if error.is_for_good() => self.control_failed(),
             Err(_) => self.wants_cancel = true,
             Ok(_) => {}
         }
         Ok(())
+    }
+
+    /// What is due will not come on this connection. If it is too late to end it, there has to be another one.
+    fn control_failed(&mut self) {
+        match &self.state {
+            Some(Destination::Staged(_) | Destination::Running(_) | Destination::Done(_)) => {
+                self.control.give_up()
+            }
+            _ => self.wants_cancel = true,
+        }
     }
 
     /// Both ends know each other: from here on the tenant's arena is what comes.
@@ -316,8 +296,9 @@ impl DestinationAgent {
         hold_tenant(true);
         self.state = Some(Destination::Receiving(receiving));
         self.lanes = count;
-        let mut hold = Hold(());
         let Some(mut all) = lanes::claim_all() else { unreachable!("no lane has a duty yet") };
+        // SAFETY: this is vCPU 0, and all lanes are claimed.
+        let mut hold = unsafe { VAULT.hold() };
         for lane in 0..count {
             let port = self.memory.port(of_lane(lane), Way::Here);
             if let Some(found) = hold.lane_mut(lane) {
@@ -476,13 +457,23 @@ impl DestinationAgent {
             busy |= port.flush().unwrap_or(false);
             let connection = port.connection();
             for _ in 0..FRAMES_PER_LOOK {
-                let Ok(Some(frame)) = port.receive() else { break };
+                let frame = match port.receive() {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => break,
+                    Err(_) => {
+                        port.give_up();
+                        break;
+                    }
+                };
                 busy = true;
                 if is_resume(frame) {
                     let step = Destination::Running(running).receive(frame, &mut Nobody, &mut Random);
                     if let Some(reply) = step.reply {
                         let _ = port.push(reply.frame());
                         let _ = port.flush();
+                    }
+                    if matches!(step.event, Err(StepError::Record(error)) if error.is_for_good()) {
+                        port.give_up();
                     }
                     let Destination::Running(same) = step.state else { return true };
                     running = same;
@@ -491,6 +482,7 @@ impl DestinationAgent {
                 }
                 match running.fetched(connection, frame, &mut state::Arrival) {
                     Ok(fetched) => came |= fetched.used != 0,
+                    Err(ReceiveError::Record(error)) if error.is_for_good() => port.give_up(),
                     Err(ReceiveError::Record(_)) => {}
                     Err(_) => came = true,
                 }

@@ -4,7 +4,7 @@
 //! * [`source`], [`destination`]: the two ends, on vCPU 0;
 //! * [`lanes`]: the work that any vCPU does that has nothing else to do: collecting, sealing, opening; [`pace`]: how fast;
 //! * [`channels`]: pipes to the host, and the agent memory that is set aside for all this;
-//! * [`state`]: what moves beside pages; [`waiting`]: tasks that touched a page that is not here yet.
+//! * [`vault`]: where their secrets lie; [`state`]: what moves beside pages; [`waiting`]: tasks that touched a page that is not here yet.
 //!
 //! While the tenant is parked here, or is arriving, nothing of its arena may be touched but by this module: the dispatcher asks
 //! [`holds_tenant`] before it does anything else.
@@ -15,6 +15,7 @@ mod lanes;
 mod pace;
 mod source;
 mod state;
+mod vault;
 mod waiting;
 
 pub use lanes::{has_work, ready as helpers_wanted, work};

@@ -112,7 +112,7 @@ impl SourceAgent {
             }
             self.point_lanes(&mut all);
             self.report.collected_ns = self.since_park();
-            let lists = lists_remainder(self.mode(), unsent_bytes(self.order.lanes), self.carried);
+            let lists = lists_remainder(self.mode(), unsent_bytes(&all, self.order.lanes), self.carried);
             all.begin(if lists { Duty::ListLast } else { Duty::SendLast });
             self.course = Course::LastRound { collects: false };
             drop(all);

@@ -14,14 +14,13 @@ mod serving;
 use super::channels::{self, AgentMemory, CONTROL, DEMAND, Port, Way, of_lane};
 use super::lanes::{self, Duty, FromHere, Slots};
 use super::state::{self, Roots};
+use super::vault::{self, Nobody, VaultCell};
 use super::{Next, pace, tell, tell_failure, wakes_at};
 use crate::agent::agent_static;
 use crate::arch::clock;
 use crate::sealed::{self, Random};
 use crate::translations;
 use crate::{link, memory, sched, wasm};
-use core::cell::UnsafeCell;
-use core::ops::{Deref, DerefMut};
 use handover::ParkedTenant;
 use nacre_abi::message::{Header, Kind, NO_PROGRAM};
 use nacre_abi::migrate::{MAX_LANES, MoveEvent, MoveFailure, MoveMode, MoveReport, MoveWord, SendOrder};
@@ -29,7 +28,6 @@ use nacre_abi::window::Window;
 use nacre_migrate::crypto::X25519Pair;
 use nacre_migrate::flow::{Least, Mode};
 use nacre_migrate::message::Reason;
-use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
 use nacre_migrate::source::Aborted;
 use nacre_migrate::vault::SourceVault;
 use nacre_migrate::wire::LaneId;
@@ -39,42 +37,10 @@ use scouting::Scouting;
 use serving::Answering;
 
 type Vault = SourceVault<X25519Pair, Slots>;
-
-struct VaultCell(UnsafeCell<Vault>);
-
-// SAFETY: whoever has the one `Hold`, or has claimed a lane of it, touches it: see `lanes`.
-unsafe impl Sync for VaultCell {}
+type Hold = vault::Hold<Vault>;
 
 agent_static! {
-    static VAULT: VaultCell = VaultCell(UnsafeCell::new(Vault::EMPTY));
-}
-
-/// The way to the vault. There is one at a time.
-struct Hold(());
-
-impl Deref for Hold {
-    type Target = Vault;
-
-    fn deref(&self) -> &Vault {
-        // SAFETY: vCPU 0 alone has the hold, and uses it only with all lanes claimed or none there.
-        unsafe { &*VAULT.0.get() }
-    }
-}
-
-impl DerefMut for Hold {
-    fn deref_mut(&mut self) -> &mut Vault {
-        // SAFETY: as above.
-        unsafe { &mut *VAULT.0.get() }
-    }
-}
-
-/// Says no: nothing is judged after the handshake.
-struct Nobody;
-
-impl PeerPolicy for Nobody {
-    fn judge(&mut self, _: &[u8], _: &Binding) -> Result<(), PeerRefused> {
-        Err(PeerRefused::NoPolicy)
-    }
+    static VAULT: VaultCell<Vault> = VaultCell::new(Vault::EMPTY);
 }
 
 /// How far it is.
@@ -186,7 +152,9 @@ impl SourceAgent {
         link::window().set_move_word(MoveWord::Cancel, 0);
         wakes_at(0);
         let out = control.channel().room(nacre_migrate::wire::MAX_HANDSHAKE_BYTES).ok_or("no room")?;
-        let (state, length) = Source::offer(Hold(()), terms, &mut Random, out)
+        // SAFETY: this is vCPU 0, no other migration is under way, and there are no lanes yet.
+        let hold = unsafe { VAULT.hold() };
+        let (state, length) = Source::offer(hold, terms, &mut Random, out)
             .map_err(|_| "a migration is under way: wait for it, or cancel it")?;
         control.channel().put(length);
         pace::limit_bandwidth(order.bandwidth);
@@ -344,7 +312,7 @@ impl SourceAgent {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
                 Err(_) => {
-                    self.wants_cancel |= self.may_cancel();
+                    self.control_failed();
                     break;
                 }
             };
@@ -371,7 +339,8 @@ impl SourceAgent {
 
     /// After the vault was used whole: tells the lanes where they are in it.
     fn point_lanes(&mut self, all: &mut lanes::AllLanes) {
-        let mut hold = Hold(());
+        // SAFETY: this is vCPU 0, and all lanes are claimed.
+        let mut hold = unsafe { VAULT.hold() };
         for lane in 0..self.order.lanes as usize {
             if let Some(found) = hold.lane_mut(lane) {
                 let pointer: *mut FromHere = found;
@@ -397,12 +366,20 @@ impl SourceAgent {
                 return Err(self.over());
             }
             Ok(Event::Ended(ended)) => return Err(self.ended(ended)),
-            // What is due will not come on this connection: before the hand-over that ends it, and costs nothing.
+            Err(StepError::Record(error)) if error.is_for_good() => self.control_failed(),
             Err(_) => self.wants_cancel |= self.may_cancel(),
             // Said again, or somebody's hint.
             Ok(_) => {}
         }
         Ok(())
+    }
+
+    /// What is due will not come on this connection: before the hand-over that ends it, and costs nothing; afterwards there has to be another one.
+    fn control_failed(&mut self) {
+        match self.may_cancel() {
+            true => self.wants_cancel = true,
+            false => self.control.give_up(),
+        }
     }
 
     /// Both ends know each other: makes the lanes.
@@ -413,8 +390,9 @@ impl SourceAgent {
         let mut slots = self.memory.slots(channels::layout(), count);
         let copying = attested.start(|_: LaneId| slots.next().unwrap_or_default());
         self.state = Some(Source::Copying(copying));
-        let mut hold = Hold(());
         let Some(mut all) = lanes::claim_all() else { unreachable!("no lane has a duty yet") };
+        // SAFETY: this is vCPU 0, and all lanes are claimed.
+        let mut hold = unsafe { VAULT.hold() };
         for lane in 0..count {
             let port = self.memory.port(of_lane(lane), Way::Away);
             if let Some(found) = hold.lane_mut(lane) {
@@ -609,7 +587,6 @@ impl SourceAgent {
 /// How often vCPUs are brought to a safe point again, in nanoseconds: bumps coalesce.
 const REBUMP_NS: u64 = 20_000;
 
-/// Lets workers that sleep help with the lanes.
 /// Brings running tasks to a safe point from time to time, for what every vCPU has to do there.
 fn hurry(bumped_ns: &mut u64) {
     let now = clock::monotonic_ns();
@@ -619,6 +596,7 @@ fn hurry(bumped_ns: &mut u64) {
     }
 }
 
+/// Lets workers that sleep help with the lanes.
 fn wake_for_lanes() {
     sched::wake_helpers(lanes::ready().saturating_sub(1));
 }

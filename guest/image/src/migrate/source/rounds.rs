@@ -1,6 +1,6 @@
 //! Rounds, while tasks run: collect what was written, have every vCPU flush, send.
 
-use super::{Course, Hold, Phase, SourceAgent, wake_for_lanes};
+use super::{Course, Phase, SourceAgent, VAULT, wake_for_lanes};
 use crate::arch::clock;
 use crate::migrate::lanes::{self, Duty};
 use crate::migrate::{tell, wakes_at};
@@ -58,7 +58,7 @@ impl SourceAgent {
     pub(super) fn decide(&mut self) {
         let Some(mut all) = lanes::claim_all() else { return };
         let now = clock::monotonic_ns();
-        let dirty = unsent_bytes(self.order.lanes);
+        let dirty = unsent_bytes(&all, self.order.lanes);
         let elapsed = (now - self.collected_at_ns).max(1);
         self.dirty_rate = per_second(dirty, elapsed);
         self.collected_at_ns = now;
@@ -71,7 +71,8 @@ impl SourceAgent {
             dirty_bytes: dirty,
             least: self.least,
             dirty_rate: self.dirty_rate,
-            bandwidth: self.carried,
+            bandwidth: self.bandwidth,
+            carried: self.carried,
             downtime_goal: core::time::Duration::from_nanos(self.order.downtime_goal_ns),
         };
         match decide(self.mode(), &measured) {
@@ -152,8 +153,9 @@ fn per_second(bytes: u64, ns: u64) -> u64 {
     (u128::from(bytes) * 1_000_000_000 / u128::from(ns)) as u64
 }
 
-/// Bytes of pages that are marked and not sent, on all lanes. With all lanes claimed.
-pub(super) fn unsent_bytes(lanes: u32) -> u64 {
-    let mut hold = Hold(());
+/// Bytes of pages that are marked and not sent, on all lanes.
+pub(super) fn unsent_bytes(_: &lanes::AllLanes, lanes: u32) -> u64 {
+    // SAFETY: this is vCPU 0, and all lanes are claimed.
+    let mut hold = unsafe { VAULT.hold() };
     (0..lanes as usize).filter_map(|lane| Some(hold.lane_mut(lane)?.ledger().unsent().1)).sum()
 }

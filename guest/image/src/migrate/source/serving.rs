@@ -1,12 +1,13 @@
 //! After the hand-over: answers what the destination asks for.
 
 use super::handover::ParkedTenant;
-use super::{Hold, Nobody, SourceAgent};
+use super::{Hold, SourceAgent};
 use crate::migrate::channels::Port;
 use crate::migrate::state;
-use nacre_migrate::source::requested;
+use crate::migrate::vault::Nobody;
+use nacre_migrate::source::{RequestError, requested};
 use nacre_migrate::wire::{self, TAG_BYTES};
-use nacre_migrate::{DATA_OFFSET, Source};
+use nacre_migrate::{DATA_OFFSET, Source, StepError};
 
 /// Units that are answered on one channel before the next one's turn.
 const ANSWERS_PER_LOOK: usize = 32;
@@ -39,9 +40,19 @@ fn answer(slot: &mut Option<Source<Hold, ParkedTenant>>, port: &mut Port, answer
     for _ in 0..ANSWERS_PER_LOOK {
         if answering.answered == answering.asked {
             *answering = Answering::default();
-            let Ok(Some(frame)) = port.receive() else { return any };
+            let frame = match port.receive() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return any,
+                Err(_) => {
+                    port.give_up();
+                    return true;
+                }
+            };
             if wire::Header::split(frame).is_ok_and(|(header, _)| header.kind == wire::Kind::Resume) {
-                return resumed(slot, frame);
+                if !resumed(slot, frame) {
+                    port.give_up();
+                }
+                return true;
             }
             let asked = match slot.as_mut() {
                 Some(Source::Gone(gone)) => gone.requests(connection, frame).map(Iterator::count),
@@ -49,9 +60,15 @@ fn answer(slot: &mut Option<Source<Hold, ParkedTenant>>, port: &mut Port, answer
                 _ => return any,
             };
             any = true;
-            // What is refused is not answered.
-            let Ok(asked) = asked else { continue };
-            answering.asked = asked;
+            match asked {
+                Ok(asked) => answering.asked = asked,
+                Err(RequestError::Record(error)) if error.is_for_good() => port.give_up(),
+                // What is refused is not answered.
+                Err(_) => {}
+            }
+            if answering.asked == 0 {
+                continue;
+            }
         }
         let Some(unit) = requested(port.channel().received(), answering.answered) else {
             *answering = Answering::default();
@@ -77,10 +94,10 @@ fn answer(slot: &mut Option<Source<Hold, ParkedTenant>>, port: &mut Port, answer
     any
 }
 
-/// The destination has agreed to another epoch of a connection.
+/// The destination has agreed to another epoch of a connection; false if these are not its words.
 fn resumed(slot: &mut Option<Source<Hold, ParkedTenant>>, frame: &mut [u8]) -> bool {
-    if let Some(state) = slot.take() {
-        *slot = Some(state.receive(frame, &mut Nobody).state);
-    }
-    true
+    let Some(state) = slot.take() else { return true };
+    let step = state.receive(frame, &mut Nobody);
+    *slot = Some(step.state);
+    !matches!(step.event, Err(StepError::Record(error)) if error.is_for_good())
 }
