@@ -40,7 +40,7 @@ pub struct NodeConfig {
     pub max_connections: usize,
     /// CVMs at once. Beyond that the one that is idle longest has to go.
     pub max_cvms: usize,
-    /// How long running activations may go on after SIGTERM.
+    /// How long tenants between two nodes and running activations may go on after SIGTERM.
     pub drain: Duration,
     /// Also stop when standard input ends, as on SIGTERM: whoever started the node is gone then.
     pub until_stdin_ends: bool,

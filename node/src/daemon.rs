@@ -173,11 +173,16 @@ async fn serve(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -
         _ = interrupt.recv() => {}
         () = stdin_ended(node.config.until_stdin_ends) => {}
     }
-    tracing::info!("the node stops: running activations may end");
-    let drain = node.config.drain;
+    tracing::info!("the node stops: tenants between two nodes arrive, and running activations may end");
+    let stops_at = tokio::time::Instant::now() + node.config.drain;
+    let left = || stops_at.saturating_duration_since(tokio::time::Instant::now());
+    // While it still serves, because the other nodes ask it.
+    if !node.migrations.settle(left()).await {
+        tracing::warn!("a tenant still is between two nodes; it may be lost: see docs/migration.md");
+    }
     // No new connections and calls; open connections get their answers.
     let _ = node.stopping.send(true);
-    if !node.invoker.drain(drain).await {
+    if !node.invoker.drain(left()).await {
         tracing::warn!("activations still run; they are told as interrupted at the next start");
     }
     // A client that does not take its answer does not hold the node up.

@@ -286,7 +286,12 @@ impl<'n> Cluster<'n> {
         live.signal(Signal::KILL)
     }
 
-    /// Waits for the end of a node that was killed; its log.
+    /// Tells a node to stop, in order.
+    pub fn terminate(&self, place: usize) -> Result<()> {
+        self.hosts[place].live.as_ref().context("it runs")?.signal(Signal::TERM)
+    }
+
+    /// Waits for the end of a node that was killed, or told to stop; its log.
     pub fn buried(&mut self, place: usize) -> Result<String> {
         let live = self.hosts[place].live.take().context("it was started")?;
         Ok(live.end_with_open_stdin()?.2)

@@ -1,7 +1,7 @@
 //! Migrations that do not come about, or end early: the tenant stays where it is, answers all the while, and can be moved afterwards.
 #![forbid(unsafe_code)]
 
-use nacre_tests::auditor::{Auditor, Habit, fill, read_back};
+use nacre_tests::auditor::{Auditor, Habit, fill, glance, read_back};
 use nacre_tests::cluster::{Cluster, service_port, system, until};
 use nacre_tests::job::Nacre;
 use nacre_tests::live::Live;
@@ -188,6 +188,51 @@ fn a_cable_that_breaks_while_it_copies_ends_the_migration() {
     case.client.wait_for(BETWEEN).unwrap();
     cluster.cable(1, true).unwrap();
     case.moves_at_last();
+}
+
+#[test]
+fn a_destination_that_stops_leaves_the_tenant_where_it_is() {
+    let Some(nacre) = need("a destination that stops", Nacre::find()) else { return };
+    let mut cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    {
+        let case = Case::new(&cluster, "first");
+        let id = case.copying(1);
+        cluster.terminate(1).unwrap();
+        let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
+        assert_eq!(view["step"], "aborted", "{view}");
+        assert!(view["error"].as_str().unwrap().contains("that node stops"), "{view}");
+        case.client.wait_for(BETWEEN).unwrap();
+        let ledger = case.client.end().unwrap();
+        assert_eq!(ledger.failures, 0, "{:?}", ledger.failure);
+    }
+    cluster.buried(1).unwrap();
+    cluster.start(1).unwrap();
+    Case::new(&cluster, "second").moves();
+}
+
+#[test]
+fn a_source_that_stops_gives_what_the_tenant_still_needs() {
+    let Some(nacre) = need("a source that stops", Nacre::find()) else { return };
+    let mut cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "leaves");
+    let order = json!({"to": cluster.hosts()[1].peer(), "mode": "post-copy", "bandwidth": SLOW});
+    let id = cluster.move_to(0, &case.tenant, &order).unwrap().unwrap();
+    let mut events = cluster.events(0, &case.tenant, &id).unwrap();
+    while events.hear().expect("it goes on")["step"] != "running" {}
+    cluster.terminate(0).unwrap();
+    let view = events.last().unwrap();
+    assert_eq!(view["step"], "complete", "{view}");
+    // The client's connection ends with the node that has it.
+    let Case { client, tenant, port, .. } = case;
+    let ledger = client.abandon().unwrap();
+    let log = cluster.buried(0).unwrap();
+    assert!(log.contains("the node has stopped") && !log.contains("panicked"), "{log}");
+    let address = cluster.hosts()[1].service(port);
+    assert_eq!(read_back(address, &[ledger]).unwrap().missing, 0);
+    assert_eq!(glance(address, "GET filler0").unwrap().len(), 8 << 10, "what was fetched last is there");
+    cluster.start(0).unwrap();
+    let view = cluster.migrate(1, 0, &tenant, "hybrid").unwrap();
+    assert_eq!(view["step"], "complete", "{view}");
 }
 
 /// A small file system over a node's state.

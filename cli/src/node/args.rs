@@ -152,7 +152,7 @@ pub struct StartArgs {
     /// CVMs at once; beyond that the one that is idle longest has to go
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = value_parser!(u32).range(1..=65_536))]
     pub max_cvms: u32,
-    /// How long running activations may go on after SIGTERM
+    /// How long hand-overs of tenants and running activations may go on after SIGTERM
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_time_limit)]
     pub drain: Duration,
     /// Stop also when standard input ends, for a node that must not outlive who started it

@@ -12,6 +12,9 @@ const MAX_MODULES_BYTES: u64 = 8 << 30;
 /// What an earlier migration of the tenant still holds, it will give back: also modules, which the next one must not count on.
 pub(super) const ON_ITS_WAY: &str = "the tenant is on its way to that node already; wait for it";
 
+/// Why nothing comes to a node that was told to stop.
+pub(super) const STOPPING: &str = "that node stops; choose another node, or try again when it has started";
+
 /// How long an earlier migration of the tenant may take to end, and how often that is looked at.
 const EARLIER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(20));
 

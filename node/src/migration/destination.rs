@@ -52,6 +52,8 @@ pub enum Order {
     },
     /// Another connection in place of one that broke.
     Rejoin(u32, std::net::TcpStream),
+    /// The node stops: whose tenant still runs at the source has to do without.
+    Leave,
 }
 
 /// Takes a tenant that another node brings.
@@ -94,6 +96,9 @@ async fn accept(
     mut ears: Ears,
     mouth: &mut Mouth,
 ) -> Result<Ready, String> {
+    if manager.is_stopping() {
+        return Err(admission::STOPPING.into());
+    }
     let room = manager.take_room(offer.staged.tenant.limits.memory_bytes)?;
     admission::check(manager, &offer)?;
     admission::wait_for_earlier(manager, &offer.staged.tenant.name).await?;
@@ -285,7 +290,14 @@ impl Arrival {
     fn new(manager: Arc<Migrations>, ready: Ready, mouth: Mouth) -> Self {
         let Ready { id, staged, listeners, arriving, moving, news, words, room } = ready;
         let (tell, orders) = mpsc::channel(16);
-        manager.arrivals().insert(id, tell);
+        {
+            let mut arrivals = manager.arrivals();
+            if manager.is_stopping() {
+                // Whoever told the others may not have found this one.
+                let _ = tell.try_send(Order::Leave);
+            }
+            arrivals.insert(id, tell);
+        }
         Self {
             manager,
             id,
@@ -326,6 +338,7 @@ impl Arrival {
             }
         }
         self.manager.arrivals().remove(&self.id);
+        self.manager.arrival_over.notify_waiters();
     }
 
     async fn heard_source(&mut self, word: Result<SourceWord, NetError>) -> Flow {
@@ -462,6 +475,9 @@ impl Arrival {
                 // It waits for threads to end.
                 tokio::task::spawn_blocking(move || moving.rejoin(channel, stream));
             }
+            Order::Leave if !self.staged_fully => return self.failed(admission::STOPPING.into()).await,
+            // It may be gone from there.
+            Order::Leave => {}
         }
         Flow::On
     }

@@ -14,7 +14,7 @@
 //! ```
 //! * [`line`]: the line between both. [`source`], [`destination`]: the two ends. [`deliver`]: a Commit that must arrive.
 //! * [`job`]: what is shown. [`relay`]: clients of services of tenants that are elsewhere. [`net`]: what this needs of other nodes.
-//! * [`peers`]: the peers of this node as that. [`tunnel`]: open connections and calls under way.
+//! * [`peers`]: the peers of this node as that. [`tunnel`]: open connections and calls under way. [`settle`]: before the node stops.
 //!
 //! The durable states, and what follows from them after a crash, are in [`nacre_node_api::migration`] and [`crate::store`].
 
@@ -26,6 +26,7 @@ pub mod line;
 pub mod net;
 pub mod peers;
 pub mod relay;
+mod settle;
 pub mod source;
 pub mod tunnel;
 
@@ -40,9 +41,9 @@ use crate::tenants::{Standing, Tenant, Tenants};
 use destination::Order;
 use net::Net;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Migrations that are over and still shown.
 const MAX_SHOWN: usize = 64;
@@ -65,6 +66,9 @@ pub enum NotBegun {
     /// One at a time.
     #[error("a migration is under way ({0}); wait for it, or cancel it")]
     UnderWay(MigrationId),
+    /// It is about to end.
+    #[error("the node stops; migrate again when it has started")]
+    Stopping,
     /// It is not here.
     #[error("the tenant is at {0} already; ask that node")]
     Away(String),
@@ -89,6 +93,9 @@ pub struct Migrations {
     limits: Incomings,
     jobs: Mutex<BTreeMap<MigrationId, Arc<Job>>>,
     arrivals: Mutex<HashMap<MigrationId, mpsc::Sender<Order>>>,
+    /// One of these is over.
+    arrival_over: Notify,
+    stopping: AtomicBool,
     /// Migrations that come, and memory of their CVMs.
     room: Mutex<(usize, u64)>,
     /// Tenants that do not simply stand here: while there are none, no request has to be looked at.
@@ -130,6 +137,8 @@ impl Migrations {
             limits,
             jobs,
             arrivals,
+            arrival_over: Notify::new(),
+            stopping: AtomicBool::new(false),
             room,
             restless,
             tunnels,
@@ -203,6 +212,9 @@ impl Migrations {
         let job = Job::new(&record);
         {
             let mut jobs = self.jobs();
+            if self.is_stopping() {
+                return Err(NotBegun::Stopping);
+            }
             if let Some(other) = jobs.values().find(|job| job.tenant == *tenant.name() && !job.is_over()) {
                 return Err(NotBegun::UnderWay(other.id));
             }

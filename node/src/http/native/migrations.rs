@@ -82,6 +82,7 @@ impl From<NotBegun> for ApiError {
                 StatusCode::CONFLICT
             }
             NotBegun::Alone => StatusCode::NOT_IMPLEMENTED,
+            NotBegun::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             NotBegun::To(_) => StatusCode::BAD_REQUEST,
         };
         Self::new(status, nacre_node_api::sentence(error))
