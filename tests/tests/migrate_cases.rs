@@ -235,6 +235,24 @@ fn a_source_that_stops_gives_what_the_tenant_still_needs() {
     assert_eq!(view["step"], "complete", "{view}");
 }
 
+#[test]
+fn who_has_a_connection_to_a_tenant_that_crashed_hears_of_it() {
+    let Some(nacre) = need("a crash at the destination", Nacre::find()) else { return };
+    let mut cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let Case { client, tenant, .. } = Case::new(&cluster, "crashed");
+    let view = cluster.migrate(0, 1, &tenant, "hybrid").unwrap();
+    assert_eq!(view["step"], "complete", "{view}");
+    client.wait_for(BETWEEN).unwrap();
+    cluster.kill(1).unwrap();
+    cluster.buried(1).unwrap();
+    cluster.start(1).unwrap();
+    while client.wait_for(1).is_ok() {}
+    assert_eq!(client.end().unwrap().failures, 1);
+    cluster.terminate(0).unwrap();
+    let log = cluster.buried(0).unwrap();
+    assert!(log.contains("what stayed behind of a tenant ends"), "it was given up for another reason: {log}");
+}
+
 /// A small file system over a node's state.
 struct SmallDisk(std::path::PathBuf);
 

@@ -58,10 +58,21 @@ async fn connect_client(
     tenant: &Arc<Tenant>,
     away: Arc<Away>,
     service: EntityName,
-) -> Result<Box<dyn Duplex>, NetError> {
+) -> Result<Box<dyn Duplex>, Unconnected> {
     let question = AskClient { tenant: tenant.name().clone(), uuid: tenant.record.uuid.clone(), service };
     let question = serde_json::to_value(question).map_err(|error| NetError(error.to_string()))?;
     connect(net, store, tenant, away, (CONNECT, question)).await
+}
+
+/// Why there is no stream to the node that has a tenant.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unconnected {
+    /// Another attempt may help.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// That node says that none will.
+    #[error("{0}")]
+    Over(String),
 }
 
 /// A stream to the node that has a tenant now: asks where it is thought to be, and follows it.
@@ -71,7 +82,7 @@ pub(super) async fn connect(
     tenant: &Arc<Tenant>,
     mut away: Arc<Away>,
     (path, question): (&'static str, serde_json::Value),
-) -> Result<Box<dyn Duplex>, NetError> {
+) -> Result<Box<dyn Duplex>, Unconnected> {
     for _ in 0..MAX_MOVES {
         let mut stream = net.stream(&away.to.url, path, question.clone()).await?;
         match tokio::time::timeout(PATIENCE, answer(&mut *stream)).await {
@@ -79,17 +90,18 @@ pub(super) async fn connect(
             Ok(Ok(ClientAnswer::Moved { away: next })) => {
                 // That node has heard from here that the tenant runs here.
                 if next.to.fingerprint == net.own() {
-                    return Err(NetError("the tenant is back here".into()));
+                    return Err(NetError("the tenant is back here".into()).into());
                 }
                 follow(store, tenant, &next).await;
                 away = Arc::new(next);
             }
-            Ok(Ok(ClientAnswer::Refused { reason })) => return Err(NetError(reason)),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(NetError("the other node took too long".into())),
+            Ok(Ok(ClientAnswer::Refused { reason })) => return Err(NetError(reason).into()),
+            Ok(Ok(ClientAnswer::Over { reason })) => return Err(Unconnected::Over(reason)),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(NetError("the other node took too long".into()).into()),
         }
     }
-    Err(NetError("the tenant moves faster than a client can follow".into()))
+    Err(NetError("the tenant moves faster than a client can follow".into()).into())
 }
 
 /// The tenant has moved on: the mark says so from now on.

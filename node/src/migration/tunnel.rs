@@ -6,12 +6,14 @@
 //! ```
 
 use super::net::{Duplex, Net, NetError, TUNNEL};
+use super::relay::Unconnected;
 use super::{AskTunnel, Away, ClientAnswer, Migrations, relay};
 use crate::names::hex;
 use crate::runner::machine::Machine;
 use crate::tenants::{Standing, Tenant};
 use nacre_vmm::tunnel::{Adopted, Break, Kept, OriginId, Roster};
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -120,7 +122,11 @@ impl Migrations {
             match self.join(&*net, tenant, &away, (kept, &mut moved)).await {
                 Ok(true) => (pause, refused) = (PAUSES.0, None),
                 Ok(false) => return,
-                Err(error) => {
+                Err(Unconnected::Over(reason)) => {
+                    tracing::info!(reason, "what stayed behind of a tenant ends");
+                    return;
+                }
+                Err(Unconnected::Net(error)) => {
                     tracing::info!(%error, "what stayed behind of a tenant can't be joined to it yet");
                     if refused.get_or_insert_with(tokio::time::Instant::now).elapsed() > PATIENCE {
                         return;
@@ -139,7 +145,7 @@ impl Migrations {
         tenant: &Arc<Tenant>,
         away: &Arc<Away>,
         (kept, moved): (&Kept, &mut watch::Receiver<()>),
-    ) -> Result<bool, NetError> {
+    ) -> Result<bool, Unconnected> {
         let question = AskTunnel {
             tenant: tenant.name().clone(),
             uuid: tenant.record.uuid.clone(),
@@ -215,13 +221,18 @@ impl Migrations {
         }
         let origin = super::bytes_of(&question.origin).and_then(|bytes| bytes.try_into().ok());
         let origin = OriginId(origin.ok_or_else(|| refused("that is no name of an origin".into()))?);
-        let machine = self.runner.machine(&tenant).ok_or_else(|| refused("its CVM has ended".into()))?;
+        // The CVM that had what was left, and nobody else, can go on with it.
+        let over = |reason: String| ClientAnswer::Over { reason };
+        let machine = self.runner.machine(&tenant).ok_or_else(|| over("its CVM has ended".into()))?;
         let (ours, theirs) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
         let (tell, breaks) = mpsc::unbounded_channel();
         let on_break = move |how: Break| {
             let _ = tell.send(how.is_final());
         };
-        machine.cvm().accept_link(origin, ours, on_break).map_err(|error| refused(error.to_string()))?;
+        machine.cvm().accept_link(origin, ours, on_break).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => over(error.to_string()),
+            _ => refused(error.to_string()),
+        })?;
         Ok((machine, origin, theirs, breaks))
     }
 }

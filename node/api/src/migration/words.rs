@@ -264,8 +264,13 @@ pub enum ClientAnswer {
         /// Where to.
         away: Away,
     },
-    /// It can't be.
+    /// It can't be now.
     Refused {
+        /// Why.
+        reason: String,
+    },
+    /// It never can be: what it belonged to is not there any more.
+    Over {
         /// Why.
         reason: String,
     },
