@@ -130,6 +130,17 @@ impl Manifest {
         Ok(Manifest::decode(&manifest.encode())?)
     }
 
+    /// What a policy file says, as the section of a manifest file that tells where its tenant may move.
+    ///
+    /// # Errors
+    /// If it is no policy file; the message names the key.
+    pub fn migration_section(policy: &str) -> Result<String, FileError> {
+        Policy::from_toml(policy)?;
+        let rules: toml::Table = parse(policy)?;
+        let file = toml::Table::from_iter([("migration".to_owned(), toml::Value::Table(rules))]);
+        toml::to_string(&file).map_err(|error| FileError::Toml { line: 0, message: error.to_string() })
+    }
+
     /// Writes it for people. The migration policy, if any, is only named by its hash.
     pub fn to_toml(&self) -> String {
         let keys = |keys: &[VerifyingKey]| {

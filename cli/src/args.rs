@@ -108,6 +108,7 @@ impl Command {
             Self::Manifest(args) => match &args.command {
                 ManifestCommand::Init(args) => args.json,
                 ManifestCommand::Sign(args) => args.json,
+                ManifestCommand::Set(args) => args.json,
             },
             Self::Measure(args) => args.json,
             Self::Attest(args) => match &args.command {
@@ -253,7 +254,7 @@ impl RunArgs {
     nacre demo --json | jq .migration.hybrid.downtime_ms"
 )]
 pub struct DemoArgs {
-    /// Worker vCPUs of each CVM: 0 to 63 (a node's CVMs have one at least) [default: one per CPU, 2 to 8]
+    /// Worker vCPUs of each CVM but the one that moves: 0 to 63 (a node's CVMs have one at least) [default: one per CPU, 2 to 8]
     #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(..=i64::from(MAX_WORKERS)))]
     pub workers: Option<u8>,
     /// Memory of each CVM but the one that moves: 64MiB to 64GiB; taken from the host only as it is used
@@ -360,7 +361,7 @@ pub struct BenchMigrateArgs {
     /// Memory that the service writes to; may be given several times. Between nodes up to 2GiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub size: Vec<u64>,
-    /// Measure this mode only; may be given several times
+    /// Measure this mode only; may be given several times. Between nodes hybrid and stop-and-copy are measured
     #[arg(long, value_enum, value_name = "MODE")]
     pub mode: Vec<BenchMode>,
     /// Measure over this network only; may be given several times. Limited ones need root, `ip` and `tc`

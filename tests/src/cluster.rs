@@ -213,19 +213,11 @@ impl<'n> Cluster<'n> {
         self.done(&["platform", "init", "--dir", text(&platform)?])?;
         let shape = ["measure", "--workers", WORKERS, "--memory", MEMORY, "--policy", "--platform"];
         let policy = self.done(&[&shape[..], &[text(&platform)?]].concat())?.text();
-        self.done(&["manifest", "init", "mover", "--dir", text(&folder)?])?;
+        let rules = self.path("policy.toml");
+        std::fs::write(&rules, policy)?;
+        let init = ["manifest", "init", "mover", "--open", "--migrate-to", text(&rules)?];
+        self.done(&[&init[..], &["--dir", text(&folder)?]].concat())?;
         let file = folder.join("manifest.toml");
-        let manifest = std::fs::read_to_string(&file)?.replace("mode = \"sealed\"", "mode = \"open\"");
-        let (manifest, _) =
-            manifest.split_once("# What the other end").context("the template's migration policy")?;
-        let rules =
-            policy.lines().filter(|line| !line.starts_with('#')).map(|line| match line.strip_prefix('[') {
-                Some(table) if table.starts_with('[') => format!("[[migration.{}", &table[1..]),
-                Some(table) => format!("[migration.{table}"),
-                None => line.to_owned(),
-            });
-        let rules: Vec<String> = rules.collect();
-        std::fs::write(&file, format!("{manifest}\n[migration]\n{}\n", rules.join("\n")))?;
         let (key, signed) = (folder.join("owner.key"), self.path("signed"));
         self.done(&["manifest", "sign", text(&file)?, "--key", text(&key)?, "-o", text(&signed)?])?;
         Ok(())
@@ -341,8 +333,9 @@ impl<'n> Cluster<'n> {
         let added: Value = serde_json::from_slice(&self.done(&add)?.stdout)?;
         let auth = added["auth"].as_str().context("credentials")?.to_owned();
         let tenant = Tenant { name: name.to_owned(), auth };
-        let manifest = std::fs::read(self.path("signed"))?;
-        self.tell(place, &tenant, "PUT", "/v1/sealed/manifest", &manifest)?;
+        let url = format!("http://{}", self.hosts[place].address());
+        let signed = self.path("signed");
+        self.done(&["manifest", "set", text(&signed)?, "--node", &url, "--auth", &tenant.auth])?;
         Ok(tenant)
     }
 

@@ -36,6 +36,17 @@ fn options(args: &BenchMigrateArgs) -> Result<Options, Failure> {
     let all = Options::default();
     let or = |given: Vec<u64>, otherwise| if given.is_empty() { otherwise } else { given };
     let modes: Vec<MoveMode> = args.mode.iter().map(|mode| (*mode).into()).collect();
+    let between_nodes = [MoveMode::Hybrid, MoveMode::StopAndCopy];
+    if args.between == [BenchEnds::Nodes]
+        && !modes.is_empty()
+        && !modes.iter().any(|mode| between_nodes.contains(mode))
+    {
+        return Err(Failure::usage(
+            "--mode",
+            "is not measured between nodes",
+            "name hybrid or stop-and-copy",
+        ));
+    }
     let networks: Vec<Speed> = args.network.iter().map(|network| (*network).into()).collect();
     Ok(Options {
         sizes: or(args.size.clone(), all.sizes),

@@ -64,6 +64,9 @@ pub fn command(args: &MigrateArgs) -> Result<ExitCode, Failure> {
         tell(&view);
     }
     if moved {
+        if PRESSED.load(Ordering::SeqCst) > 0 {
+            eprintln!("nacre: {}: it was too late to cancel; it has moved", printable(name));
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if !args.json {

@@ -56,13 +56,16 @@ pub enum ManifestCommand {
     Init(ManifestInitArgs),
     /// Sign a manifest as its owner
     Sign(ManifestSignArgs),
+    /// Give a node the manifest with which it launches the tenant's CVM
+    Set(ManifestSetArgs),
 }
 
 /// `nacre manifest init`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     nacre manifest init shop\n  \
-    nacre manifest init shop --dir shop --broker\n\n\
+    nacre manifest init shop --dir shop --broker\n  \
+    nacre measure --policy > policy.toml && nacre manifest init shop --open --migrate-to policy.toml\n\n\
     Makes owner.key and compiler.key (with --broker also broker.key) if they are not there. Who has owner.key decides what runs in the CVMs.")]
 pub struct ManifestInitArgs {
     /// Tenant or workload, for people
@@ -74,6 +77,12 @@ pub struct ManifestInitArgs {
     /// Also make a key for a key broker and list it
     #[arg(long)]
     pub broker: bool,
+    /// Plain deploys, no secrets: mode = "open"
+    #[arg(long)]
+    pub open: bool,
+    /// Let the tenant move to CVMs that this policy accepts; without it nothing moves
+    #[arg(long, value_name = "POLICY")]
+    pub migrate_to: Option<PathBuf>,
     /// Print the result, or an error, as JSON
     #[arg(long)]
     pub json: bool,
@@ -92,6 +101,22 @@ pub struct ManifestSignArgs {
     /// Where the signed manifest goes
     #[arg(short, long, value_name = "FILE", default_value = "manifest.signed")]
     pub output: PathBuf,
+    /// Print the result, or an error, as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nacre manifest set`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  nacre manifest set manifest.signed\n\n\
+    A CVM of the tenant that runs with another manifest is ended, so set it before anything is deployed. nacre deploy --manifest does it by itself.")]
+pub struct ManifestSetArgs {
+    /// The signed manifest
+    #[arg(value_name = "SIGNED")]
+    pub manifest: PathBuf,
+    /// The node.
+    #[command(flatten)]
+    pub target: Target,
     /// Print the result, or an error, as JSON
     #[arg(long)]
     pub json: bool,

@@ -1,11 +1,12 @@
-//! `nacre manifest init` and `sign`.
+//! `nacre manifest init`, `sign` and `set`.
 
-use super::args::{ManifestArgs, ManifestCommand, ManifestInitArgs, ManifestSignArgs};
-use super::{key_failure, read_key, read_text};
+use super::args::{ManifestArgs, ManifestCommand, ManifestInitArgs, ManifestSetArgs, ManifestSignArgs};
+use super::{key_failure, read_key, read_manifest, read_text};
 use crate::cache::write_atomically;
 use crate::failure::Failure;
+use crate::node::client::wait;
 use crate::program::io_reason;
-use nacre_attest::manifest::{Manifest, ManifestError};
+use nacre_attest::manifest::{Manifest, ManifestError, Mode};
 use nacre_attest::verify::hex;
 use nacre_client::{SigningKey, keys};
 use std::fs::{DirBuilder, OpenOptions};
@@ -22,6 +23,7 @@ pub fn command(args: &ManifestArgs) -> Result<ExitCode, Failure> {
     match &args.command {
         ManifestCommand::Init(args) => init(args),
         ManifestCommand::Sign(args) => sign(args),
+        ManifestCommand::Set(args) => set(args),
     }
 }
 
@@ -35,7 +37,17 @@ fn key(path: &Path) -> Result<(SigningKey, bool), Failure> {
     Ok((key, true))
 }
 
-fn text(name: &str, owner: &str, compiler: &str, broker: Option<&str>) -> String {
+/// What a new manifest says beside keys.
+struct Template<'a> {
+    name: &'a str,
+    mode: Mode,
+    /// The section about migration.
+    migration: &'a str,
+}
+
+fn text(template: &Template<'_>, owner: &str, compiler: &str, broker: Option<&str>) -> String {
+    let Template { name, mode, migration } = template;
+    let (name, mode) = (*name, mode.name());
     let brokers = broker.map(|broker| format!("\"{broker}\"")).unwrap_or_default();
     // JSON's way to write a string is one of TOML's.
     let name = serde_json::Value::from(name);
@@ -47,7 +59,7 @@ fn text(name: &str, owner: &str, compiler: &str, broker: Option<&str>) -> String
          # Tenant or workload, for people.\n\
          name = {name}\n\
          # \"sealed\": only code that a compiler below has signed, and commands that owner or brokers have signed. \"open\": plain deploys, no secrets.\n\
-         mode = \"sealed\"\n\
+         mode = \"{mode}\"\n\
          # Public keys are Ed25519, 64 hexadecimal digits. The owner signs this file, and may sign commands.\n\
          owner = \"{owner}\"\n\
          # Who may sign code.\n\
@@ -55,10 +67,12 @@ fn text(name: &str, owner: &str, compiler: &str, broker: Option<&str>) -> String
          # Who may install code and secrets while the owner is away.\n\
          brokers = [{brokers}]\n\n\
          # What the other end of a migration must prove, as in a policy file. Without it nothing moves.\n\
-         # [migration]\n\
-         # measurements = [{{ digest = \"...\", guest = \"...\" }}]\n"
+         {migration}"
     )
 }
+
+/// The section about migration of who did not say what it should be.
+const NO_MIGRATION: &str = "# [migration]\n# measurements = [{ digest = \"...\", guest = \"...\" }]\n";
 
 fn init(args: &ManifestInitArgs) -> Result<ExitCode, Failure> {
     let dir = &args.dir;
@@ -73,16 +87,24 @@ fn init(args: &ManifestInitArgs) -> Result<ExitCode, Failure> {
             "exists already; change that one, or name another folder with --dir",
         ));
     }
+    let migration = match &args.migrate_to {
+        Some(path) => Manifest::migration_section(&read_text(path)?).map_err(|error| {
+            Failure::new(path.display(), format_args!("{error}; make it with nacre measure --policy"))
+        })?,
+        None => NO_MIGRATION.to_owned(),
+    };
+    let mode = if args.open { Mode::Open } else { Mode::Sealed };
+    let template = Template { name: &args.name, mode, migration: &migration };
     // Judged before any key is made.
     let sample = keys::public_hex(&keys::generate());
-    Manifest::from_toml(&text(&args.name, &sample, &sample, None))
+    Manifest::from_toml(&text(&template, &sample, &sample, None))
         .map_err(|error| Failure::usage("NAME", error, "choose another"))?;
     let (owner, owner_is_new) = key(&dir.join("owner.key"))?;
     let (compiler, compiler_is_new) = key(&dir.join("compiler.key"))?;
     let broker = args.broker.then(|| key(&dir.join("broker.key"))).transpose()?;
     let public = keys::public_hex;
     let broker_hex = broker.as_ref().map(|(key, _)| public(key));
-    let content = text(&args.name, &public(&owner), &public(&compiler), broker_hex.as_deref());
+    let content = text(&template, &public(&owner), &public(&compiler), broker_hex.as_deref());
     OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -146,6 +168,28 @@ fn sign(args: &ManifestSignArgs) -> Result<ExitCode, Failure> {
     } else {
         let (name, version, mode) = (&manifest.name, manifest.version, manifest.mode.name());
         println!("{}: {name}, version {version}, {mode}, SHA-256 {hash}", args.output.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn set(args: &ManifestSetArgs) -> Result<ExitCode, Failure> {
+    let signed = read_manifest(&args.manifest)?;
+    let manifest = signed.verify().map_err(|error| Failure::new(args.manifest.display(), error))?;
+    let client = args.target.client()?;
+    let what = args.manifest.display();
+    wait(async { client.node().put_manifest(&signed).await.map_err(|error| Failure::new(what, error)) })?;
+    let (hash, may_move) = (hex(&signed.hash()), manifest.migration.is_some());
+    if args.json {
+        let object = serde_json::json!({ "sha256": hash, "version": manifest.version, "may_move": may_move });
+        println!("{object}");
+    } else {
+        let moves = if may_move { "may move" } else { "moves nowhere" };
+        println!(
+            "{}: version {}, {}, {moves}, SHA-256 {hash}",
+            manifest.name,
+            manifest.version,
+            manifest.mode.name()
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -126,6 +126,7 @@ async fn add(State(node): State<Arc<Node>>, body: Body) -> Result<(StatusCode, J
     responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn remove(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let name = TenantName::new(&name).map_err(|_| ApiError::missing())?;
+    super::moving::stays(&node, &name)?;
     let tenant = node.tenants.all().into_iter().find(|tenant| *tenant.name() == name);
     // First nobody can come in with its key any more.
     node.tenants.remove(&name);

@@ -105,7 +105,7 @@ fn finish(router: Router) -> Router {
 
 fn health_router(node: &Arc<Node>) -> Router {
     let ready = async |State(node): State<Arc<Node>>| {
-        if *node.stopping.borrow() {
+        if *node.stopping.borrow() || node.migrations.is_stopping() {
             return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "The node is stopping."));
         }
         Ok("ready\n")

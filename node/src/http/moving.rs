@@ -5,6 +5,7 @@ use super::extract;
 use crate::daemon::Node;
 use crate::migration::net::TENANT;
 use crate::migration::{Away, relay};
+use crate::names::TenantName;
 use crate::tenants::{Credentials, Standing, Tenant};
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -87,10 +88,18 @@ fn own_affair(node: &Node, request: &Request) -> bool {
 /// What a tenant has is not changed while it is on its way.
 fn frozen(node: &Node, tenant: &Tenant, method: &Method) -> Option<ApiError> {
     let changes = *method == Method::PUT || *method == Method::DELETE;
-    let job = node.migrations.under_way(tenant.name()).filter(|_| changes)?;
     // Cancelling is own affair and does not come here.
+    stays(node, tenant.name()).err().filter(|_| changes)
+}
+
+/// A tenant that is on its way is not removed either.
+///
+/// # Errors
+/// Which migration it is.
+pub(super) fn stays(node: &Node, tenant: &TenantName) -> Result<(), ApiError> {
+    let Some(job) = node.migrations.under_way(tenant) else { return Ok(()) };
     let text = format!("A migration is under way ({}); wait for it, or cancel it.", job.id);
-    Some(ApiError::new(StatusCode::CONFLICT, text))
+    Err(ApiError::new(StatusCode::CONFLICT, text))
 }
 
 /// Where the tenant is, once that is decided.

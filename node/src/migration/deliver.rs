@@ -17,6 +17,8 @@ pub enum Answer {
     Running,
     /// It needs nothing more from here.
     Complete,
+    /// It had the tenant, and lost it before everything had come: nobody needs anything more from here.
+    Lost(String),
     /// It does not know it.
     Unknown(String),
 }
@@ -39,6 +41,7 @@ pub async fn deliver(
         match answer.map(serde_json::from_value::<CommitAnswer>) {
             Ok(Ok(CommitAnswer::Running)) if !alone && !running => return Answer::Running,
             Ok(Ok(CommitAnswer::Complete)) => return Answer::Complete,
+            Ok(Ok(CommitAnswer::Lost { reason })) => return Answer::Lost(format!("{}: {reason}", peer.url)),
             Ok(Ok(CommitAnswer::Unknown)) => {
                 return Answer::Unknown(format!("{} does not know the migration any more", peer.url));
             }
@@ -71,7 +74,7 @@ pub(super) async fn after_restart(manager: Arc<Migrations>, record: Outgoing) {
         _ => (None, true),
     };
     let event = match deliver(net, record.peer.clone(), record.id, commit, true, running).await {
-        Answer::Running | Answer::Complete => OutEvent::Complete,
+        Answer::Running | Answer::Complete | Answer::Lost(_) => OutEvent::Complete,
         Answer::Unknown(reason) => OutEvent::Unknown(reason),
     };
     match manager.store.step_out(record.id, event).await {

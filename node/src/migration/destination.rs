@@ -565,7 +565,8 @@ impl Migrations {
             None | Some(InState::Failed { .. }) => CommitAnswer::Unknown,
             Some(InState::Receiving | InState::Staged) => CommitAnswer::Waiting,
             Some(InState::Running) => CommitAnswer::Running,
-            Some(InState::Complete | InState::Lost { .. }) => CommitAnswer::Complete,
+            Some(InState::Complete) => CommitAnswer::Complete,
+            Some(InState::Lost { reason }) => CommitAnswer::Lost { reason },
         })
     }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 impl Migrations {
     /// Whether the node is about to stop: nothing begins any more.
-    pub(super) fn is_stopping(&self) -> bool {
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 

@@ -412,16 +412,20 @@ impl Source {
 
     /// Over, if the other node has everything and says that it runs.
     async fn end(&mut self) -> Flow {
-        if self.finished && self.runs_there { self.complete().await } else { Flow::On }
+        if self.finished && self.runs_there { self.complete(None).await } else { Flow::On }
     }
 
-    async fn complete(&mut self) -> Flow {
+    /// This node's part is done. `lost`: the other one had it, and lost it.
+    async fn complete(&mut self, lost: Option<String>) -> Flow {
         self.keep(OutEvent::Complete).await;
         if let Some(delivery) = self.delivery.take() {
             delivery.abort();
         }
         self.plan.departing.machine().stop().await;
-        self.job.step(Step::Complete);
+        match lost {
+            None => self.job.step(Step::Complete),
+            Some(reason) => self.job.fail(Step::Lost, &reason),
+        }
         Flow::Over
     }
 
@@ -464,9 +468,12 @@ impl Source {
                 self.end().await
             }
             Answer::Complete => {
-                // Also if it was lost there: nobody asks for the rest of it any more.
                 self.runs_there(Duration::ZERO).await;
-                self.complete().await
+                self.complete(None).await
+            }
+            Answer::Lost(reason) => {
+                self.runs_there(Duration::ZERO).await;
+                self.complete(Some(reason)).await
             }
             Answer::Unknown(reason) => self.over_lost(OutEvent::Unknown(reason.clone()), &reason).await,
         }

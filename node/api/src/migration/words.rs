@@ -229,13 +229,18 @@ pub struct AskCommit {
 }
 
 /// How it stands there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CommitAnswer {
     /// It runs.
     Running,
     /// It runs and has everything.
     Complete,
+    /// It ran, and was lost before it had everything.
+    Lost {
+        /// Why.
+        reason: String,
+    },
     /// It waits for its guest; ask again.
     Waiting,
     /// There is no such migration any more.
