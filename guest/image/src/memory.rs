@@ -308,15 +308,14 @@ pub fn place_content(at: GuestVirt, size: Size, content: &[u8], tasks_run: bool)
     Ok(())
 }
 
-/// Puts a piece of a large page's content in its place, while no task runs.
+/// Puts a piece of a large page's content in its place, while no task runs. Pieces come in order.
 ///
 /// # Errors
 /// [`MapError`] if memory runs out.
 pub fn place_piece(page: GuestVirt, offset: u64, content: &[u8]) -> Result<(), MapError> {
-    match SPACE.get().place(page, Size::Large) {
-        Ok(frame) => write_frame(GuestPhys(frame.0 + offset), content),
-        Err(MapError::OutOfMemory) => place_small(GuestVirt(page.0 + offset), content, false)?,
-        Err(error) => return Err(error),
+    match SPACE.get().place_piece(page, offset == 0)? {
+        Some(frame) => write_frame(GuestPhys(frame.0 + offset), content),
+        None => place_small(GuestVirt(page.0 + offset), content, false)?,
     }
     Ok(())
 }

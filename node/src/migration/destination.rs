@@ -19,7 +19,7 @@ use nacre_vmm::tunnel::{Adopted, Roster};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 
 /// Largest module that is taken, in bytes.
@@ -59,8 +59,14 @@ pub enum Order {
 /// Takes a tenant that another node brings.
 pub async fn attend(manager: Arc<Migrations>, from: Digest, stream: Box<dyn Duplex>) {
     let (mut ears, mut mouth) = line(stream);
+    // Before a word is read: each may be long.
+    let Ok(reading) = manager.reading.clone().try_acquire_owned() else {
+        let reason = "more migrations are offered to that node at once than it reads; try again".to_owned();
+        let _ = mouth.say(&DestinationWord::Refused { reason }).await;
+        return;
+    };
     let accepted = match ears.hear_soon().await {
-        Ok(SourceWord::Offer(offer)) => accept(&manager, from, *offer, ears, &mut mouth).await,
+        Ok(SourceWord::Offer(offer)) => accept(&manager, (from, reading), *offer, ears, &mut mouth).await,
         Ok(_) => Err("the first word is no offer; update the older node".to_owned()),
         Err(error) => Err(error.0),
     };
@@ -91,7 +97,7 @@ type Words = mpsc::Receiver<Result<SourceWord, NetError>>;
 
 async fn accept(
     manager: &Arc<Migrations>,
-    from: Digest,
+    (from, reading): (Digest, OwnedSemaphorePermit),
     offer: Offer,
     mut ears: Ears,
     mouth: &mut Mouth,
@@ -100,6 +106,7 @@ async fn accept(
         return Err(admission::STOPPING.into());
     }
     let room = manager.take_room(offer.staged.tenant.limits.memory_bytes)?;
+    drop(reading);
     admission::check(manager, &offer)?;
     admission::wait_for_earlier(manager, &offer.staged.tenant.name).await?;
     let net = manager.net.clone().ok_or("that node listens to no nodes")?;
@@ -347,6 +354,8 @@ impl Arrival {
                 if let Err(reason) = self.parked(parked).await {
                     return self.failed(reason).await;
                 }
+                // A line that is broken shows when it is listened to.
+                let _ = self.mouth.say(&DestinationWord::Kept).await;
             }
             Ok(SourceWord::Commit { commit }) => self.commit(&commit).await,
             Ok(SourceWord::Aborted { reason }) if self.committed.is_none() => {
@@ -531,7 +540,11 @@ impl Migrations {
         crate::metrics::lost_tenant();
         let Some(lost) = self.store.directory().lost(tenant.name()) else {
             self.runner.abandon(tenant).await;
-            return self.stand(tenant, Standing::Here);
+            // Who is elsewhere never begins anew here.
+            if self.store.directory().away(tenant.name()).is_none() {
+                self.stand(tenant, Standing::Here);
+            }
+            return;
         };
         tracing::error!(tenant = tenant.name().as_str(), reason = lost.reason, "a tenant's memory is lost");
         for service in self.store.directory().services(tenant.name()) {

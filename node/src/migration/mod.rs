@@ -8,6 +8,7 @@
 //!       <---------------------------- Ready(tickets)
 //! bare connections ============================= the guests migrate
 //! gate closes: Parked(last records) -----------> staged
+//!       <---------------------------- Kept: now the guest may go
 //! Gone: one transaction; then Commit ----------> the guest runs; one transaction; services go on
 //!       <---------------------------- Running
 //! gate opens: requests and clients are relayed   Complete
@@ -43,10 +44,13 @@ use net::Net;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Migrations that are over and still shown.
 const MAX_SHOWN: usize = 64;
+
+/// Offers that are read at once beyond the migrations that may come: they are refused, but hear why.
+const OFFERS_READ: usize = 4;
 
 /// What a node takes of others at once.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +100,8 @@ pub struct Migrations {
     /// One of these is over.
     arrival_over: Notify,
     stopping: AtomicBool,
+    /// Offers that may be read at once.
+    reading: Arc<Semaphore>,
     /// Migrations that come, and memory of their CVMs.
     room: Mutex<(usize, u64)>,
     /// Tenants that do not simply stand here: while there are none, no request has to be looked at.
@@ -139,6 +145,9 @@ impl Migrations {
             arrivals,
             arrival_over: Notify::new(),
             stopping: AtomicBool::new(false),
+            reading: Arc::new(Semaphore::new(
+                limits.max.saturating_add(OFFERS_READ).min(Semaphore::MAX_PERMITS),
+            )),
             room,
             restless,
             tunnels,

@@ -25,11 +25,11 @@ impl Migrations {
         // Where it is too late nothing comes of it.
         jobs.iter().for_each(|job| job.cancel());
         let arrivals: Vec<_> = self.arrivals().values().cloned().collect();
-        for arrival in arrivals {
-            // One that is over hears nothing any more.
-            let _ = arrival.send(Order::Leave).await;
-        }
         tokio::time::timeout(limit, async {
+            for arrival in arrivals {
+                // One that is over hears nothing any more.
+                let _ = arrival.send(Order::Leave).await;
+            }
             for job in jobs {
                 let _ = job.watch().wait_for(|view| view.step.is_over()).await;
             }

@@ -8,7 +8,7 @@ use super::{
     AskRejoin, Away, Commit, DestinationWord, MAX_LANES, Migrations, Mode, MoveOrder, Offer, OutEvent,
     Outgoing, Parked, RejoinTicket, SourceWord, Staged, Tickets, VERSION, tunnel,
 };
-use crate::names::hex;
+use crate::names::{Digest, hex};
 use crate::runner::{Departing, image_of};
 use crate::store::StoreError;
 use crate::tenants::{Standing, Tenant};
@@ -100,6 +100,7 @@ fn staged(manager: &Migrations, tenant: &Tenant) -> Result<Staged, StoreError> {
 async fn ask(manager: &Arc<Migrations>, plan: &Plan) -> Result<(Outgoing, Ears, Mouth), NetError> {
     let said = |error: &dyn std::fmt::Display| NetError(error.to_string());
     let staged = staged(manager, &plan.tenant).map_err(|error| said(&error))?;
+    let staged_modules: HashSet<Digest> = staged.modules().map(|(digest, _)| digest).collect();
     let lanes = plan.departing.machine().cvm().lanes().min(MAX_LANES);
     let offer = Offer {
         version: VERSION,
@@ -121,7 +122,13 @@ async fn ask(manager: &Arc<Migrations>, plan: &Plan) -> Result<(Outgoing, Ears, 
     if fingerprint == plan.net.own() {
         return Err(NetError("the destination is this node itself; name another".into()));
     }
+    let mut lacks = staged_modules;
     for digest in modules {
+        if !lacks.remove(&digest) {
+            return Err(NetError(
+                "the other node asks for a module that the tenant has not; do not trust it".into(),
+            ));
+        }
         let store = manager.store.clone();
         let read = tokio::task::spawn_blocking(move || store.modules().read(&digest)).await;
         let module = read.map_err(|error| said(&error))?.map_err(|error| said(&error))?;
@@ -153,6 +160,9 @@ struct Source {
     parked: Option<Instant>,
     /// That it may be gone from now on is being written; the guest is held back until it is.
     marking: Option<JoinHandle<Result<Outgoing, StoreError>>>,
+    /// What has to be written down before the tenant may go, here and at the other node.
+    is_marked: bool,
+    is_kept: bool,
     commit: Option<Commit>,
     /// When the guest gave it.
     given: Option<Instant>,
@@ -219,6 +229,8 @@ impl Source {
             news,
             parked: None,
             marking: None,
+            is_marked: false,
+            is_kept: false,
             commit: None,
             given: None,
             delivery: None,
@@ -301,15 +313,27 @@ impl Source {
         let name = self.plan.tenant.name();
         let pending = self.manager.store.pending_of(name).unwrap_or_default();
         let word = Parked { pending, programs: self.manager.services.programs(name), roster: hex(&roster) };
-        // A line that is broken shows when it is listened to.
-        let _ = self.mouth.say(&SourceWord::Parked(word)).await;
+        if let Err(error) = self.mouth.say(&SourceWord::Parked(word)).await {
+            self.refused.get_or_insert(error.0);
+            self.moving.cancel();
+        }
+    }
+
+    /// The tenant may go as soon as both nodes have written down what they need for that.
+    fn let_go(&self) {
+        if self.is_marked && self.is_kept {
+            self.moving.let_go();
+        }
     }
 
     /// It is on the disk that the tenant may be gone: it may go.
     fn marked(&mut self, marked: Result<Outgoing, StoreError>) -> Flow {
         self.marking = None;
         match marked {
-            Ok(_) => self.moving.let_go(),
+            Ok(_) => {
+                self.is_marked = true;
+                self.let_go();
+            }
             Err(error) => {
                 self.refused.get_or_insert(error.to_string());
                 self.moving.cancel();
@@ -371,6 +395,10 @@ impl Source {
             Ok(DestinationWord::Running { after_ns, .. }) if self.commit.is_some() => {
                 self.runs_there(Duration::from_nanos(after_ns)).await;
                 return self.end().await;
+            }
+            Ok(DestinationWord::Kept) => {
+                self.is_kept = true;
+                self.let_go();
             }
             Ok(DestinationWord::Refused { reason }) if self.commit.is_none() => {
                 self.refused.get_or_insert(reason);
@@ -475,6 +503,8 @@ impl Source {
                 self.runs_there(Duration::ZERO).await;
                 self.complete(Some(reason)).await
             }
+            // It ran there: what became of it since is that node's affair, and nothing of it is here.
+            Answer::Unknown(_) if self.runs_there => self.complete(None).await,
             Answer::Unknown(reason) => self.over_lost(OutEvent::Unknown(reason.clone()), &reason).await,
         }
     }

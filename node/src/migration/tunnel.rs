@@ -189,6 +189,11 @@ impl Migrations {
             return;
         }
         let Ok((machine, origin, theirs, mut breaks)) = accepted else { return };
+        let streams = || {
+            let all = machine.cvm().relayed();
+            all.iter().find(|one| one.origin == origin).map_or(0, |one| one.streams)
+        };
+        let this_one = streams();
         if let Ok(mut local) = local(theirs) {
             let mut is_final = false;
             tokio::select! {
@@ -202,8 +207,8 @@ impl Migrations {
             }
         }
         tokio::time::sleep(PATIENCE).await;
-        let joined = machine.cvm().relayed().iter().any(|one| one.origin == origin && one.attached);
-        if !joined && !machine.has_ended() {
+        // Who serves a later stream waits for that one.
+        if streams() == this_one && !machine.has_ended() {
             machine.cvm().lose(origin);
         }
     }

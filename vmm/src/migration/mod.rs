@@ -222,9 +222,14 @@ impl Migrations {
         };
         let relay = Relay::start(shared.clone(), sender.clone(), bells, channel, stream, on_end)
             .map_err(|error| CvmError::System { what: "threads for a migration", error })?;
-        if let Some(current) = &mut *self.current() {
-            current.relays.insert(channel, relay);
-        }
+        // Whatever is dropped here waits for threads, which may wait for this lock.
+        let unused = match &mut *self.current() {
+            // Yet another stream came meanwhile: the guest answers once more.
+            Some(current) if current.rejoining.contains_key(&channel) => Some(relay),
+            Some(current) => current.relays.insert(channel, relay),
+            None => Some(relay),
+        };
+        drop(unused);
         Ok(())
     }
 

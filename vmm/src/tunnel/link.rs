@@ -219,10 +219,9 @@ impl Link {
         spawn("tunnel-in", Box::new(move || reader.read_all(&reads, generation)))
     }
 
-    /// Whether it has a stream whose other end has answered.
-    pub fn is_attached(&self) -> bool {
-        let state = lock(&self.state);
-        state.stream.is_some() && state.greeted
+    /// How many streams it has had.
+    pub fn streams(&self) -> u64 {
+        lock(&self.state).generation
     }
 
     /// Nothing more comes or goes.

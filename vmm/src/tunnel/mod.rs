@@ -74,8 +74,8 @@ pub struct Relayed {
     pub connections: usize,
     /// Calls that it waits for.
     pub calls: usize,
-    /// Whether its link carries something now.
-    pub attached: bool,
+    /// Streams that its link has had.
+    pub streams: u64,
 }
 
 /// What stayed behind when a tenant left: connections and calls, which end when this is dropped.
@@ -211,7 +211,7 @@ fn relayed(tables: &Tables) -> Vec<Relayed> {
         origin: origin.id,
         connections: tables.connections.relayed(origin),
         calls: tables.calls.numbers_of(origin).len(),
-        attached: origin.link().is_none_or(|link| link.is_attached()),
+        streams: origin.link().map_or(0, |link| link.streams()),
     };
     tables.origins().iter().map(of).collect()
 }

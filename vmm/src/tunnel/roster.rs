@@ -12,7 +12,7 @@ pub const MAX_ROSTER_BYTES: usize = 256 << 20;
 /// First bytes of one, and its version.
 const MAGIC: [u8; 8] = *b"NCROST\x01\x00";
 /// Numbers of calls are below this.
-pub const MAX_CALLS: u32 = 1 << 24;
+pub const MAX_CALLS: u32 = 1 << 16;
 /// Origins of one tenant at most: hosts where it has left something.
 pub const MAX_ORIGINS: usize = 256;
 
@@ -194,7 +194,7 @@ impl Roster {
         }
         if !unique(&mut calls) || calls.last().is_some_and(|call| *call >= MAX_CALLS) || !unique(&mut modules)
         {
-            return Err(NoRoster("a number twice"));
+            return Err(NoRoster("its calls or modules"));
         }
         if !unique(&mut programs) || programs.last().is_some_and(|last| *last >= self.next_program) {
             return Err(NoRoster("its programs"));

@@ -195,7 +195,7 @@ impl DestinationAgent {
         }
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         let ports = self.fetch.iter().flatten().chain(self.demand.as_ref()).chain([&self.control]);
-        let news = ports.into_iter().any(Port::has_news);
+        let news = self.wants_cancel || ports.into_iter().any(Port::has_news);
         let running = matches!(self.state, Some(Destination::Running(_)));
         news || running && waiting::has_questions()
     }
@@ -209,7 +209,7 @@ impl DestinationAgent {
                 Ok(None) => break,
                 Err(_) => {
                     self.control_failed();
-                    break;
+                    return Ok(true);
                 }
             };
             any = true;
@@ -224,9 +224,13 @@ impl DestinationAgent {
             if let Some(reply) = step.reply {
                 let _ = self.control.push(reply.frame());
             }
+            if let Ok(Event::Ended(ended)) = step.event {
+                tell_failure(MoveFailure::There, format_args!("{ended}"));
+                return Err(self.destroyed(all));
+            }
             self.point_lanes(&mut all);
             drop(all);
-            self.happened(step.event)?;
+            self.happened(step.event);
             let _ = self.control.flush();
         }
         Ok(any)
@@ -246,7 +250,7 @@ impl DestinationAgent {
         }
     }
 
-    fn happened(&mut self, event: Result<Event, StepError>) -> Result<(), Next> {
+    fn happened(&mut self, event: Result<Event, StepError>) {
         match event {
             Ok(Event::Prove(binding)) => sealed::evidence::for_migration(&binding),
             Ok(Event::Attested(terms)) => self.start(usize::from(terms.lanes)),
@@ -255,15 +259,12 @@ impl DestinationAgent {
                     let _ = self.control.push(frame.frame());
                 }
             }
-            Ok(Event::Ended(ended)) => {
-                tell_failure(MoveFailure::There, format_args!("{ended}"));
-                return Err(self.destroyed());
-            }
+            // The host may bring the Commit this way, too.
+            Ok(Event::Running) => self.activate(),
             Err(StepError::Record(error)) if error.is_for_good() => self.control_failed(),
             Err(_) => self.wants_cancel = true,
             Ok(_) => {}
         }
-        Ok(())
     }
 
     /// What is due will not come on this connection. If it is too late to end it, there has to be another one.
@@ -395,9 +396,8 @@ impl DestinationAgent {
                     let _ = self.control.push(frame.frame());
                     let _ = self.control.flush();
                 }
-                drop(all);
                 tell_failure(MoveFailure::Here, format_args!("{ended}"));
-                Err(self.destroyed())
+                Err(self.destroyed(all))
             }
         }
     }
@@ -532,9 +532,8 @@ impl DestinationAgent {
                     let _ = self.control.push(frame.frame());
                     let _ = self.control.flush();
                 }
-                drop(all);
                 tell_failure(failure, text);
-                Some(self.destroyed())
+                Some(self.destroyed(all))
             }
             Err(state) => {
                 self.state = Some(state);
@@ -544,11 +543,9 @@ impl DestinationAgent {
         }
     }
 
-    /// It came to nothing: this CVM is of no use any more.
-    fn destroyed(&mut self) -> Next {
-        if let Some(mut all) = lanes::claim_all() {
-            all.remove();
-        }
+    /// It came to nothing: this CVM is of no use any more. What lanes use of the vault is gone already.
+    fn destroyed(&mut self, mut all: lanes::AllLanes) -> Next {
+        all.remove();
         state::wipe();
         Next::Gone
     }

@@ -204,6 +204,7 @@ impl AllLanes {
         ON_DUTY.store(0, Ordering::Release);
         for cell in &LANES {
             cell.duty.store(0, Ordering::Relaxed);
+            cell.failed.store(0, Ordering::Relaxed);
             // SAFETY: all lanes are claimed by the owner of `self`.
             unsafe { *cell.work.get() = None }
         }

@@ -86,6 +86,25 @@ impl<M: TableMemory> PageTables<'_, M> {
         self.provide(address.0, size, Content::Here)
     }
 
+    /// As [`place`](Self::place), for a large page whose content comes in pieces, in order. `None`: the piece goes to small pages, because there was no
+    /// large frame for the first one. Even if there is one again, what came before stays where it is.
+    ///
+    /// # Errors
+    /// [`MapError`] but for out of memory.
+    pub fn place_piece(&self, page: GuestVirt, is_first: bool) -> Result<Option<GuestPhys>, MapError> {
+        let large = |found: Option<Mapping>| {
+            matches!(found, Some(Mapping { size: Size::Large, leaf: Leaf::Present { .. }, .. }))
+        };
+        if !is_first && !large(self.lookup(page)) {
+            return Ok(None);
+        }
+        match self.place(page, Size::Large) {
+            Ok(frame) => Ok(Some(frame)),
+            Err(MapError::OutOfMemory) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes the page's content zero: what is absent becomes promised, what has a frame is zeroed or freed.
     ///
     /// # Errors

@@ -86,6 +86,25 @@ fn small_pages_that_arrive_one_by_one_are_the_pieces_of_a_large_one() {
 }
 
 #[test]
+fn pieces_that_came_stay_when_a_large_frame_is_free_again() {
+    with_space(|_, space| {
+        // One large frame is in use for small pages, the others are taken.
+        space.place(at(WHOLE), Size::Small).unwrap();
+        let taken: Vec<_> = std::iter::from_fn(|| space.frames().alloc_large()).collect();
+        assert_eq!(space.place_piece(AT, true), Ok(None));
+        let first = space.place(at(0), Size::Small).unwrap();
+        space.frames().free_large(taken[0].0);
+        assert_eq!(space.place_piece(AT, false), Ok(None), "the first piece would be thrown away");
+        assert_eq!(space.place(at(0), Size::Small), Ok(first));
+        // The next page is one from the beginning, and so are all its pieces.
+        let next = at(2 * WHOLE);
+        let large = space.place_piece(next, true).unwrap();
+        assert!(large.is_some());
+        assert_eq!(space.place_piece(next, false), Ok(large));
+    });
+}
+
+#[test]
 fn a_place_that_does_not_fit_changes_nothing() {
     with_space(|_, space| {
         let all = space.frames().limit_pages();

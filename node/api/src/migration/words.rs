@@ -6,7 +6,7 @@ use crate::records::{Action, Activation, Package, Pending, Service, TenantRecord
 use serde::{Deserialize, Serialize};
 
 /// Version of these words; nodes of different versions do not migrate.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest word, in bytes.
 pub const MAX_WORD_BYTES: usize = 32 << 20;
 /// Most lanes of a migration.
@@ -189,6 +189,8 @@ pub enum DestinationWord {
     },
     /// Its CVM waits.
     Ready(Tickets),
+    /// The last records are on its disk: as far as this node is concerned the tenant may go.
+    Kept,
     /// It does not, or can't any more: before anything was gone.
     Refused {
         /// Why, and what to do.

@@ -268,7 +268,7 @@ impl SourceAgent {
             channels::announce_sleep(DEMAND, demand.channel().pending() != 0);
         }
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-        let asked = window.move_word(MoveWord::Cancel) != 0 && self.may_cancel();
+        let asked = (self.wants_cancel || window.move_word(MoveWord::Cancel) != 0) && self.may_cancel();
         let flushes = Phase::is_for_flushes;
         let waits = matches!(&self.course, Course::Parking(_))
             || matches!(&self.course, Course::Round(phase) if flushes(phase));
@@ -313,7 +313,7 @@ impl SourceAgent {
                 Ok(None) => break,
                 Err(_) => {
                     self.control_failed();
-                    break;
+                    return Ok(true);
                 }
             };
             any = true;
@@ -326,6 +326,9 @@ impl SourceAgent {
             self.state = Some(step.state);
             if let Some(reply) = step.reply {
                 let _ = self.control.push(reply.frame());
+            }
+            if let Ok(Event::Ended(ended)) = step.event {
+                return Err(self.ended(ended, all));
             }
             self.point_lanes(&mut all);
             drop(all);
@@ -365,7 +368,6 @@ impl SourceAgent {
                 self.report.window_ns = self.since_park() - self.report.gone_ns;
                 return Err(self.over());
             }
-            Ok(Event::Ended(ended)) => return Err(self.ended(ended)),
             Err(StepError::Record(error)) if error.is_for_good() => self.control_failed(),
             Err(_) => self.wants_cancel |= self.may_cancel(),
             // Said again, or somebody's hint.
@@ -561,12 +563,11 @@ impl SourceAgent {
         }
     }
 
-    /// The protocol has ended it.
-    fn ended(&mut self, ended: Ended) -> Next {
-        if let Some(all) = lanes::claim_all()
-            && let Some(Source::Aborted(aborted)) = self.state.take()
-        {
-            self.give_back(aborted, all);
+    /// The protocol has ended it. Nobody may come to a lane in between: what lanes use of the vault is gone already.
+    fn ended(&mut self, ended: Ended, mut all: lanes::AllLanes) -> Next {
+        match self.state.take() {
+            Some(Source::Aborted(aborted)) => self.give_back(aborted, all),
+            _ => all.remove(),
         }
         let failure = match ended {
             Ended::There(_) => MoveFailure::There,
