@@ -224,13 +224,18 @@ impl DestinationAgent {
             if let Some(reply) = step.reply {
                 let _ = self.control.push(reply.frame());
             }
-            if let Ok(Event::Ended(ended)) = step.event {
-                tell_failure(MoveFailure::There, format_args!("{ended}"));
-                return Err(self.destroyed(all));
+            match step.event {
+                Ok(Event::Ended(ended)) => {
+                    tell_failure(MoveFailure::There, format_args!("{ended}"));
+                    return Err(self.destroyed(all));
+                }
+                Ok(Event::Attested(terms)) => self.start(usize::from(terms.lanes), all),
+                event => {
+                    self.point_lanes(&mut all);
+                    drop(all);
+                    self.happened(event);
+                }
             }
-            self.point_lanes(&mut all);
-            drop(all);
-            self.happened(step.event);
             let _ = self.control.flush();
         }
         Ok(any)
@@ -253,7 +258,6 @@ impl DestinationAgent {
     fn happened(&mut self, event: Result<Event, StepError>) {
         match event {
             Ok(Event::Prove(binding)) => sealed::evidence::for_migration(&binding),
-            Ok(Event::Attested(terms)) => self.start(usize::from(terms.lanes)),
             Ok(Event::Resumed(Connection::Control)) => {
                 if let Some(frame) = self.state.as_mut().and_then(Destination::say_again) {
                     let _ = self.control.push(frame.frame());
@@ -278,7 +282,7 @@ impl DestinationAgent {
     }
 
     /// Both ends know each other: from here on the tenant's arena is what comes.
-    fn start(&mut self, count: usize) {
+    fn start(&mut self, count: usize, mut all: lanes::AllLanes) {
         let layout = channels::layout();
         // Its host may have brought something since it began.
         if count > layout.lanes as usize || !super::is_fresh() {
@@ -297,7 +301,6 @@ impl DestinationAgent {
         hold_tenant(true);
         self.state = Some(Destination::Receiving(receiving));
         self.lanes = count;
-        let Some(mut all) = lanes::claim_all() else { unreachable!("no lane has a duty yet") };
         // SAFETY: this is vCPU 0, and all lanes are claimed.
         let mut hold = unsafe { VAULT.hold() };
         for lane in 0..count {

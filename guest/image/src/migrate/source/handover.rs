@@ -1,7 +1,7 @@
 //! The hand-over: all tasks are parked, the last round, and the point of no return.
 
-use super::rounds::unsent_bytes;
-use super::{Course, Hold, REBUMP_NS, SourceAgent, wake_for_lanes};
+use super::rounds::{REBUMP_NS, unsent_bytes};
+use super::{Course, Hold, SourceAgent, wake_for_lanes};
 use crate::arch::{self, clock};
 use crate::migrate::lanes::{self, Duty};
 use crate::migrate::state::{self, HEAD, Head, MAP, Roots};

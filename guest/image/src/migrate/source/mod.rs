@@ -33,6 +33,7 @@ use nacre_migrate::vault::SourceVault;
 use nacre_migrate::wire::LaneId;
 use nacre_migrate::{Ended, Event, Round, Source, StepError, Terms};
 use nacre_wval::Stopped;
+use rounds::hurry;
 use scouting::Scouting;
 use serving::Answering;
 
@@ -327,12 +328,15 @@ impl SourceAgent {
             if let Some(reply) = step.reply {
                 let _ = self.control.push(reply.frame());
             }
-            if let Ok(Event::Ended(ended)) = step.event {
-                return Err(self.ended(ended, all));
+            match step.event {
+                Ok(Event::Ended(ended)) => return Err(self.ended(ended, all)),
+                Ok(Event::Attested(_)) => self.start(all),
+                event => {
+                    self.point_lanes(&mut all);
+                    drop(all);
+                    self.happened(event)?;
+                }
             }
-            self.point_lanes(&mut all);
-            drop(all);
-            self.happened(step.event)?;
         }
         if matches!(self.course, Course::Gone) {
             any |= self.serve();
@@ -357,7 +361,6 @@ impl SourceAgent {
     fn happened(&mut self, event: Result<Event, StepError>) -> Result<(), Next> {
         match event {
             Ok(Event::Prove(binding)) => sealed::evidence::for_migration(&binding),
-            Ok(Event::Attested(_)) => self.start(),
             Ok(Event::Staged) => {
                 tell(MoveEvent::Staged, 0, &[]);
                 self.report.staged_ns = self.since_park();
@@ -385,14 +388,13 @@ impl SourceAgent {
     }
 
     /// Both ends know each other: makes the lanes.
-    fn start(&mut self) {
+    fn start(&mut self, mut all: lanes::AllLanes) {
         let Some(Source::Attested(attested)) = self.state.take() else { return };
         tell(MoveEvent::Attested, 0, &[]);
         let count = usize::from(self.terms.lanes);
         let mut slots = self.memory.slots(channels::layout(), count);
         let copying = attested.start(|_: LaneId| slots.next().unwrap_or_default());
         self.state = Some(Source::Copying(copying));
-        let Some(mut all) = lanes::claim_all() else { unreachable!("no lane has a duty yet") };
         // SAFETY: this is vCPU 0, and all lanes are claimed.
         let mut hold = unsafe { VAULT.hold() };
         for lane in 0..count {
@@ -582,18 +584,6 @@ impl SourceAgent {
         memory::wipe_tenant(true);
         tell(MoveEvent::Complete, 0, &self.report.encode());
         Next::Gone
-    }
-}
-
-/// How often vCPUs are brought to a safe point again, in nanoseconds: bumps coalesce.
-const REBUMP_NS: u64 = 20_000;
-
-/// Brings running tasks to a safe point from time to time, for what every vCPU has to do there.
-fn hurry(bumped_ns: &mut u64) {
-    let now = clock::monotonic_ns();
-    if now.saturating_sub(*bumped_ns) > REBUMP_NS {
-        *bumped_ns = now;
-        wasm::bump_epoch();
     }
 }
 

@@ -159,3 +159,15 @@ pub(super) fn unsent_bytes(_: &lanes::AllLanes, lanes: u32) -> u64 {
     let mut hold = unsafe { VAULT.hold() };
     (0..lanes as usize).filter_map(|lane| Some(hold.lane_mut(lane)?.ledger().unsent().1)).sum()
 }
+
+/// How often vCPUs are brought to a safe point again, in nanoseconds: bumps coalesce.
+pub(super) const REBUMP_NS: u64 = 20_000;
+
+/// Brings running tasks to a safe point from time to time, for what every vCPU has to do there.
+pub(super) fn hurry(bumped_ns: &mut u64) {
+    let now = clock::monotonic_ns();
+    if now.saturating_sub(*bumped_ns) > REBUMP_NS {
+        *bumped_ns = now;
+        wasm::bump_epoch();
+    }
+}
