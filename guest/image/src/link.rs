@@ -164,12 +164,12 @@ pub fn flush() {
 /// Longest body of one message to the host.
 pub const MAX_BODY: usize = window::TO_HOST_BYTES as usize / 4;
 
-/// The same, waiting for room: a task lets others run meanwhile. The host empties its rings at once, whatever its own
+/// The same, waiting for room: a task that holds no lock lets others run meanwhile. The host empties its rings at once, whatever its own
 /// readers do, so the wait is short; if it does not, it only harms itself.
 pub fn send(header: Header, body: &[u8]) {
     while try_send(header, body).is_err() {
         arch::hypercall(DOORBELL, 0);
-        if vcpu::current().is_some() {
+        if vcpu::current().is_some() && vcpu::locks_held() == 0 {
             task::yield_now();
         } else {
             core::hint::spin_loop();

@@ -91,6 +91,9 @@ type OnNews = Arc<dyn Fn(MoveNews) + Send + Sync>;
 pub(crate) struct Migrations {
     bells: Mutex<HashMap<u32, Arc<Bells>>>,
     current: Mutex<Option<Current>>,
+    /// Held while a connection takes the place of another, so that each time the guest empties its pipes once, and no relay is at them. Locked before
+    /// `current`.
+    rejoins: Mutex<()>,
 }
 
 struct Current {
@@ -197,6 +200,7 @@ impl Migrations {
     }
 
     fn rejoined(self: &Arc<Self>, shared: &Arc<Shared>, sender: &Arc<Sender>, channel: u32) {
+        let _alone = self.rejoins.lock().unwrap_or_else(PoisonError::into_inner);
         let stream = self.current().as_mut().and_then(|current| current.rejoining.remove(&channel));
         if let Some(stream) = stream
             && let Err(error) = self.start_relay(shared, sender, channel, stream)
@@ -222,10 +226,8 @@ impl Migrations {
         };
         let relay = Relay::start(shared.clone(), sender.clone(), bells, channel, stream, on_end)
             .map_err(|error| CvmError::System { what: "threads for a migration", error })?;
-        // Whatever is dropped here waits for threads, which may wait for this lock.
+        // What is dropped here waits for threads, which may wait for this lock.
         let unused = match &mut *self.current() {
-            // Yet another stream came meanwhile: the guest answers once more.
-            Some(current) if current.rejoining.contains_key(&channel) => Some(relay),
             Some(current) => current.relays.insert(channel, relay),
             None => Some(relay),
         };
@@ -327,11 +329,19 @@ impl Moving {
 
     /// Another connection in place of one that broke, after the tenant was gone from the source.
     pub fn rejoin(&self, channel: u32, stream: TcpStream) {
-        let old = self.migrations.current().as_mut().and_then(|current| {
-            current.rejoining.insert(channel, stream);
-            current.relays.remove(&channel)
-        });
+        let _alone = self.migrations.rejoins.lock().unwrap_or_else(PoisonError::into_inner);
+        let (old, is_asked) = match &mut *self.migrations.current() {
+            Some(current) => {
+                let earlier = current.rejoining.insert(channel, stream);
+                (current.relays.remove(&channel), earlier.is_some())
+            }
+            None => return,
+        };
         drop(old);
+        // The guest has not answered for an earlier stream: it will, and then this one is the channel's.
+        if is_asked {
+            return;
+        }
         // By a word: a source that has parked its tenant reads no messages.
         window_of(&self.shared).set_move_bits(MoveWord::Rejoin, 1 << channel.min(u64::BITS - 1));
         self.sender.wake_guest();

@@ -522,8 +522,14 @@ impl DestinationAgent {
         busy
     }
 
-    /// A task that holds a lock needs a page: nothing else happens on this vCPU until it is here.
-    pub fn fetch_now(&mut self, _address: u64) {
+    /// A task that holds a lock needs the page at `address`: nothing else happens on this vCPU until it is here.
+    pub fn fetch_now(&mut self, address: u64) {
+        if let (Some(Destination::Running(running)), Some(demand)) = (&mut self.state, &mut self.demand)
+            && let Some(frame) = demand.channel().room(REQUEST_ROOM)
+            && let Ok((Demand::Ask(_), Some(length))) = running.demand(address, frame)
+        {
+            demand.channel().put(length);
+        }
         let _ = self.fetch_more();
     }
 

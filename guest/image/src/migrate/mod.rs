@@ -257,9 +257,11 @@ pub fn before_park() -> bool {
     busy || window.move_word(MoveWord::Rejoin) != 0 || lanes::before_park()
 }
 
-/// By a task that holds a lock, on vCPU 0: sees to the page at `address`.
+/// By a task that holds a lock, on vCPU 0: sees to the page at `address`. Nobody else does meanwhile what vCPU 0 has to do for that, also when a connection
+/// broke.
 fn fetch_now(address: u64) {
     AGENT.with(|agent| {
+        rejoin_channels(agent);
         if let Agent::Destination(destination) = agent {
             destination.fetch_now(address);
         }
