@@ -278,7 +278,7 @@ struct Outcome {
 /// Plays the operator until it is over: makes connections again that broke after the tenant was gone; when nothing happens any more, cancels, or if it
 /// is too late for that, makes all connections again.
 fn operate(plan: &Plan, migration: &Migration, mut parked: impl FnMut()) -> Outcome {
-    let (mut gone, mut told) = (false, Vec::new());
+    let (mut gone, mut told, mut there) = (false, Vec::new(), Vec::new());
     let (mut rejoined, mut silences, mut broken) = (0, 0, Vec::new());
     let again = |channel| {
         let (one, other) = pair();
@@ -307,7 +307,11 @@ fn operate(plan: &Plan, migration: &Migration, mut parked: impl FnMut()) -> Outc
             Err(RecvTimeoutError::Timeout) if !gone => migration.source.cancel(),
             Err(RecvTimeoutError::Timeout) => {
                 silences += 1;
-                let there: Vec<_> = migration.told_by_destination.try_iter().collect();
+                there.extend(migration.told_by_destination.try_iter());
+                // The control connection broke with the guest's last word: between nodes, the node says it.
+                if there.iter().any(|news| matches!(news, MoveNews::Complete(_))) {
+                    break;
+                }
                 assert!(silences < 20, "it does not go on: {told:?}, {there:?}");
                 (0..=FIRST_LANE).for_each(again);
             }
