@@ -89,6 +89,12 @@ impl Case {
         Ok(())
     }
 
+    /// Whether all its workers are parked.
+    fn is_idle(&self, cluster: &Cluster<'_>) -> Option<()> {
+        let shown = cluster.ask(0, &self.tenant, "GET", "/v1/ps", b"").ok()?.json();
+        (shown["cvm"]["active"] == 0).then_some(())
+    }
+
     /// At the node where it is gone, nothing of it is left.
     fn is_buried(&self, cluster: &Cluster<'_>) -> Result<()> {
         until("the source's CVM has ended", || vcpus(cluster.pid(0).ok()?).ok()?.is_empty().then_some(()))
@@ -144,8 +150,9 @@ fn who_wakes_after_the_tenant_has_gone_runs_nothing() {
     let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
     for mode in ["hybrid", "post-copy", "pre-copy", "stop-and-copy"] {
         let case = Case::new(&cluster, &format!("late-{mode}")).unwrap();
-        // Nobody asks the service for anything: the workers have nothing to do, or just had.
+        // Nobody asks the service for anything any more.
         let threads = workers(cluster.pid(0).unwrap()).unwrap();
+        until("no worker has anything to do", || case.is_idle(&cluster)).unwrap();
         let frozen: Vec<Frozen> =
             threads.iter().map(|&thread| Frozen::new(thread).unwrap().expect("it is there")).collect();
         let id = case.order(&cluster, mode).unwrap();
