@@ -357,6 +357,30 @@ fn a_network_that_changes_or_cuts_costs_the_migration_and_nothing_else() {
 
 #[test]
 fn connections_that_break_after_the_hand_over_are_made_again() {
+    // In the middle of what is fetched: what `post-copy` sends before the hand-over is 4 MiB.
+    let mut passed = 0usize;
+    goes_on_when(move |bytes| {
+        passed += bytes.len();
+        passed < 6 << 20
+    });
+}
+
+#[test]
+fn connections_that_carry_what_nobody_sent_are_made_again() {
+    // Nothing breaks by itself: the guest notices, and has its host hang up.
+    let mut passed = 0usize;
+    goes_on_when(move |bytes| {
+        let before = passed;
+        passed += bytes.len();
+        if (before..passed).contains(&(6 << 20)) {
+            bytes[(6 << 20) - before] ^= 1;
+        }
+        true
+    });
+}
+
+/// A migration by `post-copy` over whose lane something is done after the hand-over that makes it useless.
+fn goes_on_when(spoil: impl FnMut(&mut Vec<u8>) -> bool + Send + 'static) {
     let Some(world) = movable_world("migration that goes on after a break") else { return };
     let code = Code::of(&long_mover());
     let expected = undisturbed(&world, &code);
@@ -364,12 +388,7 @@ fn connections_that_break_after_the_hand_over_are_made_again() {
     let program = code.start(&source, b"started\n");
     let moved = destination.adopt_program(program.id, [8, 0]);
     let (mut here, mut there) = streams(1);
-    // The lane breaks in the middle of what is fetched: what `post-copy` sends before the hand-over is 4 MiB.
-    let mut passed = 0usize;
-    (here.lanes[0], there.lanes[0]) = through(move |bytes| {
-        passed += bytes.len();
-        passed < 6 << 20
-    });
+    (here.lanes[0], there.lanes[0]) = through(spoil);
     let migration = Migration::over((here, there), &source, &destination, MoveMode::PostCopy);
     let mut broken = Vec::new();
     let (here, there) = migration.follow(|migration, news| {

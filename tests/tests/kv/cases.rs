@@ -2,7 +2,7 @@
 //! byte for byte, whatever the requests are; and what only a store of ours promises: scans while the table changes, memory
 //! that runs out, clients that are slow or mean. Each case begins with an empty store of its own or empties it.
 
-use crate::random::{Random, agree, without_id};
+use crate::random::{Requests, agree, without_id};
 use anyhow::Result;
 use nacre_tests::kv::{Client, LIMIT, Server, bulks, request};
 use nacre_tests::skip::{Unavailable, need};
@@ -18,7 +18,7 @@ pub const MAX_CLIENTS: [&str; 2] = ["--maxclients", "400"];
 /// Random requests have the replies of redis.
 pub fn random_requests(kv: &Server, redis: &Server, rounds: u64) {
     for seed in 1..=rounds {
-        let mut random = Random(seed * 0x9e37_79b9);
+        let mut random = Requests::of_seed(seed);
         let (mut ours, mut theirs) = (kv.connect().unwrap(), redis.connect().unwrap());
         assert_eq!(ours.ask("FLUSHALL").unwrap(), theirs.ask("FLUSHALL").unwrap());
         if seed % 3 == 0 {
@@ -123,7 +123,7 @@ pub fn protocol(kv: &Server, redis: &Server) {
 pub fn patterns(kv: &Server, redis: &Server) {
     let (mut ours, mut theirs) = (kv.connect().unwrap(), redis.connect().unwrap());
     let letters = b"ab-]^\\*?[c";
-    let mut random = Random(7);
+    let mut random = Requests::of_seed(7);
     let mut word =
         |longest| -> Vec<u8> { (0..random.below(longest)).map(|_| random.pick(letters)).collect() };
     let keys: Vec<_> = (0..60).map(|_| word(6)).collect();
@@ -341,7 +341,7 @@ pub fn slow_clients(kv: &Server) {
 /// Large values and requests with many arguments survive.
 pub fn large_values(kv: &Server) {
     let mut client = kv.connect().unwrap();
-    let mut random = Random(11);
+    let mut random = Requests::of_seed(11);
     for length in [16_383, 65_535, 65_536, 200_000, 1 << 20, 20 << 20] {
         let value = random.bytes(64).repeat(length / 64 + 1)[..length].to_vec();
         assert_eq!(client.call(&[b"SET".as_slice(), b"k", &value]).unwrap(), b"+OK\r\n");

@@ -1,18 +1,21 @@
 //! Requests at random, sensible and not, and which replies count as the same.
 
-/// Deterministic random numbers (xorshift64*).
-pub struct Random(pub u64);
+use nacre_tests::random::Random;
 
-impl Random {
+/// What a seed makes of requests.
+pub struct Requests(Random);
+
+impl Requests {
+    pub fn of_seed(seed: u64) -> Requests {
+        Requests(Random::of_seed(seed))
+    }
+
     pub fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+        self.0.below(n)
     }
 
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+        self.0.of(from)
     }
 
     pub fn bytes(&mut self, n: u64) -> Vec<u8> {

@@ -7,8 +7,9 @@ use nacre_migrate::policy::{Binding, PeerPolicy, PeerRefused};
 /// The place of one end's vault.
 pub struct VaultCell<V>(UnsafeCell<V>);
 
-// SAFETY: what is in it is reached by a `Hold` only, and by lanes that have claimed their part: see `VaultCell::hold`.
-unsafe impl<V> Sync for VaultCell<V> {}
+// SAFETY: what is in it is reached by a `Hold`, which vCPU 0 uses while it has all lanes (see `VaultCell::hold`), and by whoever has claimed a lane, in its
+// part: never by two at once, but by different vCPUs one after the other, hence `Send`.
+unsafe impl<V: Send> Sync for VaultCell<V> {}
 
 impl<V> VaultCell<V> {
     /// With this in it.
