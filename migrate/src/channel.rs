@@ -103,8 +103,8 @@ impl<'a> Channel<'a> {
     }
 
     /// The last frame that [`receive`](Self::receive) returned, as it was left, until the next one begins to come.
-    pub fn received(&self) -> &[u8] {
-        &self.incoming[..self.received]
+    pub fn received(&mut self) -> &mut [u8] {
+        &mut self.incoming[..self.received]
     }
 
     /// Room for a frame of so many bytes, to be sealed there; `None` if what waits to be written has to go first.

@@ -365,6 +365,14 @@ pub fn settle_runs(range: PageRange, runs: impl Iterator<Item = Run> + Clone) ->
     SPACE.get().settle_runs(range, runs).map(|_| ())
 }
 
+/// Makes the tenant's tables ready for many large pages to be split at once: see [`PageTables::renew_directories`]. While no task runs and
+/// nobody works on a lane.
+pub fn renew_directories() {
+    if let Some(range) = PageRange::new(GuestVirt(HEAP_VA), TENANT_VA_END - HEAP_VA) {
+        SPACE.get().renew_directories(range);
+    }
+}
+
 /// Regions that are looked at in one go for uniform ones.
 const NOTES_AT_ONCE: u64 = 64;
 

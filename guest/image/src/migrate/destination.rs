@@ -325,6 +325,7 @@ impl DestinationAgent {
             lanes::keep_news();
             return true;
         };
+        all.prepare_lists();
         if let Some(Destination::Receiving(_)) = &self.state {
             self.noting.get_or_insert(0);
         }

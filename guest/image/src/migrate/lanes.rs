@@ -11,7 +11,7 @@ pub use work::{LaneWork, TENANT_IMAGE_VA};
 use super::channels::{self, Port, of_lane};
 use super::pace;
 use crate::agent::agent_static;
-use crate::{sched, vcpu};
+use crate::{memory, sched, vcpu};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use nacre_abi::migrate::MAX_LANES;
@@ -227,6 +227,20 @@ impl AllLanes {
     /// Whether all that was collected is listed.
     pub fn list_is_enough(&mut self) -> bool {
         (0..LANES.len()).all(|lane| self.work(lane).is_none_or(|work| !work.unlisted))
+    }
+
+    /// Makes tables ready if some lane has got a list of outstanding pages for the first time.
+    pub fn prepare_lists(&mut self) {
+        if !(0..LANES.len()).any(|lane| self.work(lane).is_some_and(|work| work.waits_to_list())) {
+            return;
+        }
+        memory::renew_directories();
+        for (lane, cell) in LANES.iter().enumerate() {
+            if let Some(work) = self.work(lane) {
+                work.may_list();
+                cell.blocked.store(false, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Bytes of pages that travelled on all lanes.

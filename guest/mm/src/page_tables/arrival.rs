@@ -18,6 +18,11 @@
 
 use super::*;
 
+/// Bytes below one directory.
+const GIGABYTE: u64 = 1 << 30;
+/// Most directories that are renewed: half of what may be retired at once.
+pub const RENEWED: usize = 64;
+
 /// What [`PageTables::claim`] found.
 #[must_use = "a claim that is forgotten keeps its page missing for ever"]
 #[derive(Debug, PartialEq, Eq)]
@@ -150,6 +155,30 @@ impl<M: TableMemory> PageTables<'_, M> {
         match PageRange::new(address, size.bytes()) {
             Some(range) => self.unmap(range),
             None => Unmapped { flush: Flush::NotNeeded, complete: false },
+        }
+    }
+
+    /// Puts copies in the place of the directories of the range (one for each gigabyte). Where tables are shadowed each write to a table that a
+    /// processor has walked is an exit, of 2 to 3 us on the reference machine; the copies have not been walked, so that splitting many large
+    /// pages is cheap. What was found below the old ones is found again at the first access, and need not be built again.
+    /// Before tasks run, and while nobody else looks at the range; every vCPU flushes before the old ones are used for something
+    /// else ([`seal_tables`](Self::seal_tables)). Of a range of more than [`RENEWED`] directories the rest stay as they are.
+    pub fn renew_directories(&self, range: PageRange) {
+        let mut at = range.start();
+        for _ in 0..RENEWED {
+            let Some(region) = self.next_region(at, range.end()) else { return };
+            at = (region & !(GIGABYTE - 1)) + GIGABYTE;
+            let above =
+                entry::table(self.memory.entries(self.root)[index(region, 3)].load(Ordering::Acquire));
+            let Some(slot) = above.map(|table| &self.memory.entries(table)[index(region, 2)]) else { return };
+            let bits = slot.load(Ordering::Acquire);
+            let (Some(old), Some(place)) = (entry::table(bits), self.retired.reserve()) else { return };
+            let entries = self.memory.entries(old);
+            let copy = |number: u64| entries[number as usize].load(Ordering::Acquire);
+            match self.install_table(slot, bits, 0, copy) {
+                Ok(Installed::Ours(_)) => place.put(old),
+                Ok(Installed::Changed) | Err(_) => return,
+            }
         }
     }
 

@@ -85,7 +85,9 @@ impl<M: TableMemory> PageTables<'_, M> {
         let leaf = entry::decode(whole);
         let is_uniform = entry::run_kind(whole) == entry::mapped_kind(Perms::ReadWrite);
         let marks = if is_uniform { entry::UNIFORM } else { 0 };
-        self.install_table(slot, expected, marks, |number| entry::encode(leaf.piece(number), Size::Small))
+        let piece = |number| entry::encode(leaf.piece(number), Size::Small);
+        let (first, step) = (piece(0), piece(1) - piece(0));
+        self.install_table(slot, expected, marks, |number| first + number * step)
     }
 
     /// The table under `slot`: a large leaf there is replaced by a table of small ones that say the same.

@@ -10,7 +10,7 @@ use nacre_abi::layout::{HEAP_VA, IMAGE_VA, IMAGE_VA_END, TENANT_VA_END};
 use nacre_migrate::destination::{ReceiveError, Received};
 use nacre_migrate::message::Reason;
 use nacre_migrate::source::Due;
-use nacre_migrate::wire::TAG_BYTES;
+use nacre_migrate::wire::{Header, Kind, TAG_BYTES};
 use nacre_migrate::{Content, DATA_OFFSET, PIECE_BYTES, PIECES, Place, Unit};
 use nacre_mm::address_space::Flush;
 use nacre_mm::entry::{Leaf, Perms, Size};
@@ -50,6 +50,8 @@ pub struct LaneWork {
     pub(super) lists: bool,
     /// Whether there are regions to be warmed.
     warms: bool,
+    /// Pages may be listed here, or a list has come that waits for it.
+    listing: Listing,
     /// Bytes of pages that travelled.
     pub bytes: u64,
     /// Bytes of pages that were listed as outstanding.
@@ -61,6 +63,17 @@ pub struct LaneWork {
 pub(super) enum End {
     Source(*mut FromHere),
     Destination(*mut ToHere),
+}
+
+/// Whether tables are ready for pages to be listed as outstanding, which splits many large ones at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listing {
+    NotYet,
+    /// They are not, and the frame that was received last is a list.
+    Waits,
+    /// They are, and that frame is the next one.
+    Held,
+    Ready,
 }
 
 /// How a step ended.
@@ -86,6 +99,7 @@ impl LaneWork {
             unlisted: false,
             lists: false,
             warms: false,
+            listing: Listing::NotYet,
             bytes: 0,
             listed: 0,
         }
@@ -115,6 +129,18 @@ impl LaneWork {
     /// The same.
     pub fn set_destination(&mut self, lane: *mut ToHere) {
         self.end = End::Destination(lane);
+    }
+
+    /// Whether a list has come that waits until tables are ready for it.
+    pub(super) fn waits_to_list(&self) -> bool {
+        self.listing == Listing::Waits
+    }
+
+    /// Tables are ready for lists.
+    pub(super) fn may_list(&mut self) {
+        self.listing = if self.waits_to_list() { Listing::Held } else { Listing::Ready };
+        // What is found from here on would be found in the tables that change.
+        self.warms = false;
     }
 
     pub(super) fn step(&mut self, duty: Duty) -> Result<Outcome, Reason> {
@@ -279,7 +305,20 @@ impl LaneWork {
     fn receive(&mut self, lane: &mut ToHere) -> Result<Outcome, Reason> {
         let mut budget = BYTES_PER_STEP;
         while budget > 0 {
-            let received = match self.port.receive() {
+            let frame = match self.listing {
+                Listing::Waits => return Ok(Outcome::Blocked),
+                Listing::Held => {
+                    self.listing = Listing::Ready;
+                    Ok(Some(self.port.channel().received()))
+                }
+                Listing::NotYet | Listing::Ready => self.port.receive(),
+            };
+            let received = match frame {
+                Ok(Some(frame)) if self.listing == Listing::NotYet && is_list(frame) => {
+                    self.listing = Listing::Waits;
+                    tell_normal();
+                    return Ok(Outcome::Blocked);
+                }
                 Ok(Some(frame)) => {
                     budget = budget.saturating_sub(frame.len());
                     self.bytes += frame.len() as u64;
@@ -312,6 +351,11 @@ impl LaneWork {
         }
         Ok(Outcome::Moved)
     }
+}
+
+/// Whether a frame says that it is a list of outstanding pages. It is not opened yet.
+fn is_list(frame: &[u8]) -> bool {
+    Header::split(frame).is_ok_and(|(header, _)| header.kind == Kind::Outstanding)
 }
 
 /// Puts a unit's content into a frame and seals it; `None` if it turned out to be zeros.
