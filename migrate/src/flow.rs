@@ -88,7 +88,7 @@ pub const MAX_SENT: u64 = 3;
 /// In `hybrid`, the remainder that is small enough, as time on the connection.
 pub const SMALL_ENOUGH: Duration = Duration::from_millis(2);
 /// In `hybrid`, how long the remainder may take at the most that a round has carried, for it to be sent while tasks are parked.
-pub const WORTH_SENDING: Duration = Duration::from_millis(3);
+pub const WORTH_SENDING: Duration = Duration::from_millis(1);
 /// Rounds in a row that may leave hardly fewer dirty bytes than one before.
 pub const IDLE_ROUNDS: u32 = 2;
 /// The same, while one waits for a round that leaves about as few.
@@ -122,8 +122,8 @@ impl Least {
     }
 }
 
-/// Whether what is left when tasks are parked may stay outstanding. To list a page takes about half as long as to send a small one, and then
-/// tasks wait for it, and its neighbours are found in new tables, which takes longer still. `carried`: the most that a round has
+/// Whether what is left when tasks are parked may stay outstanding. To list a page takes about a tenth of the time that it takes to send a small one,
+/// but then tasks wait for it, and its neighbours are found in new tables, which takes longer still. `carried`: the most that a round has
 /// carried, in bytes per second.
 pub fn lists_remainder(mode: Mode, remainder_bytes: u64, carried: u64) -> bool {
     let worth_sending = u128::from(carried) * WORTH_SENDING.as_nanos() / 1_000_000_000;

@@ -2,6 +2,7 @@
 
 use crate::agent::{AgentCell, agent_static};
 use crate::translations;
+use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::boot::BootInfo;
 use nacre_abi::layout::{AGENT_VA, HEAP_VA, Layout, RAM_GPA, TENANT_VA_END};
@@ -249,6 +250,16 @@ pub fn expect_writes(start: u64, bytes: u64) {
     let bytes = (start - first + bytes).next_multiple_of(FAULT_AROUND_BYTES);
     if let Some(range) = PageRange::new(GuestVirt(first), bytes) {
         let _ = populate(range);
+    }
+}
+
+/// Has the processor read the table of the region at `region` ahead, if there is one: who looks through many would else wait for memory at the
+/// beginning of each, because processors don't look beyond the end of a page.
+pub fn read_table_ahead(region: u64) {
+    let Some(table) = SPACE.get().leaf_table(region) else { return };
+    for line in SPACE.get().memory().entries(table).chunks(8) {
+        // SAFETY: a prefetch changes nothing that a program can see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
     }
 }
 

@@ -259,3 +259,26 @@ fn a_large_page_is_shown_whole_once_then_in_pieces() {
         assert_eq!(shown, 1);
     });
 }
+
+#[test]
+fn renewed_directories_say_the_same_and_the_old_ones_come_back() {
+    with_space(|backing, space| {
+        let free = || backing.pool[0].load(Ordering::Relaxed).count_ones();
+        let large = space.place(AT, Size::Large).unwrap();
+        let small = space.place(at(WHOLE + 3), Size::Small).unwrap();
+        space.note_uniform_regions(REGIONS[0], REGIONS[1]);
+        let tables = free();
+        let slot = space.find_directory_entry(AT.0).unwrap() as *const _;
+        space.renew_directories(range(0, 2 * WHOLE));
+        assert!(!core::ptr::eq(slot, space.find_directory_entry(AT.0).unwrap()), "it is the same one");
+        assert_eq!((space.place(AT, Size::Large), counts(space).1), (Ok(large), WHOLE + 1));
+        assert_eq!(space.place(at(WHOLE + 3), Size::Small), Ok(small));
+        space.place_missing(at(7), Size::Small).unwrap();
+        assert_eq!(space.fault(at(7), Access::Read), Fault::Missing);
+        assert_eq!(space.fault(at(6), Access::Read), Fault::Spurious);
+        // The old directory waits until every processor has forgotten it.
+        assert_eq!(free(), tables - 2);
+        assert!(space.seal_tables());
+        assert_eq!((space.recycle_tables(), free()), (1, tables - 1));
+    });
+}

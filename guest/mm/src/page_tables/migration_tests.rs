@@ -35,7 +35,7 @@ fn everything() -> PageRange {
 pub(super) struct Backing {
     tables: Vec<[AtomicU64; ENTRIES]>,
     content: Vec<Word>,
-    pool: Vec<Word>,
+    pub(super) pool: Vec<Word>,
     frames: Vec<Word>,
 }
 

@@ -61,6 +61,12 @@ impl<M: TableMemory> PageTables<'_, M> {
         None
     }
 
+    /// Where the small pages of the region (2 MiB) at `region` have their table, if they have one just now: for who has the processor read it
+    /// ahead.
+    pub fn leaf_table(&self, region: u64) -> Option<GuestPhys> {
+        entry::table(self.find_directory_entry(region)?.load(Ordering::Relaxed))
+    }
+
     /// The page that decides about an address, if it is not absent: with the frame of that page, small or large.
     pub fn lookup(&self, address: GuestVirt) -> Option<Mapping> {
         let _visit = self.visit();

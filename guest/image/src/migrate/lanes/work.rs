@@ -173,6 +173,9 @@ impl LaneWork {
                 return Ok(Outcome::Done);
             }
             let Some(region) = self.next_region() else { return Ok(Outcome::Done) };
+            if duty == Duty::CollectLast {
+                memory::read_table_ahead(region + self.lanes as u64 * LARGE_PAGE_BYTES);
+            }
             let how = match duty {
                 Duty::CollectAll | Duty::CollectWhole => Collect::All,
                 Duty::Collect => Collect::Split,
