@@ -63,7 +63,9 @@ fn frames(criterion: &mut Criterion) {
 }
 
 const ROOT: GuestPhys = GuestPhys(0x1000_0000);
-const TABLES: usize = 64;
+const TABLES: usize = 1 + 2 + 2 + REGIONS;
+/// Large pages of which one small page each is listed as outstanding: of 2 GiB.
+const REGIONS: usize = 1024;
 
 /// Tables in host memory; frames have no memory at all.
 struct Tables(Vec<[AtomicU64; 512]>);
@@ -78,7 +80,7 @@ impl TableMemory for Tables {
 
 /// Mapping, giving frames and unmapping, without the zeroing.
 fn page_tables(criterion: &mut Criterion) {
-    let (pool_words, frame_words) = (zeros(1), zeros(words_needed(LARGE_FRAMES)));
+    let (pool_words, frame_words) = (zeros(TABLES.div_ceil(64)), zeros(words_needed(LARGE_FRAMES)));
     let tables = Tables((0..TABLES).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect());
     let pool = PagePool::new(ROOT, TABLES, 1, &pool_words);
     let space = PageTables::new(ROOT, tables, pool, Frames::new(FRAME_BASE, LARGE_FRAMES, 0, &frame_words));
@@ -101,6 +103,17 @@ fn page_tables(criterion: &mut Criterion) {
             });
         });
     }
+    let regions = || (0..REGIONS as u64).map(|number| GuestVirt((2 << 40) + number * LARGE_PAGE_BYTES));
+    let small = |region: GuestVirt| GuestVirt(region.0 + region.0 / LARGE_PAGE_BYTES * 37 % 512 * PAGE_BYTES);
+    let place = || regions().for_each(|region| _ = space.place(region, Size::Large).expect("enough memory"));
+    group.throughput(Throughput::Elements(REGIONS as u64));
+    group.bench_function("list a page of each large one", |bencher| {
+        let list = |()| {
+            regions()
+                .for_each(|region| space.place_missing(small(region), Size::Small).expect("enough tables"))
+        };
+        bencher.iter_batched(place, list, BatchSize::PerIteration);
+    });
     group.finish();
 }
 

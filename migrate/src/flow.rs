@@ -10,8 +10,9 @@
 //!   after Commit in which a crash of either side loses the service, and how many tasks wait for pages: both are
 //!   proportional to `B`. So rounds go on while `d/b < 3/4`: then the sum of all further
 //!   rounds is at most four times `B`. Looking for what was written and having translations forgotten costs a round time besides, and pages are written
-//!   meanwhile too, so `B` does not fall below what is written in that time: when two rounds in a row have hardly made it smaller, that is
-//!   reached; then the next one that is no larger than the smallest yet by a fourth is the last, because what is written in a round swings. And they end when `B` is what the connection carries in 2 ms: then another round costs about as much time as
+//!   meanwhile too, so `B` does not fall below what is written in that time. What is written in a round swings: the second one in a row that leaves hardly less
+//!   than the fewest so far is the last if it is at most a fourth more than that; the third, if it is at most half more; and so on.
+//!   And rounds end when `B` is what the connection carries in 2 ms: then another round costs about as much time as
 //!   two round trips and the parking itself.
 //! - In `pre-copy` everything is sent while tasks are parked, so `B/b` is downtime: rounds go on until that is what the caller
 //!   wants, or until a round stops paying. `b` is then what the last round carried, because the remainder is pages as small and as scattered as
@@ -89,10 +90,6 @@ pub const MAX_SENT: u64 = 3;
 pub const SMALL_ENOUGH: Duration = Duration::from_millis(2);
 /// In `hybrid`, how long the remainder may take at the most that a round has carried, for it to be sent while tasks are parked.
 pub const WORTH_SENDING: Duration = Duration::from_millis(1);
-/// Rounds in a row that may leave hardly fewer dirty bytes than one before.
-pub const IDLE_ROUNDS: u32 = 2;
-/// The same, while one waits for a round that leaves about as few.
-pub const MOST_IDLE_ROUNDS: u32 = 10;
 
 /// The round that left the fewest dirty bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,9 +113,11 @@ impl Least {
         }
     }
 
+    /// Whether another round would hardly leave less: see the module's documentation.
     fn is_reached(self, dirty_bytes: u64) -> bool {
-        let about_as_few = dirty_bytes <= self.dirty_bytes.saturating_add(self.dirty_bytes / 4);
-        self.idle_rounds >= MOST_IDLE_ROUNDS || self.idle_rounds >= IDLE_ROUNDS && about_as_few
+        let Some(more) = self.idle_rounds.checked_sub(1) else { return false };
+        let above = u128::from(self.dirty_bytes) * u128::from(more) / 4;
+        more > 0 && u128::from(dirty_bytes) <= u128::from(self.dirty_bytes) + above
     }
 }
 

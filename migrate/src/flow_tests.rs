@@ -8,7 +8,7 @@ fn measured() -> Measured {
         memory_bytes: 4 * GIB,
         sent_bytes: 5 * GIB,
         dirty_bytes: GIB / 4,
-        least: Least { dirty_bytes: GIB, idle_rounds: IDLE_ROUNDS - 1 },
+        least: Least { dirty_bytes: GIB, idle_rounds: 0 },
         dirty_rate: GIB / 8,
         bandwidth: GIB,
         carried: GIB,
@@ -40,9 +40,12 @@ fn rounds_go_on_while_they_pay() {
             decide(mode, &Measured { dirty_bytes, least, ..measured() })
         };
         let over = Decision::HandOver(Why::NotShrinking);
-        assert_eq!(idle(GIB / 32 * 5, IDLE_ROUNDS), over);
-        assert_eq!(idle(GIB / 32 * 5 + 1, IDLE_ROUNDS), Decision::AnotherRound);
-        assert_eq!(idle(GIB, MOST_IDLE_ROUNDS), over);
+        assert_eq!(idle(GIB / 8, 1), Decision::AnotherRound);
+        for rounds in 2..20 {
+            let few = GIB / 8 + GIB / 32 * u64::from(rounds - 1);
+            assert_eq!(idle(few, rounds), over);
+            assert_eq!(idle(few + 1, rounds), Decision::AnotherRound);
+        }
     }
 }
 

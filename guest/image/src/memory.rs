@@ -384,6 +384,19 @@ pub fn renew_directories() {
     }
 }
 
+/// Pages of the table pool that are touched in one go.
+const TABLES_AT_ONCE: usize = 64;
+
+/// Touches a bounded number of the pages that tables are made of, from number `at` on; returns where to go on, or `None` at the end. Where tables are
+/// shadowed the hypervisor maps such memory page by page, at the first access, which takes longer than to fill a table.
+pub fn touch_tables_some(at: usize) -> Option<usize> {
+    for number in at..at + TABLES_AT_ONCE {
+        let table = SPACE.get().pool().page(number)?;
+        core::hint::black_box(SPACE.get().memory().entries(table)[0].load(Ordering::Relaxed));
+    }
+    Some(at + TABLES_AT_ONCE)
+}
+
 /// Regions that are looked at in one go for uniform ones.
 const NOTES_AT_ONCE: u64 = 64;
 

@@ -431,6 +431,11 @@ impl<'a> PagePool<'a> {
         PagePool { base, count, free, hint: AtomicU64::new(0) }
     }
 
+    /// The page with this number, free or not; `None` behind the last one.
+    pub fn page(&self, number: usize) -> Option<GuestPhys> {
+        (number < self.count).then(|| GuestPhys(self.base.0 + number as u64 * PAGE_BYTES))
+    }
+
     /// Takes a page; its content is anything.
     pub fn alloc(&self) -> Option<GuestPhys> {
         let words = self.count.div_ceil(64);

@@ -80,6 +80,11 @@ impl<'a, M: TableMemory> PageTables<'a, M> {
         &self.frames
     }
 
+    /// Where tables come from.
+    pub fn pool(&self) -> &PagePool<'a> {
+        &self.pool
+    }
+
     /// How tables and frames are reached.
     pub fn memory(&self) -> &M {
         &self.memory

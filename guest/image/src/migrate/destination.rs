@@ -49,6 +49,8 @@ pub struct DestinationAgent {
     settled: bool,
     /// Where one goes on to look for uniform regions, after each round.
     noting: Option<u64>,
+    /// Where one goes on to touch the memory of tables, once.
+    touching: Option<usize>,
     report: MoveReport,
     committed_tsc: u64,
 }
@@ -89,6 +91,7 @@ impl DestinationAgent {
             wants_cancel: false,
             settled: false,
             noting: None,
+            touching: Some(0),
             report: MoveReport::default(),
             committed_tsc: 0,
         })
@@ -348,6 +351,10 @@ impl DestinationAgent {
             }
             Some(Destination::Receiving(_)) if self.noting.is_some() => {
                 self.noting = self.noting.and_then(memory::note_uniform_some);
+                Ok(true)
+            }
+            Some(Destination::Receiving(_)) if self.touching.is_some() && self.memory_committed => {
+                self.touching = self.touching.and_then(memory::touch_tables_some);
                 Ok(true)
             }
             Some(Destination::Running(_)) => Ok(self.fetch_more()),

@@ -116,6 +116,8 @@ pub struct SourceAgent {
     sent_before: u64,
     dirty_before: u64,
     least: Least,
+    /// Rounds would be over, but the destination was not ready: it hears of one more, and when it has that they begin anew.
+    begins_anew: bool,
     bandwidth: u64,
     /// The most that a round has carried, likewise.
     carried: u64,
@@ -178,6 +180,7 @@ impl SourceAgent {
             sent_before: 0,
             dirty_before: 0,
             least: Least::NONE,
+            begins_anew: false,
             bandwidth: 0,
             carried: 0,
             dirty_rate: 0,

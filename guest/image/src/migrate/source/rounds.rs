@@ -3,14 +3,11 @@
 use super::{Course, Phase, SourceAgent, VAULT, wake_for_lanes};
 use crate::arch::clock;
 use crate::migrate::lanes::{self, Duty};
-use crate::migrate::{tell, wakes_at};
+use crate::migrate::tell;
 use crate::{memory, translations, wasm};
 use nacre_abi::migrate::{MoveEvent, MoveProgress};
 use nacre_migrate::Source;
-use nacre_migrate::flow::{Decision, Measured, Mode, decide};
-
-/// After how long one looks again what was written, while the destination is not ready, in nanoseconds.
-const WAIT_NS: u64 = 5_000_000;
+use nacre_migrate::flow::{Decision, Least, Measured, Mode, decide};
 
 /// Of which part of the memory translations are forgotten sooner one by one than with all others: up to 4 pages of each region.
 const SPARSE: u64 = 128;
@@ -76,7 +73,13 @@ impl SourceAgent {
             downtime_goal: core::time::Duration::from_nanos(self.order.downtime_goal_ns),
         };
         match decide(self.mode(), &measured) {
-            Decision::AnotherRound => {
+            Decision::HandOver(_) if self.received.is_some() => {
+                drop(all);
+                self.begin_parking();
+            }
+            decision => {
+                // What is written until the destination is ready must not stay: rounds begin anew then.
+                self.begins_anew = decision != Decision::AnotherRound;
                 self.report.rounds += 1;
                 let progress = MoveProgress {
                     round: self.report.rounds,
@@ -91,16 +94,6 @@ impl SourceAgent {
                 drop(all);
                 self.course = Course::Round(Phase::Sending);
                 wake_for_lanes();
-            }
-            Decision::HandOver(_) if self.received.is_none() => {
-                drop(all);
-                let until = now + WAIT_NS;
-                wakes_at(until);
-                self.course = Course::Round(Phase::Looking { until });
-            }
-            Decision::HandOver(_) => {
-                drop(all);
-                self.begin_parking();
             }
         }
     }
@@ -123,7 +116,8 @@ impl SourceAgent {
         self.carried = self.carried.max(self.bandwidth);
         drop(all);
         // What the destination has not dealt with is in the way of the last round, while tasks are parked.
-        if self.is_small_round() && self.received.is_some_and(|received| received < self.round) {
+        let in_the_way = self.is_small_round() && self.received.is_some_and(|received| received < self.round);
+        if in_the_way || self.begins_anew {
             self.course = Course::Round(Phase::Confirming);
         } else {
             self.next_round();
@@ -132,6 +126,9 @@ impl SourceAgent {
 
     /// Looks what changed while a round was sent.
     pub(super) fn next_round(&mut self) {
+        if core::mem::take(&mut self.begins_anew) {
+            self.least = Least::NONE;
+        }
         let Some(Source::Copying(copying)) = &mut self.state else { return };
         match copying.begin_round() {
             Ok(round) => {
