@@ -53,6 +53,7 @@ enum Op {
     Settle(bool, Vec<(u8, u16, u8)>),
     /// Runs as a peer may send them.
     SettleAnything(bool, Vec<(u64, u64)>),
+    RenewDirectories(Pages),
 }
 
 /// Some pages of an area: where they start, and how many.
@@ -227,6 +228,11 @@ impl World<'_> {
                 // As if all processors had flushed.
                 self.space.seal_tables();
                 assert_eq!(self.space.recycle_tables() == 1, flush == Flush::Needed);
+            }
+            Op::RenewDirectories(pages) => {
+                self.space.renew_directories(pages.range());
+                self.space.seal_tables();
+                assert!(self.space.recycle_tables() <= 1, "the range lies in one gigabyte");
             }
             Op::Place(pages, value) => self.place(pages.page(), *value, false),
             Op::PlaceMissing(pages, value) => self.place(pages.page(), *value, true),

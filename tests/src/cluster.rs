@@ -339,10 +339,10 @@ impl<'n> Cluster<'n> {
         Ok(tenant)
     }
 
-    /// Forgets a tenant at a node, if it is there.
-    pub fn forget(&self, place: usize, tenant: &Tenant) -> Result<()> {
+    /// Has a tenant removed at a node: how that ended.
+    pub fn forget(&self, place: usize, tenant: &Tenant) -> Result<Ended> {
         let args = ["tenant", "rm", &tenant.name, "--state-dir", text(&self.hosts[place].state)?];
-        finish(self.command().args(args), b"").map(drop)
+        finish(self.command().args(args), b"")
     }
 
     /// Deploys the key-value service, and waits until it answers.

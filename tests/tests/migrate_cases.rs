@@ -152,6 +152,22 @@ fn of_two_destinations_one_is_first() {
 }
 
 #[test]
+fn who_is_on_its_way_is_neither_changed_nor_removed() {
+    let Some(nacre) = need("changes in a migration", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "held");
+    let id = case.copying(1);
+    let removed = cluster.forget(0, &case.tenant).unwrap();
+    assert!(removed.code != 0 && removed.stderr.contains(&id), "{}", removed.stderr);
+    let deployed = cluster.deploy(0, &case.tenant, service_port()).unwrap_err().to_string();
+    assert!(deployed.contains("under way"), "{deployed}");
+    cluster.tell(0, &case.tenant, "DELETE", &format!("/v1/migrations/{id}"), b"").unwrap();
+    let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
+    assert_eq!(view["step"], "aborted", "{view}");
+    case.moves();
+}
+
+#[test]
 fn ctrl_c_ends_a_migration_and_not_the_service() {
     let Some(nacre) = need("Ctrl-C", Nacre::find()) else { return };
     let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();

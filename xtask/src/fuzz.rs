@@ -15,7 +15,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions=on -Coverflow-checks=on -Ccodegen-units=1";
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
 
 /// Builds all targets and runs each (or only `only`) for `seconds`.
 pub fn run(steps: &mut Steps, seconds: u64, only: Option<&str>) -> Result<()> {
