@@ -11,7 +11,8 @@ use crate::sched::{self, Ran, Timers};
 use crate::task::{Begin, Spec};
 use crate::translations;
 use crate::{
-    calls, children, console, elastic, handover, link, migrate, modules, phases, sealed, sockets, task, wasm,
+    calls, children, console, elastic, handover, link, migrate, modules, phases, sealed, sockets, stats,
+    task, wasm,
 };
 use alloc::boxed::Box;
 use alloc::format;
@@ -21,7 +22,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
 use nacre_abi::attest::CodeForm;
 use nacre_abi::hypercall::{self, ExitReason};
-use nacre_abi::message::{ExitKind, GuestStats, Header, Kind, NO_PROGRAM, ProgramOption, TreeKind, stream};
+use nacre_abi::message::{ExitKind, Header, Kind, NO_PROGRAM, ProgramOption, TreeKind, stream};
 use nacre_abi::ring::{Consumer, Incoming};
 use nacre_abi::window::{ControlWord, TO_GUEST_BYTES};
 use nacre_wasi::{EntryKind, Errno, FileHandle, Fs};
@@ -294,7 +295,7 @@ fn handle_copied(header: Header, body: &[u8]) {
         Kind::ModuleLoad => modules::load(id),
         Kind::ModuleDrop => modules::forget(id),
         Kind::CallCancel => calls::cancel(id),
-        Kind::StatsRequest => link::send(Header::new(Kind::Stats, NO_PROGRAM), &stats().encode()),
+        Kind::StatsRequest => link::send(Header::new(Kind::Stats, NO_PROGRAM), &stats::all().encode()),
         Kind::MigrateSend
         | Kind::MigrateReceive
         | Kind::MigrateCancel
@@ -553,49 +554,5 @@ fn send_file(program: &Program, fs: &Fs, file: FileHandle, buffer: &mut [u8]) ->
             return Err(Errno::Canceled);
         }
         offset += len as u64;
-    }
-}
-
-fn stats() -> GuestStats {
-    let frames = memory::frames();
-    let (page_faults, tlb_flushes, released_bytes) = memory::counters();
-    let [task_resumes, task_moves, parks, wakes, preemptions, tasks_spawned] = sched::counters();
-    let [tasks_ended, task_cpu_ns, task_cpu_min_ns, task_cpu_max_ns] = sched::ended();
-    let [messages_in, messages_out, doorbells] = link::counters();
-    let [calls, calls_cold, restored_bytes] = calls::counters();
-    let (committed, peak) = frames.committed_pages();
-    GuestStats {
-        entry_tsc: phases::at(&phases::ENTRY),
-        memory_ready_tsc: phases::at(&phases::MEMORY_READY),
-        created_tsc: phases::at(&phases::CREATED),
-        task_tsc: phases::at(&phases::TASK),
-        engine_tsc: phases::at(&phases::ENGINE),
-        loaded_tsc: phases::at(&phases::LOADED),
-        wasm_tsc: phases::at(&phases::FIRST_WASM),
-        frames_used_bytes: frames.used_pages() * nacre_abi::PAGE_BYTES,
-        committed_bytes: committed * nacre_abi::PAGE_BYTES,
-        committed_peak_bytes: peak * nacre_abi::PAGE_BYTES,
-        released_bytes,
-        page_faults,
-        tlb_flushes,
-        task_resumes,
-        task_moves,
-        tasks_spawned,
-        tasks_ended,
-        task_cpu_ns,
-        task_cpu_min_ns,
-        task_cpu_max_ns,
-        preemptions,
-        parks,
-        wakes,
-        reclaims: elastic::reclaims(),
-        calls,
-        calls_cold,
-        restored_bytes,
-        messages_in,
-        messages_out,
-        doorbells,
-        handed_over: handover::count(),
-        worker_locks: wasm::hooks::worker_locks(),
     }
 }

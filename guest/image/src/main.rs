@@ -46,6 +46,7 @@ mod sealed;
 #[cfg(feature = "debug-image")]
 mod selftest;
 mod sockets;
+mod stats;
 mod stdin;
 mod system;
 mod task;

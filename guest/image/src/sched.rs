@@ -3,6 +3,10 @@
 //! What is decided, and how queues and sleepers stay consistent, is in `nacre-wval`; here is what it takes from the
 //! machine: context switches, hypercalls, time.
 
+mod timers;
+
+pub use timers::{Timers, arm_timer, cancel_timer};
+
 use crate::agent::{AgentCell, agent_static};
 use crate::arch::{self, clock};
 use crate::handover::{self, Errand};
@@ -18,8 +22,7 @@ use nacre_abi::ring::Producer;
 use nacre_abi::{MAX_VCPUS, hypercall};
 use nacre_wval::{
     Commit, LANES, Next, Priority, Scheduler, SpinPolicy, Submitted, TaskRef, TimerInbox, TimerQueue,
-    TimerReceiver, TimerRing, TimerSender, TimerSlot, TimerToken, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE,
-    WakeTicket,
+    TimerRing, TimerSender, TimerSlot, Vcpu, VcpuId, VcpuSlot, WORDS_PER_MESSAGE, WakeTicket,
 };
 
 /// Requests for timers that one vCPU can have on their way to vCPU 0.
@@ -96,12 +99,6 @@ impl AllOwn {
     pub fn of(&self, vcpu: VcpuId) -> &'static Own {
         &self.0[vcpu.index()]
     }
-}
-
-/// Timers and who may change them: vCPU 0.
-pub struct Timers {
-    receiver: TimerReceiver<'static>,
-    queue: TimerQueue<'static>,
 }
 
 /// Makes the scheduler. Once, by vCPU 0. Returns the timers, and what each vCPU owns.
@@ -274,47 +271,6 @@ fn submitted(ticket: Option<WakeTicket>, class: Priority) {
     elastic::demand_rose();
     if scheduler().runs_below(class) {
         wasm::bump_epoch();
-    }
-}
-
-/// Asks vCPU 0 for a timer; false if its inbox is full. Then it is woken once more: the host may have lost the wakes for what
-/// fills the inbox, and the caller comes again until there is room.
-pub fn arm_timer(token: TimerToken, deadline_ns: u64, task: TaskRef) -> bool {
-    let armed = own().timers.arm(token, deadline_ns, task);
-    if matches!(armed, Ok(true) | Err(_)) && vcpu::id() != VcpuId::NORMAL {
-        arch::wake(VcpuId::NORMAL);
-    }
-    armed.is_ok()
-}
-
-/// Gives a timer up. A full inbox only means that it will wake its task in vain.
-pub fn cancel_timer(token: TimerToken) {
-    let _ = own().timers.cancel(token);
-}
-
-impl Timers {
-    /// Wakes whom is due; returns whether anybody was.
-    pub fn run(&mut self) -> bool {
-        self.receiver.drain(&mut self.queue);
-        let mut any = false;
-        if self.queue.next_deadline().is_some() {
-            let now = clock::monotonic_ns();
-            while let Some(expired) = self.queue.pop_expired(now) {
-                task::timer_expired(expired.token.slot);
-                any = true;
-            }
-        }
-        any
-    }
-
-    /// Until when vCPU 0 may park.
-    pub fn before_park(&mut self) -> Option<u64> {
-        self.receiver.before_park(&mut self.queue)
-    }
-
-    /// vCPU 0 is awake again.
-    pub fn after_park(&mut self) {
-        self.receiver.after_park();
     }
 }
 

@@ -1,31 +1,25 @@
 //! The destination of a migration: takes a tenant's records and its memory, and goes on with it.
 
-use super::admission;
-use super::line::{Ears, Mouth, PATIENCE, line};
-use super::net::{Duplex, Net, NetError};
+use super::accepting::{Ready, Words, accept, fail};
+use super::line::{Mouth, PATIENCE, line};
+use super::net::{Duplex, NetError};
 use super::{
     AskCommit, AskRejoin, Commit, CommitAnswer, DestinationWord, InEvent, InState, Incoming, MAX_LANES,
-    Migrations, Offer, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, Tickets, bytes_of,
-    tunnel,
+    Migrations, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, admission, bytes_of, tunnel,
 };
-use crate::names::{Digest, EntityName, MigrationId, now_ms};
+use crate::names::{Digest, EntityName, MigrationId};
 use crate::runner::Arriving;
 use crate::services::{Begin, Door};
-use crate::store::modules::Draft;
-use crate::store::{EditError, StoreError};
+use crate::store::StoreError;
 use crate::tenants::Standing;
-use nacre_vmm::migration::{MoveNews, Moving, Streams};
+use nacre_vmm::migration::{MoveNews, Moving};
 use nacre_vmm::tunnel::{Adopted, Roster};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// Largest module that is taken, in bytes.
-const MAX_MODULE_BYTES: u64 = 1 << 30;
-/// News of the guest that wait to be dealt with.
-const MAX_NEWS: usize = 1024;
 /// How long a staged CVM waits for its Commit once its source is out of reach. Then the tenant is lost, if it was gone from there.
 pub(super) const STAGED_PATIENCE: Duration = Duration::from_secs(3600);
 /// How long one who asks waits for the guest.
@@ -34,8 +28,6 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 const REST_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether the CVM has ended.
 const LOOK: Duration = Duration::from_secs(1);
-/// First guess of the bandwidth, in bytes per second.
-const BANDWIDTH: u64 = 1 << 30;
 /// Between attempts to write that the tenant is here, when the disk refuses.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -77,186 +69,6 @@ pub async fn attend(manager: Arc<Migrations>, from: Digest, stream: Box<dyn Dupl
             // Who brought it may have gone.
             let _ = mouth.say(&DestinationWord::Refused { reason }).await;
         }
-    }
-}
-
-/// What was made ready for a tenant.
-struct Ready {
-    id: MigrationId,
-    staged: Staged,
-    listeners: HashMap<EntityName, Arc<Door>>,
-    arriving: Arriving,
-    moving: Moving,
-    news: mpsc::Receiver<MoveNews>,
-    words: Words,
-    room: Room,
-}
-
-/// What the source says, until the line breaks.
-type Words = mpsc::Receiver<Result<SourceWord, NetError>>;
-
-async fn accept(
-    manager: &Arc<Migrations>,
-    (from, reading): (Digest, OwnedSemaphorePermit),
-    offer: Offer,
-    mut ears: Ears,
-    mouth: &mut Mouth,
-) -> Result<Ready, String> {
-    if manager.is_stopping() {
-        return Err(admission::STOPPING.into());
-    }
-    let room = manager.take_room(offer.staged.tenant.limits.memory_bytes)?;
-    drop(reading);
-    admission::check(manager, &offer)?;
-    admission::wait_for_earlier(manager, &offer.staged.tenant.name).await?;
-    let net = manager.net.clone().ok_or("that node listens to no nodes")?;
-    let Offer { id, mode, lanes, bandwidth, staged, .. } = offer;
-    let mut listeners = HashMap::new();
-    for service in &staged.services {
-        let listener = manager.services.listen(&staged.tenant.name, &service.name, service.port).await;
-        let listener = listener.map_err(|error| {
-            let address = manager.services.address(service.port);
-            format!(
-                "{address} can't be listened on at that node: {error}; free the port, or choose another node"
-            )
-        })?;
-        listeners.insert(service.name.clone(), listener);
-    }
-    let drafts = code(manager, &net, &staged, &mut ears, mouth).await?;
-    let mut words = ears.listen();
-    let tenant = staged.tenant.name.clone();
-    let record = Incoming { id, tenant, from, mode, begun_ms: now_ms(), state: InState::Receiving };
-    manager.store.stage(record, staged.clone(), drafts).await.map_err(|error| match error {
-        StoreError::Edit(EditError::Exists) => admission::ON_ITS_WAY.to_owned(),
-        StoreError::Edit(EditError::Missing) => {
-            "a module was removed at that node meanwhile; try again".to_owned()
-        }
-        error => error.to_string(),
-    })?;
-    let connected = connect(manager, &net, from, &staged, (lanes, bandwidth), (&mut words, mouth)).await;
-    match connected {
-        Ok((arriving, moving, news)) => {
-            Ok(Ready { id, staged, listeners, arriving, moving, news, words, room })
-        }
-        Err(reason) => {
-            fail(manager, id, &reason).await;
-            Err(reason)
-        }
-    }
-}
-
-async fn fail(manager: &Migrations, id: MigrationId, reason: &str) {
-    let event = InEvent::Failed(reason.to_owned());
-    if let Err(error) = manager.store.step_in(id, event.clone()).await {
-        tracing::error!(%error, "the end of a migration is not kept; it is tried again");
-        let store = manager.store.clone();
-        tokio::spawn(async move {
-            while let Err(StoreError::Database(_)) = store.step_in(id, event.clone()).await {
-                tokio::time::sleep(STORE_PAUSE).await;
-            }
-        });
-    }
-}
-
-/// Has the modules sent that are not here.
-async fn code(
-    manager: &Arc<Migrations>,
-    net: &Arc<dyn Net>,
-    staged: &Staged,
-    ears: &mut Ears,
-    mouth: &mut Mouth,
-) -> Result<Vec<Draft>, String> {
-    let said = |error: NetError| error.0;
-    let wanted: HashMap<Digest, u64> =
-        staged.modules().filter(|(digest, _)| !manager.store.modules().has(digest)).collect();
-    let modules = wanted.keys().copied().collect();
-    mouth.say(&DestinationWord::Wanted { modules, fingerprint: net.own() }).await.map_err(said)?;
-    let (mut drafts, mut came) = (Vec::new(), HashSet::new());
-    loop {
-        match ears.hear_soon().await.map_err(said)? {
-            SourceWord::Code { digest, bytes } => {
-                if wanted.get(&digest) != Some(&bytes) || bytes > MAX_MODULE_BYTES || !came.insert(digest) {
-                    return Err("a module came that was not asked for; update the older node".into());
-                }
-                let module = ears.module(bytes as usize).await.map_err(said)?;
-                let store = manager.store.clone();
-                let draft = move || {
-                    let sum = Digest(<sha2::Sha256 as sha2::Digest>::digest(&module).into());
-                    if sum != digest {
-                        return Err("a module came damaged; try again".to_owned());
-                    }
-                    store.modules().draft(digest, &module).map_err(|error| error.to_string())
-                };
-                let drafted = tokio::task::spawn_blocking(draft).await;
-                drafts.push(drafted.map_err(|error| error.to_string())??);
-            }
-            SourceWord::Begin => return Ok(drafts),
-            SourceWord::Aborted { reason } => return Err(reason),
-            _ => return Err("a word came out of turn; update the older node".into()),
-        }
-    }
-}
-
-/// Launches the receiver and connects it.
-async fn connect(
-    manager: &Arc<Migrations>,
-    net: &Arc<dyn Net>,
-    from: Digest,
-    staged: &Staged,
-    (lanes, bandwidth): (usize, Option<u64>),
-    (words, mouth): (&mut Words, &mut Mouth),
-) -> Result<(Arriving, Moving, mpsc::Receiver<MoveNews>), String> {
-    let manifest = bytes_of(&staged.manifest).ok_or("the manifest is damaged; deploy again")?;
-    let tenant = &staged.tenant;
-    let arriving = manager.runner.receive(&tenant.name, &tenant.limits, manifest.into()).await;
-    let arriving = arriving.map_err(|error| format!("that node can't launch a CVM for it: {error}"))?;
-    let connected = async {
-        let (mut tickets, mut awaited) = (Vec::new(), Vec::new());
-        for _ in 0..lanes + 2 {
-            let (ticket, stream) = net.expect(from, PATIENCE)?;
-            tickets.push(ticket);
-            awaited.push(tokio::spawn(stream));
-        }
-        let mut tickets = tickets.into_iter();
-        let mut next = || tickets.next().unwrap_or_default();
-        let (control, demand) = (next(), next());
-        mouth.say(&DestinationWord::Ready(Tickets { control, demand, lanes: tickets.collect() })).await?;
-        let mut streams = Vec::new();
-        for stream in awaited {
-            // A source that is gone makes no more connections.
-            let stream = tokio::select! {
-                biased;
-                stream = stream => stream,
-                word = words.recv() => return Err(NetError(out_of_turn(word))),
-            };
-            streams.push(stream.map_err(|error| NetError(error.to_string()))??);
-        }
-        let lanes = streams.split_off(2);
-        let (Some(demand), Some(control)) = (streams.pop(), streams.pop()) else {
-            return Err(NetError("connections are missing".into()));
-        };
-        let (tell, news) = mpsc::channel(MAX_NEWS);
-        let on_news = move |news| drop(tell.try_send(news));
-        let streams = Streams { control, demand, lanes };
-        let cvm = arriving.machine().cvm();
-        let moving = cvm.receive_tenant(streams, bandwidth.unwrap_or(BANDWIDTH), on_news);
-        Ok((moving.map_err(|error| NetError(error.to_string()))?, news))
-    };
-    match connected.await {
-        Ok((moving, news)) => Ok((arriving, moving, news)),
-        Err(NetError(reason)) => {
-            arriving.machine().stop().await;
-            Err(reason)
-        }
-    }
-}
-
-/// Why a migration ends about which the source says something while it is to connect.
-fn out_of_turn(word: Option<Result<SourceWord, NetError>>) -> String {
-    match word {
-        Some(Ok(SourceWord::Aborted { reason })) => reason,
-        Some(Err(NetError(reason))) => reason,
-        _ => "a word came out of turn; update the older node".into(),
     }
 }
 

@@ -13,18 +13,20 @@
 //!       <---------------------------- Running
 //! gate opens: requests and clients are relayed   Complete
 //! ```
-//! * [`line`]: the line between both. [`source`], [`destination`]: the two ends. [`deliver`]: a Commit that must arrive.
+//! * [`line`]: the line between both. [`source`], [`destination`]: the two ends; `offering`, `accepting`: before guests talk. [`deliver`]: a Commit that must arrive.
 //! * [`job`]: what is shown. [`relay`]: clients of services of tenants that are elsewhere. [`net`]: what this needs of other nodes.
 //! * [`peers`]: the peers of this node as that. [`tunnel`]: open connections and calls under way. [`settle`]: before the node stops.
 //!
 //! The durable states, and what follows from them after a crash, are in [`nacre_node_api::migration`] and [`crate::store`].
 
+mod accepting;
 mod admission;
 pub mod deliver;
 pub mod destination;
 pub mod job;
 pub mod line;
 pub mod net;
+mod offering;
 pub mod peers;
 pub mod relay;
 mod settle;
@@ -215,7 +217,7 @@ impl Migrations {
         if let Standing::Away(away) = tenant.standing() {
             return Err(NotBegun::Away(away.to.url.clone()));
         }
-        source::check_policy(self, tenant).map_err(NotBegun::Policy)?;
+        offering::check_policy(self, tenant).map_err(NotBegun::Policy)?;
         let peer = PeerName { url: to, fingerprint: crate::names::Digest([0; 32]) };
         let record = job::begin(tenant, peer, order.mode);
         let job = Job::new(&record);
@@ -236,7 +238,8 @@ impl Migrations {
                 jobs.remove(&id);
             }
             jobs.insert(job.id, job.clone());
-            let what = source::Plan { tenant: tenant.clone(), departing, record, order: order.clone(), net };
+            let what =
+                offering::Plan { tenant: tenant.clone(), departing, record, order: order.clone(), net };
             let (this, of_task) = (self.clone(), job.clone());
             tokio::spawn(async move {
                 source::run(&this, &of_task, what).await;

@@ -24,11 +24,13 @@
 //! by the second look, or the cleared bit by the one who frees.
 
 mod classes;
+mod runs;
 
 use crate::slots::{SlotClass, Slots, end_of, lay_out, words_of};
 use crate::sync::{AtomicU64, Ordering};
 use classes::{CLASSES, SIZES, SLAB_BYTES, SMALL_MAX, block_at, class_for, word_mask, words};
 use nacre_abi::LARGE_PAGE_BYTES;
+use runs::{run_bits, take_run};
 
 /// Bytes of a chunk.
 pub const CHUNK_BYTES: u64 = LARGE_PAGE_BYTES;
@@ -575,29 +577,6 @@ impl Heap {
 
 fn hint_of(slab: Slab, word: usize) -> u64 {
     (slab.index() + 1) * 64 + word as u64
-}
-
-/// `count` ones, at most 31.
-fn run_bits(count: u32) -> u64 {
-    (1 << count) - 1
-}
-
-/// Clears `count` neighbouring bits of a word; returns the number of the first.
-fn take_run(word: &AtomicU64, count: u32) -> Option<usize> {
-    let mut bits = word.load(Ordering::SeqCst);
-    loop {
-        // A bit stays where as many bits from it on are set.
-        let starts = (1..count).fold(bits, |starts, _| starts & (starts >> 1));
-        if starts == 0 {
-            return None;
-        }
-        let first = starts.trailing_zeros();
-        let taken = bits & !(run_bits(count) << first);
-        match word.compare_exchange(bits, taken, Ordering::SeqCst, Ordering::SeqCst) {
-            Ok(_) => return Some(first as usize),
-            Err(now) => bits = now,
-        }
-    }
 }
 
 #[cfg(test)]
