@@ -2,6 +2,7 @@
 
 use super::*;
 use nacre_abi::call::PIECE_BYTES;
+use std::sync::mpsc;
 
 fn head(out: u64, err: u64, in_pieces: bool) -> AnswerHead {
     AnswerHead {

@@ -73,6 +73,11 @@ pub fn is_linear_memory(address: u64) -> bool {
     address >= first && address - AREAS_VA < end_of(&CLASSES)
 }
 
+/// The addresses of all linear memories there can be.
+pub fn linear_memories() -> PageRange {
+    range(AREAS_VA + MEMORY32.start, end_of(&CLASSES) - MEMORY32.start)
+}
+
 /// Slots of 32-bit memories.
 pub const MEMORY32_SLOTS: usize = MEMORY32.count as usize;
 

@@ -376,12 +376,10 @@ pub fn settle_runs(range: PageRange, runs: impl Iterator<Item = Run> + Clone) ->
     SPACE.get().settle_runs(range, runs).map(|_| ())
 }
 
-/// Makes the tenant's tables ready for many large pages to be split at once: see [`PageTables::renew_directories`]. While no task runs and
+/// Makes tables ready for many large pages of the range to be split at once: see [`PageTables::renew_directories`]. While no task runs and
 /// nobody works on a lane.
-pub fn renew_directories() {
-    if let Some(range) = PageRange::new(GuestVirt(HEAP_VA), TENANT_VA_END - HEAP_VA) {
-        SPACE.get().renew_directories(range);
-    }
+pub fn renew_directories(range: PageRange) {
+    SPACE.get().renew_directories(range);
 }
 
 /// Pages of the table pool that are touched in one go.

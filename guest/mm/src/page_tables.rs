@@ -24,7 +24,7 @@ mod retired;
 mod runs;
 mod tracking;
 
-pub use arrival::{Claim, Claimed, RENEWED};
+pub use arrival::{Claim, Claimed};
 pub use runs::{Run, SettleError};
 pub use tracking::Collect;
 

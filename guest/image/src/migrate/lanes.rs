@@ -11,7 +11,7 @@ pub use work::{LaneWork, TENANT_IMAGE_VA};
 use super::channels::{self, Port, of_lane};
 use super::pace;
 use crate::agent::agent_static;
-use crate::{memory, sched, vcpu};
+use crate::{areas, memory, sched, vcpu};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use nacre_abi::migrate::MAX_LANES;
@@ -234,10 +234,11 @@ impl AllLanes {
         if !(0..LANES.len()).any(|lane| self.work(lane).is_some_and(|work| work.waits_to_list())) {
             return;
         }
-        memory::renew_directories();
+        // Nothing else is ever listed.
+        memory::renew_directories(areas::linear_memories());
         for (lane, cell) in LANES.iter().enumerate() {
-            if let Some(work) = self.work(lane) {
-                work.may_list();
+            if self.work(lane).is_some_and(LaneWork::may_list) {
+                cell.duty.store(Duty::Receive as u32, Ordering::Relaxed);
                 cell.blocked.store(false, Ordering::Relaxed);
             }
         }
@@ -367,6 +368,12 @@ fn step(number: usize) -> bool {
     match outcome {
         Ok(Outcome::Moved) => cell.blocked.store(false, Ordering::Relaxed),
         Ok(Outcome::Blocked) => cell.blocked.store(true, Ordering::Relaxed),
+        // It stays on duty, but nobody takes it before vCPU 0 gives it something to do.
+        Ok(Outcome::Waits) => {
+            cell.duty.store(Duty::None as u32, Ordering::Relaxed);
+            cell.blocked.store(true, Ordering::Relaxed);
+            tell_normal();
+        }
         Ok(Outcome::Done) => {
             cell.duty.store(Duty::None as u32, Ordering::Relaxed);
             ON_DUTY.fetch_and(!(1 << number), Ordering::AcqRel);

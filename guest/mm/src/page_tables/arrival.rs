@@ -20,8 +20,6 @@ use super::*;
 
 /// Bytes below one directory.
 const GIGABYTE: u64 = 1 << 30;
-/// Most directories that are renewed: half of what may be retired at once.
-pub const RENEWED: usize = 64;
 
 /// What [`PageTables::claim`] found.
 #[must_use = "a claim that is forgotten keeps its page missing for ever"]
@@ -162,10 +160,10 @@ impl<M: TableMemory> PageTables<'_, M> {
     /// processor has walked is an exit, of 2 to 3 us on the reference machine; the copies have not been walked, so that splitting many large
     /// pages is cheap. What was found below the old ones is found again at the first access, and need not be built again.
     /// Before tasks run, and while nobody else looks at the range; every vCPU flushes before the old ones are used for something
-    /// else ([`seal_tables`](Self::seal_tables)). Of a range of more than [`RENEWED`] directories the rest stay as they are.
+    /// else ([`seal_tables`](Self::seal_tables)). What is retired may take half of the 128 places: of more directories the rest stay as they are.
     pub fn renew_directories(&self, range: PageRange) {
         let mut at = range.start();
-        for _ in 0..RENEWED {
+        while self.retired.has_many_places() {
             let Some(region) = self.next_region(at, range.end()) else { return };
             at = (region & !(GIGABYTE - 1)) + GIGABYTE;
             let above =

@@ -54,6 +54,11 @@ impl Retired {
         self.places.iter().find(free).map(Place)
     }
 
+    /// Whether more than half of the places are free.
+    pub(super) fn has_many_places(&self) -> bool {
+        self.places.iter().filter(|place| place.load(Ordering::Relaxed) == FREE).count() > PLACES / 2
+    }
+
     /// Returns whether any table waits to be recycled.
     pub(super) fn seal(&self) -> bool {
         let mut any = false;

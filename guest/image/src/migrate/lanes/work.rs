@@ -80,7 +80,10 @@ enum Listing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Moved,
+    /// Something has to come, or there has to be room.
     Blocked,
+    /// vCPU 0 has to do something first.
+    Waits,
     Done,
 }
 
@@ -136,11 +139,13 @@ impl LaneWork {
         self.listing == Listing::Waits
     }
 
-    /// Tables are ready for lists.
-    pub(super) fn may_list(&mut self) {
-        self.listing = if self.waits_to_list() { Listing::Held } else { Listing::Ready };
-        // What is found from here on would be found in the tables that change.
+    /// Tables are ready for lists; whether one has waited for that.
+    pub(super) fn may_list(&mut self) -> bool {
+        let waited = self.waits_to_list();
+        self.listing = if waited { Listing::Held } else { Listing::Ready };
+        // What a processor walks from here on has to be written with exits.
         self.warms = false;
+        waited
     }
 
     pub(super) fn step(&mut self, duty: Duty) -> Result<Outcome, Reason> {
@@ -309,7 +314,7 @@ impl LaneWork {
         let mut budget = BYTES_PER_STEP;
         while budget > 0 {
             let frame = match self.listing {
-                Listing::Waits => return Ok(Outcome::Blocked),
+                Listing::Waits => return Ok(Outcome::Waits),
                 Listing::Held => {
                     self.listing = Listing::Ready;
                     Ok(Some(self.port.channel().received()))
@@ -319,8 +324,7 @@ impl LaneWork {
             let received = match frame {
                 Ok(Some(frame)) if self.listing == Listing::NotYet && is_list(frame) => {
                     self.listing = Listing::Waits;
-                    tell_normal();
-                    return Ok(Outcome::Blocked);
+                    return Ok(Outcome::Waits);
                 }
                 Ok(Some(frame)) => {
                     budget = budget.saturating_sub(frame.len());
@@ -340,7 +344,7 @@ impl LaneWork {
                         return Ok(Outcome::Done);
                     }
                     self.rewind();
-                    self.warms = true;
+                    self.warms = self.listing == Listing::NotYet;
                     tell_normal();
                 }
                 // Not due, or nobody with the key has made it. What is due will not come: before the hand-over that ends it.

@@ -118,6 +118,9 @@ pub struct SourceAgent {
     least: Least,
     /// Rounds would be over, but the destination was not ready: it hears of one more, and when it has that they begin anew.
     begins_anew: bool,
+    /// Rounds and bytes that were sent when they began anew.
+    rounds_before: u64,
+    bytes_before: u64,
     bandwidth: u64,
     /// The most that a round has carried, likewise.
     carried: u64,
@@ -181,6 +184,8 @@ impl SourceAgent {
             dirty_before: 0,
             least: Least::NONE,
             begins_anew: false,
+            rounds_before: 0,
+            bytes_before: 0,
             bandwidth: 0,
             carried: 0,
             dirty_rate: 0,

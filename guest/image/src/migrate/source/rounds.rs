@@ -62,9 +62,9 @@ impl SourceAgent {
         let sent = all.bytes();
         self.least = self.least.after(dirty);
         let measured = Measured {
-            rounds: self.report.rounds as u32,
+            rounds: (self.report.rounds - self.rounds_before) as u32,
             memory_bytes: memory::frames().committed_pages().0 * nacre_abi::PAGE_BYTES,
-            sent_bytes: sent,
+            sent_bytes: sent - self.bytes_before,
             dirty_bytes: dirty,
             least: self.least,
             dirty_rate: self.dirty_rate,
@@ -127,7 +127,9 @@ impl SourceAgent {
     /// Looks what changed while a round was sent.
     pub(super) fn next_round(&mut self) {
         if core::mem::take(&mut self.begins_anew) {
-            self.least = Least::NONE;
+            // Neither what was learned nor the limits that were used up hold for what was written meanwhile.
+            (self.least, self.dirty_before) = (Least::NONE, u64::MAX);
+            (self.rounds_before, self.bytes_before) = (self.report.rounds - 1, self.sent_before);
         }
         let Some(Source::Copying(copying)) = &mut self.state else { return };
         match copying.begin_round() {
