@@ -73,6 +73,7 @@ pub fn writer(bytes: u64, rate: u64) -> String {
         .replace("PAGES", &(bytes >> 16).to_string())
         .replace("BYTES", &bytes.to_string())
         .replace("LATE", &(rate / 20).to_string())
+        .replace("SLICE", &(rate / 1000).max(1).to_string())
         .replace("RATE", &rate.to_string())
 }
 
