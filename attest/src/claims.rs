@@ -26,7 +26,7 @@ pub const SESSION: &str = "nacre session 1";
 /// [`Label::Tls`] as it is hashed.
 pub const TLS: &str = "nacre tls 1";
 /// [`Label::Migration`] as it is hashed.
-pub const MIGRATION: &str = "nacre migration 2";
+pub const MIGRATION: &str = "nacre migration 3";
 
 impl Label {
     /// As it is hashed.

@@ -48,11 +48,13 @@ impl Memory for Nowhere {
 fn joined(slots: usize) -> (Copying<Held>, Taken) {
     let mut random = ChaCha20Rng::seed_from_u64(1);
     let mut frame = vec![0; MAX_HANDSHAKE_BYTES];
-    let terms = Terms { manifest: [0; 32], memory_bytes: 0, cpu_features: 0, lanes: 1 };
+    let terms = Terms { manifest: [0; 32], memory_bytes: 0, cpu_features: 0, lanes: 1, image: [0; 32] };
     let (source, length) =
         Source::<Held, NoTenant>::offer(Box::default(), terms, &mut random, &mut frame).expect("good terms");
-    let fresh =
-        Destination::fresh(Box::default(), Host { manifest: [0; 32], memory_bytes: 0, cpu_features: 0 });
+    let fresh = Destination::fresh(
+        Box::default(),
+        Host { manifest: [0; 32], memory_bytes: 0, cpu_features: 0, image: [0; 32] },
+    );
     let step = fresh.receive(&mut frame[..length], &mut Trusting, &mut random);
     let Destination::Answering(state) = step.state else { panic!() };
     let (destination, length) = state.prove(b"evidence", &mut frame);

@@ -14,7 +14,7 @@ pub type Commit = [u8; COMMIT_FRAME_BYTES];
 /// The key that opens the sealed roots. Yielded once, wiped when it is dropped.
 pub struct Activation<R>(R);
 
-const ROOTS_LABEL: &[u8] = b"nacre migration 2 roots";
+const ROOTS_LABEL: &[u8] = b"nacre migration 3 roots";
 
 impl<R> Activation<R> {
     pub(crate) fn into_root(self) -> R {

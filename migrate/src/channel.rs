@@ -65,6 +65,15 @@ impl<'a> Channel<'a> {
         (self.filled, self.received, self.start, self.end) = (0, 0, 0, 0);
     }
 
+    /// Wipes what was put together and taken apart here. Nothing more is to be sent or received.
+    pub fn wipe(&mut self) {
+        for buffer in [&mut *self.incoming, &mut *self.outgoing] {
+            buffer.fill(0);
+            core::hint::black_box(buffer);
+        }
+        (self.filled, self.received, self.start, self.end) = (0, 0, 0, 0);
+    }
+
     /// The pipe that is read.
     pub fn reader(&self) -> &PipeReader<'a> {
         &self.reader

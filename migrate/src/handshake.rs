@@ -5,8 +5,34 @@ use crate::policy::Nonces;
 use crate::wire::{Connection, HEADER_BYTES, MAX_LANES, OFFER_BYTES, WORD_BYTES};
 use sha2::{Digest, Sha256};
 
-const TRANSCRIPT_LABEL: &[u8] = b"nacre migration 2 transcript";
-const FINAL_LABEL: &[u8] = b"nacre migration 2 final";
+const TRANSCRIPT_LABEL: &[u8] = b"nacre migration 3 transcript";
+const IMAGE_LABEL: &[u8] = b"nacre migration 3 image";
+const FINAL_LABEL: &[u8] = b"nacre migration 3 final";
+
+/// Makes [`Terms::image`] of what a guest finds itself to be.
+#[derive(Clone, Debug)]
+pub struct ImageHash(Sha256);
+
+impl Default for ImageHash {
+    fn default() -> ImageHash {
+        ImageHash(Sha256::new_with_prefix(IMAGE_LABEL))
+    }
+}
+
+impl ImageHash {
+    /// Adds a range of code or constants; in the order of their addresses.
+    pub fn add(&mut self, address: u64, content: &[u8]) {
+        self.0.update(address.to_le_bytes());
+        self.0.update((content.len() as u64).to_le_bytes());
+        self.0.update(content);
+    }
+
+    /// The hash.
+    #[must_use]
+    pub fn finish(self) -> [u8; WORD_BYTES] {
+        self.0.finalize().into()
+    }
+}
 
 /// What is to move: the body of an offer, apart from the nonce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +45,8 @@ pub struct Terms {
     pub cpu_features: u64,
     /// How many lanes there are, 1 to [`MAX_LANES`].
     pub lanes: u8,
+    /// A hash of the source's code and constants, by itself: what moves refers to them by address.
+    pub image: [u8; WORD_BYTES],
 }
 
 impl Terms {
@@ -29,6 +57,7 @@ impl Terms {
         bytes[64..72].copy_from_slice(&self.memory_bytes.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.cpu_features.to_le_bytes());
         bytes[80] = self.lanes;
+        bytes[88..].copy_from_slice(&self.image);
         bytes
     }
 
@@ -38,14 +67,16 @@ impl Terms {
         let (manifest, rest) = rest.split_first_chunk::<WORD_BYTES>()?;
         let (memory, rest) = rest.split_first_chunk()?;
         let (features, rest) = rest.split_first_chunk()?;
-        let (lanes, zeros) = rest.split_first()?;
+        let (lanes, rest) = rest.split_first()?;
+        let (zeros, image) = rest.split_first_chunk::<7>()?;
         let terms = Terms {
             manifest: *manifest,
             memory_bytes: u64::from_le_bytes(*memory),
             cpu_features: u64::from_le_bytes(*features),
             lanes: *lanes,
+            image: image.try_into().ok()?,
         };
-        let valid = terms.are_valid() && zeros.iter().all(|byte| *byte == 0);
+        let valid = terms.are_valid() && *zeros == [0; 7];
         valid.then_some((terms, *nonce))
     }
 
@@ -102,7 +133,7 @@ impl<R: Root> Secrets<R> {
         transcript: &[u8; WORD_BYTES],
     ) -> Option<Secrets<R>> {
         let root = pair.agree(peer, transcript)?;
-        let derive = |what: &[u8]| Some(root.derive(&[b"nacre migration 2 secret", what]));
+        let derive = |what: &[u8]| Some(root.derive(&[b"nacre migration 3 secret", what]));
         Some(Secrets {
             transcript: *transcript,
             control: derive(b"control"),

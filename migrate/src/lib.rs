@@ -82,14 +82,14 @@
 //! Little-endian. One header for all, readable alone; what it announces is checked against its kind at once. A frame is at most [`wire::MAX_FRAME_BYTES`].
 //!
 //! ```text
-//!  0  version u8 = 2     1  kind u8     2  connection u8     3  sender u8: 1 source, 2 destination
+//!  0  version u8 = 3     1  kind u8     2  connection u8     3  sender u8: 1 source, 2 destination
 //!  4  bytes of the body u32             8  epoch u32        12  zero u32
 //! 16  counter u64                      24  migration id [16]
 //! 40  body
 //!
 //! connections   0 control, 1 demand, 0x10 + lane: rounds, 0x20 + lane: fetching. Lanes 0 to 7.
 //!
-//!  1 Offer        S control   in the clear   nonce [32] | SHA-256 of the manifest [32] | memory in bytes u64 | CPU features u64 | lanes u8 | zero [7]
+//!  1 Offer        S control   in the clear   nonce [32] | SHA-256 of the manifest [32] | memory in bytes u64 | CPU features u64 | lanes u8 | zero [7] | hash of the image [32]
 //!  2 Accept       D control   in the clear   nonce [32] | X25519 public key [32] | evidence, 1 byte to 64 KiB
 //!  3 Proof        S control   in the clear   X25519 public key [32] | evidence, 1 byte to 64 KiB
 //!  4 Refusal      * control   in the clear   reason u8 | zero [7]
@@ -106,9 +106,9 @@
 //!
 //! unit           0 address u64: guest-virtual, or the number of a piece of state     8 generation u32     12 a number u32
 //!               16 extent u8: 1 small page (4 KiB), 2 large page (2 MiB), 3 state     17 content u8: 1 data, 2 zero, 3 absent     18 zero [6]
-//! reason         1 cancelled, 2 protocol, 3 memory, 4 mismatch, 5 peer, 6 manifest, 7 CPU, 8 unit
+//! reason         1 cancelled, 2 protocol, 3 memory, 4 mismatch, 5 peer, 6 manifest, 7 CPU, 8 unit, 9 image
 //! sealed         AES-256-GCM(key, nonce = base nonce xor counter (big-endian, last 8 bytes),
-//!                            aad = "nacre migration 2 record" | header | zero [32], text) | tag [16]
+//!                            aad = "nacre migration 3 record" | header | zero [32], text) | tag [16]
 //! sealed apart   the same with the Commit's key, counter 0, and the hash of the final manifest in place of the zeros
 //! ```
 //!
@@ -120,19 +120,23 @@
 //!
 //! # Evidence
 //!
-//! Each end's report binds, as `attest`'s claims: label `nacre migration 2` (which ends in the version), role, own ephemeral key, the *peer's*
+//! Each end's report binds, as `attest`'s claims: label `nacre migration 3` (which ends in the version), role, own ephemeral key, the *peer's*
 //! nonce, id = migration id [16] | *own* nonce [32], manifest hash, loaded code. The peer recomputes all of it but the code
 //! ([`policy::Binding`]), and the manifest's migration policy judges the rest; both ends were launched with the same manifest, so it is one policy
 //! for both. A destination that has loaded any code is refused: a receiver is a fresh CVM. It takes one offer in its life.
 //!
+//! A policy may list the images of several releases, and each would judge the other genuine. But stacks and statics hold addresses of the image's code: so the
+//! offer names the source's image ([`Terms::image`]), and a destination of another one refuses:
+//! SHA-256("nacre migration 3 image" | for each range that can't be written: address u64, bytes u64, content). Both are genuine by then, and so is what they say of themselves.
+//!
 //! # Keys
 //!
 //! ```text
-//! transcript  t0 = SHA-256("nacre migration 2 transcript"), t = SHA-256(t | frame) for Offer, Accept, Proof, whole
+//! transcript  t0 = SHA-256("nacre migration 3 transcript"), t = SHA-256(t | frame) for Offer, Accept, Proof, whole
 //! root        HKDF-SHA256-Extract(salt = transcript, X25519)
-//! secrets     Expand(root, "nacre migration 2 secret" | name), 32 bytes: control, pages, fetch, commit, table; then root is wiped
-//! a key       Expand(secret of the connection, "nacre migration 2 key" | sender u8 | connection u8 | epoch u32), 32 + 12 bytes: key, base nonce
-//! Commit      Expand(commit, nothing), 32 + 12 bytes; roots: Expand(activation key, "nacre migration 2 roots"), 32 + 12 bytes, counter 0
+//! secrets     Expand(root, "nacre migration 3 secret" | name), 32 bytes: control, pages, fetch, commit, table; then root is wiped
+//! a key       Expand(secret of the connection, "nacre migration 3 key" | sender u8 | connection u8 | epoch u32), 32 + 12 bytes: key, base nonce
+//! Commit      Expand(commit, nothing), 32 + 12 bytes; roots: Expand(activation key, "nacre migration 3 roots"), 32 + 12 bytes, counter 0
 //! ```
 //!
 //! | secret | wiped at the source | and at the destination |
@@ -162,7 +166,7 @@
 //!
 //! At each barrier both ends compare count and *fingerprint* of all units (place, extent, generation, content; zeros included; the polynomial of decision 0016)
 //! of the lane. The last barrier's are the final manifest: with what the lists added, they fix the newest generation of every unit, and which are outstanding. Its hash is
-//! SHA-256("nacre migration 2 final" | transcript | last round u32 | for each lane: units u64, fingerprint u128). `Staged` repeats it; the Commit is bound to it. After the last barrier a destination
+//! SHA-256("nacre migration 3 final" | transcript | last round u32 | for each lane: units u64, fingerprint u128). `Staged` repeats it; the Commit is bound to it. After the last barrier a destination
 //! takes exactly the listed generation of a unit that is missing, once.
 //!
 //! While tasks are parked nothing is proportional to memory: what was confirmed in earlier rounds is in the fingerprint already.
@@ -218,7 +222,7 @@ pub mod wire;
 pub use activation::{Activation, Commit, NotSealed};
 pub use destination::Destination;
 pub use error::{Ended, Event, Step, StepError};
-pub use handshake::Terms;
+pub use handshake::{ImageHash, Terms};
 pub use link::{Link, MAX_RECORDS, RecordError};
 pub use rand_core::CryptoRng;
 pub use source::Source;

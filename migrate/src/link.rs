@@ -12,9 +12,9 @@ use crate::wire::{
 };
 
 /// What begins the authenticated data of every record.
-const RECORD_LABEL: &[u8; 24] = b"nacre migration 2 record";
+const RECORD_LABEL: &[u8; 24] = b"nacre migration 3 record";
 /// What begins the derivation of every record's key.
-pub(crate) const KEY_LABEL: &[u8] = b"nacre migration 2 key";
+pub(crate) const KEY_LABEL: &[u8] = b"nacre migration 3 key";
 /// Records of one direction and epoch: their counters are below this.
 pub const MAX_RECORDS: u64 = 1 << 32;
 /// Bytes of a [`Kind::Resume`] frame.

@@ -31,6 +31,9 @@ pub enum Reason {
     /// A unit was refused.
     #[error("a unit was refused")]
     Unit = 8,
+    /// Source and destination are of different images.
+    #[error("the destination is of another guest image; update the older node")]
+    Image = 9,
 }
 
 impl Reason {
@@ -45,6 +48,7 @@ impl Reason {
             6 => Reason::Manifest,
             7 => Reason::Cpu,
             8 => Reason::Unit,
+            9 => Reason::Image,
             _ => return None,
         })
     }

@@ -5,7 +5,7 @@ use crate::unit::PIECE_BYTES;
 use core::fmt;
 
 /// The version of the protocol that this crate speaks; the only one.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 40;
 /// Bytes of an AES-GCM tag.
@@ -15,7 +15,7 @@ pub const WORD_BYTES: usize = 32;
 /// Longest evidence in bytes: what `attest` allows.
 pub const MAX_EVIDENCE_BYTES: usize = nacre_attest::evidence::MAX_EVIDENCE_BYTES;
 /// Bytes of an offer's body.
-pub const OFFER_BYTES: usize = 88;
+pub const OFFER_BYTES: usize = 120;
 /// Bytes of the plaintext of a control message and of a barrier, padding included: all look the same.
 pub const CONTROL_BYTES: usize = 64;
 /// Bytes of a unit's description.
@@ -38,7 +38,7 @@ pub const MAX_LANES: usize = 8;
 pub(crate) const REFUSAL_BYTES: usize = 8;
 
 const _: () = assert!(
-    HEADER_BYTES == 40 && UNIT_BYTES == 24 && CONTROL_BYTES == 64 && OFFER_BYTES == 88 && MAX_LANES == 8,
+    HEADER_BYTES == 40 && UNIT_BYTES == 24 && CONTROL_BYTES == 64 && OFFER_BYTES == 120 && MAX_LANES == 8,
     "these are on the wire: read the version rule in lib.rs before changing them"
 );
 

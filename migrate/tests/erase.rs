@@ -121,11 +121,11 @@ struct Ends {
 impl Ends {
     fn join(self, frame: &mut Frame) -> (Copies, Takes) {
         let random = &mut ChaCha20Rng::seed_from_u64(1);
-        let terms = Terms { manifest: [0; 32], memory_bytes: 0, cpu_features: 0, lanes: 1 };
+        let terms = Terms { manifest: [0; 32], memory_bytes: 0, cpu_features: 0, lanes: 1, image: [0; 32] };
         let Ok((source, length)) = Source::<_, Token>::offer(self.vault, terms, random, frame) else {
             panic!()
         };
-        let host = Host { manifest: [0; 32], memory_bytes: 0, cpu_features: 0 };
+        let host = Host { manifest: [0; 32], memory_bytes: 0, cpu_features: 0, image: [0; 32] };
         let fresh = Destination::fresh(self.take, host);
         let step = fresh.receive(&mut frame[..length], &mut Trusting, random);
         let Destination::Answering(state) = step.state else { panic!() };

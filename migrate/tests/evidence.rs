@@ -95,7 +95,8 @@ fn evidence(signed: &SignedManifest, binding: &Binding, image: [u8; 48], code: &
 /// The two ends until the destination's evidence is due.
 fn offered(signed: &SignedManifest, host: Host) -> (Sent, Taken, Vec<u8>, Result<Event, String>) {
     let random = &mut ChaCha20Rng::seed_from_u64(1);
-    let terms = Terms { manifest: signed.hash(), memory_bytes: 1 << 20, cpu_features: 5, lanes: 1 };
+    let (manifest, memory_bytes) = (signed.hash(), 1 << 20);
+    let terms = Terms { manifest, memory_bytes, cpu_features: 5, lanes: 1, image: [4; 32] };
     let mut frame = vec![0; MAX_HANDSHAKE_BYTES];
     let (source, length) = Source::offer(Box::default(), terms, random, &mut frame).unwrap();
     frame.truncate(length);
@@ -106,7 +107,7 @@ fn offered(signed: &SignedManifest, host: Host) -> (Sent, Taken, Vec<u8>, Result
 }
 
 fn host(signed: &SignedManifest) -> Host {
-    Host { manifest: signed.hash(), memory_bytes: 1 << 30, cpu_features: 7 }
+    Host { manifest: signed.hash(), memory_bytes: 1 << 30, cpu_features: 7, image: [4; 32] }
 }
 
 /// What the source says to a destination with this evidence.
@@ -199,6 +200,7 @@ fn a_destination_that_does_not_fit_refuses_before_it_proves_anything() {
     let good = host(&signed);
     let cases = [
         (Reason::Manifest, Host { manifest: [0; 32], ..good }),
+        (Reason::Image, Host { image: [5; 32], ..good }),
         (Reason::Cpu, Host { cpu_features: 3, ..good }),
         (Reason::Memory, Host { memory_bytes: (1 << 20) - 1, ..good }),
     ];

@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use support::world::undisturbed;
 
-const KNOWN: &str = include_str!("vectors-2.txt");
+const KNOWN: &str = include_str!("vectors-3.txt");
 
 #[test]
-fn the_bytes_are_those_of_version_2() {
+fn the_bytes_are_those_of_version_3() {
     let mut text = String::new();
     for outstanding in [false, true] {
         for frame in undisturbed(outstanding, 1).sent {

@@ -312,6 +312,12 @@ impl Tenants {
         tenants.values().find(|tenant| tenant.name() == name).cloned()
     }
 
+    /// The one of this name, unless it is a later one, with other credentials.
+    #[must_use]
+    pub fn same(&self, name: &TenantName, uuid: &str) -> Option<Arc<Tenant>> {
+        self.named(name).filter(|tenant| tenant.record.uuid == uuid)
+    }
+
     /// A tenant has come; one that was here before stays the same if its record does.
     pub fn welcome(&self, record: &TenantRecord) -> Option<Arc<Tenant>> {
         if let Some(known) = self.named(&record.name).filter(|known| known.record == *record) {

@@ -252,6 +252,34 @@ fn a_source_that_stops_gives_what_the_tenant_still_needs() {
 }
 
 #[test]
+fn who_is_removed_where_it_has_come_is_gone_and_its_name_free() {
+    let Some(nacre) = need("a removal at the destination", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let Case { client, tenant, .. } = Case::new(&cluster, "brief");
+    let order = json!({"to": cluster.hosts()[1].peer(), "mode": "post-copy", "bandwidth": SLOW});
+    let id = cluster.move_to(0, &tenant, &order).unwrap().unwrap();
+    let mut events = cluster.events(0, &tenant, &id).unwrap();
+    while events.hear().expect("it goes on")["step"] != "running" {}
+    let removed = cluster.forget(1, &tenant).unwrap();
+    assert_eq!(removed.code, 0, "{}", removed.stderr);
+    // Before the nodes have noticed, another one has its name there.
+    let (later, port) = (cluster.tenant(1, "brief").unwrap(), service_port());
+    cluster.deploy(1, &later, port).unwrap();
+    let address = cluster.hosts()[1].service(port);
+    let client_of_later = Auditor::start("later", Habit::Keeps, vec![address]);
+    let view = events.last().unwrap();
+    assert_eq!(view["step"], "lost", "{view}");
+    assert!(view["error"].as_str().unwrap().contains("removed before all memory had come"), "{view}");
+    client_of_later.wait_for(BETWEEN).unwrap();
+    let ledger = client_of_later.end().unwrap();
+    assert_eq!(ledger.failures, 0, "{:?}", ledger.failure);
+    client.abandon().unwrap();
+    // And here.
+    let removed = cluster.forget(0, &tenant).unwrap();
+    assert_eq!(removed.code, 0, "{}", removed.stderr);
+}
+
+#[test]
 fn who_has_a_connection_to_a_tenant_that_crashed_hears_of_it() {
     let Some(nacre) = need("a crash at the destination", Nacre::find()) else { return };
     let mut cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();

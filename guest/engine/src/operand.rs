@@ -80,7 +80,7 @@ fn uses_memory(map: Map, opcode: u8) -> bool {
         // Not hints, no-operations, flushes, and bit strings, which reach beyond their operand.
         Map::Two => matches!(opcode,
             0x10..=0x17 | 0x28..=0x2f | 0x40..=0x76 | 0x78..=0x7f | 0x90..=0x9f | 0xaf..=0xb1 | 0xb6..=0xb8
-            | 0xbc..=0xc2 | 0xc4..=0xc7 | 0xd0..=0xfe),
+            | 0xbc..=0xc7 | 0xd0..=0xfe),
         // Not the gathers, whose operand is not one address.
         Map::Vector => !(0x90..=0x93).contains(&opcode),
     }
@@ -121,6 +121,21 @@ pub fn memory_operand(code: &[u8], registers: &Registers) -> Option<u64> {
     Some(address.wrapping_add_signed(displacement))
 }
 
+/// The one or two addresses of a string instruction (`movs`, `cmps`, `stos`, `lods`, `scas`) as it stands now: with a repeat prefix
+/// those of the element that is next.
+#[must_use]
+pub fn string_operands(code: &[u8], registers: &Registers) -> Option<[u64; 2]> {
+    let Opcode { map, opcode, .. } = decode(code)?;
+    let (source, destination) = (registers[6], registers[7]);
+    match opcode {
+        _ if map != Map::One => None,
+        0xa4..=0xa7 => Some([source, destination]),
+        0xaa | 0xab | 0xae | 0xaf => Some([destination; 2]),
+        0xac | 0xad => Some([source; 2]),
+        _ => None,
+    }
+}
+
 /// The divisor of `div` and `idiv` if it is in a register of 32 or 64 bits.
 #[must_use]
 pub fn divisor(code: &[u8], registers: &Registers) -> Option<u64> {
@@ -150,7 +165,8 @@ mod tests {
     /// Bytes by the GNU assembler.
     #[test]
     fn operands_of_what_compilers_emit() {
-        let cases: [(&[u8], Option<u64>); 21] = [
+        let cases: [(&[u8], Option<u64>); 22] = [
+            (&[0x48, 0x0f, 0xc3, 0x07], at(7, 0, 0)),        // movnti %rax,(%rdi)
             (&[0x8b, 0x04, 0x0f], at(7, 1, 0)),              // mov (%rdi,%rcx,1),%eax
             (&[0x49, 0x8b, 0x44, 0x24, 0x08], at(12, 0, 8)), // mov 8(%r12),%rax
             (&[0x41, 0x8b, 0x45, 0xf8], at(13, 0, -8)),      // mov -8(%r13),%eax
@@ -179,6 +195,26 @@ mod tests {
     }
 
     #[test]
+    fn strings_are_where_the_registers_say() {
+        let (source, destination) = (6 << 32, 7 << 32);
+        let cases: [(&[u8], Option<[u64; 2]>); 10] = [
+            (&[0xf3, 0xa4], Some([source, destination])),       // rep movsb
+            (&[0xf3, 0x48, 0xa5], Some([source, destination])), // rep movsq
+            (&[0x66, 0xa5], Some([source, destination])),       // movsw
+            (&[0xf3, 0xa6], Some([source, destination])),       // repe cmpsb
+            (&[0xf3, 0x48, 0xab], Some([destination; 2])),      // rep stosq
+            (&[0xf2, 0xae], Some([destination; 2])),            // repne scasb
+            (&[0xac], Some([source; 2])),                       // lodsb
+            (&[0x67, 0xa4], None),                              // movsb with 32-bit addresses
+            (&[0x0f, 0xa4, 0x07, 1], None),                     // shld $1,%eax,(%rdi)
+            (&[0x8b, 0x04, 0x0f], None),                        // mov (%rdi,%rcx),%eax
+        ];
+        for (code, expected) in cases {
+            assert_eq!(string_operands(code, &registers()), expected, "{code:x?}");
+        }
+    }
+
+    #[test]
     fn divisors_in_registers() {
         let mut registers = registers();
         registers[1] = 5 << 32;
@@ -199,7 +235,9 @@ mod tests {
             x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let bytes = (x ^ x >> 29).to_le_bytes();
             for len in 0..=8 {
-                let _ = (memory_operand(&bytes[..len], &registers()), divisor(&bytes[..len], &registers()));
+                let (bytes, registers) = (&bytes[..len], &registers());
+                let _ = (memory_operand(bytes, registers), divisor(bytes, registers));
+                let _ = string_operands(bytes, registers);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::agent::{AgentCell, agent_static};
 use crate::arch::{self, clock};
-use crate::{task, vcpu};
+use crate::{memory, task, vcpu};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use nacre_abi::VcpuId;
 use nacre_abi::elastic::{ElasticWord, PAGE_VERSION};
@@ -54,11 +54,17 @@ pub fn try_window() -> Option<&'static Window<'static>> {
     WINDOW.try_get()
 }
 
+/// Whether this vCPU is in the middle of a message: nothing may be switched there.
+pub fn is_sending() -> bool {
+    vcpu::local().own().transmit.try_borrow().is_err()
+}
+
 /// Puts a message on this vCPU's ring and lets the host know.
 ///
 /// # Errors
 /// [`Full`] if there is no room now.
 pub fn try_send(header: Header, body: &[u8]) -> Result<(), Full> {
+    memory::touch(body);
     vcpu::local().own().transmit.borrow_mut().send(header, body)?;
     SENT.fetch_add(1, Ordering::Relaxed);
     ring();
@@ -97,6 +103,7 @@ const UNRUNG_NS: u64 = 100_000;
 /// before whatever it does next: a worker that ends many short calls rings once for several. Should the next one take long
 /// after all, vCPU 0 rings.
 pub fn send_unrung(header: Header, body: &[u8]) {
+    memory::touch(body);
     let own = vcpu::local().own();
     let sent = own.transmit.borrow_mut().send(header, body);
     if sent.is_err() {
@@ -135,6 +142,7 @@ const QUIET_NS: u64 = 2_000_000;
 /// messages. So a task that answers many requests in turn rings once for all of them. If it computes for long then, the host
 /// sees them all the same: after such a message it looks at the rings by itself for some milliseconds.
 pub fn send_later(header: Header, body: &[u8]) {
+    memory::touch(body);
     let local = vcpu::local().own();
     if local.transmit.borrow_mut().send(header, body).is_err() {
         return send(header, body);

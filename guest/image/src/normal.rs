@@ -16,12 +16,16 @@ impl<T> NormalCell<T> {
         NormalCell(RefCell::new(value))
     }
 
-    /// Uses the value. `act` must not switch.
+    /// Uses the value. `act` must not switch: it counts as a lock.
     ///
     /// # Panics
     /// On a Worker vCPU, or inside another use.
     pub fn with<R>(&self, act: impl FnOnce(&mut T) -> R) -> R {
         assert_eq!(vcpu::id(), VcpuId::NORMAL, "only vCPU 0 may use this");
-        act(&mut self.0.borrow_mut())
+        let mut value = self.0.borrow_mut();
+        vcpu::count_lock(1);
+        let result = act(&mut value);
+        vcpu::count_lock(-1);
+        result
     }
 }

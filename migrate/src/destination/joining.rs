@@ -24,6 +24,8 @@ pub struct Host {
     pub memory_bytes: u64,
     /// CPU features that it has, as in the header of a `.cwasm`.
     pub cpu_features: u64,
+    /// The hash of its code and constants: see [`Terms::image`].
+    pub image: [u8; WORD_BYTES],
 }
 
 /// It never ran a task and takes the first offer. **The caller promises the former**: a CVM that ran or loaded anything must not make
@@ -85,6 +87,7 @@ impl<V: DestinationHold> Fresh<V> {
         };
         let refused = [
             (Reason::Manifest, terms.manifest != self.host.manifest),
+            (Reason::Image, terms.image != self.host.image),
             (Reason::Cpu, terms.cpu_features & !self.host.cpu_features != 0),
             (Reason::Memory, terms.memory_bytes > self.host.memory_bytes),
         ];

@@ -30,6 +30,7 @@ pub type Frames = Vec<Vec<u8>>;
 pub const ROOTS: Place = Place::state(0);
 const ROOT_BYTES: usize = 8;
 const MANIFEST: [u8; 32] = [9; 32];
+const IMAGE: [u8; 32] = [8; 32];
 
 /// The small page with this number, on another lane for each.
 pub fn page(number: u64) -> Place {
@@ -105,7 +106,8 @@ impl SourceNode {
     /// With a tenant of so many pages, and an offer.
     pub fn offer(setup: Setup, pages: u64, seed: u64, out: &mut Frames) -> SourceNode {
         let memory: BTreeMap<_, _> = (0..pages).map(|number| (page(number), 1)).collect();
-        let terms = Terms { manifest: MANIFEST, memory_bytes: 1 << 20, cpu_features: 3, lanes: setup.lanes };
+        let (memory_bytes, cpu_features, lanes) = (1 << 20, 3, setup.lanes);
+        let terms = Terms { manifest: MANIFEST, memory_bytes, cpu_features, lanes, image: IMAGE };
         let mut frame = vec![0; MAX_HANDSHAKE_BYTES];
         let offered = Source::offer(HeldSource::default(), terms, &mut random(seed), &mut frame);
         let (machine, length) = offered.expect("the terms are good");
@@ -410,7 +412,7 @@ pub struct DestinationNode {
 
 impl DestinationNode {
     pub fn fresh(setup: Setup, seed: u64) -> DestinationNode {
-        let host = Host { manifest: MANIFEST, memory_bytes: 1 << 30, cpu_features: 7 };
+        let host = Host { manifest: MANIFEST, memory_bytes: 1 << 30, cpu_features: 7, image: IMAGE };
         let machine = Some(Destination::fresh(HeldDestination::default(), host));
         DestinationNode { setup, machine, memory: Cells::default(), running: false, key: None, seed }
     }

@@ -74,8 +74,8 @@ pub(super) async fn accept(
     }
     let drafts = code(manager, &net, &staged, &mut ears, mouth).await?;
     let mut words = ears.listen();
-    let tenant = staged.tenant.name.clone();
-    let record = Incoming { id, tenant, from, mode, begun_ms: now_ms(), state: InState::Receiving };
+    let (tenant, uuid) = (staged.tenant.name.clone(), staged.tenant.uuid.clone());
+    let record = Incoming { id, tenant, uuid, from, mode, begun_ms: now_ms(), state: InState::Receiving };
     manager.store.stage(record, staged.clone(), drafts).await.map_err(|error| match error {
         StoreError::Edit(EditError::Exists) => admission::ON_ITS_WAY.to_owned(),
         StoreError::Edit(EditError::Missing) => {

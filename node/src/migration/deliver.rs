@@ -79,7 +79,7 @@ pub(super) async fn after_restart(manager: Arc<Migrations>, record: Outgoing) {
     };
     match manager.store.step_out(record.id, event).await {
         Ok(Outgoing { state: OutState::Lost { .. }, .. }) => {
-            if let Some(tenant) = manager.tenants.named(&record.tenant) {
+            if let Some(tenant) = manager.tenants.same(&record.tenant, &record.uuid) {
                 manager.lost(&tenant).await;
             }
         }

@@ -8,6 +8,7 @@ use super::{
     Migrations, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, admission, bytes_of, tunnel,
 };
 use crate::names::{Digest, EntityName, MigrationId};
+use crate::records::TenantRecord;
 use crate::runner::Arriving;
 use crate::services::{Begin, Door};
 use crate::store::StoreError;
@@ -338,8 +339,12 @@ impl Arrival {
     }
 
     async fn lost(&mut self, reason: &str) -> Flow {
+        let TenantRecord { name, uuid, .. } = &self.staged.tenant;
+        let tenant = self.manager.tenants.same(name, uuid);
+        let reason =
+            if tenant.is_some() { reason } else { "the tenant was removed before all memory had come" };
         self.keep(InEvent::SourceLost(reason.to_owned())).await;
-        if let Some(tenant) = self.manager.tenants.named(&self.staged.tenant.name) {
+        if let Some(tenant) = tenant {
             self.manager.lost(&tenant).await;
         }
         Flow::Over

@@ -350,8 +350,7 @@ impl Migrations {
 
     /// A call ended where its tenant was before.
     pub async fn take_ended(&self, ended: EndedCall) {
-        let tenant = self.tenants.named(&ended.tenant).filter(|tenant| tenant.record.uuid == ended.uuid);
-        if let Some(tenant) = tenant
+        if let Some(tenant) = self.tenants.same(&ended.tenant, &ended.uuid)
             && let Err(error) = self.store.record(tenant.owner().clone(), Arc::new(ended.activation)).await
         {
             tracing::error!(%error, "an activation is not kept");

@@ -155,8 +155,7 @@ impl Migrations {
     /// By the service's own door, which has its limits.
     async fn connect_client(&self, question: &AskClient) -> Result<TcpStream, ClientAnswer> {
         let refused = |reason: &str| ClientAnswer::Refused { reason: reason.to_owned() };
-        let tenant =
-            self.tenants.named(&question.tenant).filter(|tenant| tenant.record.uuid == question.uuid);
+        let tenant = self.tenants.same(&question.tenant, &question.uuid);
         let tenant = tenant.ok_or_else(|| refused("the tenant is not here"))?;
         if let Standing::Away(away) = tenant.standing() {
             return Err(ClientAnswer::Moved { away: (*away).clone() });

@@ -218,8 +218,7 @@ impl Migrations {
         question: &AskTunnel,
     ) -> Result<(Arc<Machine>, OriginId, UnixStream, mpsc::UnboundedReceiver<bool>), ClientAnswer> {
         let refused = |reason: String| ClientAnswer::Refused { reason };
-        let tenant = self.tenants.named(&question.tenant);
-        let tenant = tenant.filter(|tenant| tenant.record.uuid == question.uuid);
+        let tenant = self.tenants.same(&question.tenant, &question.uuid);
         let tenant = tenant.ok_or_else(|| refused("the tenant is not here".into()))?;
         if let Standing::Away(away) = tenant.standing() {
             return Err(ClientAnswer::Moved { away: (*away).clone() });

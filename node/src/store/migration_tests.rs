@@ -161,8 +161,9 @@ fn staged(tenant: &TenantRecord, digest: Digest) -> Staged {
 }
 
 fn incoming(guest: &TenantRecord) -> Incoming {
+    let (tenant, uuid) = (guest.name.clone(), guest.uuid.clone());
     let (from, state) = (Digest([1; 32]), InState::Receiving);
-    Incoming { id: ID, tenant: guest.name.clone(), from, mode: Mode::Hybrid, begun_ms: 1, state }
+    Incoming { id: ID, tenant, uuid, from, mode: Mode::Hybrid, begun_ms: 1, state }
 }
 
 #[tokio::test]
@@ -204,6 +205,29 @@ async fn a_destination_that_crashes_has_all_of_the_tenant_or_nothing() {
         let files = fs::read_dir(dir.join("modules")).unwrap().count();
         assert_eq!((here, files), (crashed_after > 1, usize::from(crashed_after > 1)), "{crashed_after}");
         assert_eq!(store.directory().lost(&guest.name).is_some(), crashed_after == 2);
+    }
+}
+
+#[tokio::test]
+async fn a_later_tenant_of_a_name_is_not_lost_with_the_first() {
+    let ends = [InEvent::SourceLost("its CVM ended".into()), InEvent::Restarted];
+    for (end, later) in ends.into_iter().flat_map(|end| [(end.clone(), false), (end, true)]) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("s")).unwrap();
+        let guest = record("t", 10);
+        let draft = draft(&store, b"svc");
+        let all = staged(&guest, draft.digest);
+        store.stage(incoming(&guest), all, vec![draft]).await.unwrap();
+        store.finish_staging(ID, Vec::new()).await.unwrap();
+        store.step_in(ID, InEvent::Running).await.unwrap();
+        if later {
+            store.remove_tenant(guest.name.clone()).await.unwrap();
+            store.add_tenant(record("t", 10)).await.unwrap();
+            put_service(&store, "t", "kv").await;
+        }
+        store.step_in(ID, end).await.unwrap();
+        assert_eq!(store.incoming().unwrap()[0].state.word(), "lost");
+        assert_eq!(store.directory().lost(&guest.name).is_none(), later);
     }
 }
 

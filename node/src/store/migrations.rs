@@ -188,7 +188,13 @@ fn step_in(
                 transaction.open_table(tables::STAGED)?.remove(&id.0)?;
             }
         }
-        InState::Lost { reason } => set_lost(transaction, &record.tenant, id, reason)?,
+        InState::Lost { reason } => {
+            let tenant = tables::tenant(transaction, record.tenant.as_str())?;
+            // Since then it may have been removed, and another one added under its name.
+            if tenant.is_some_and(|tenant| record.uuid.is_empty() || tenant.uuid == record.uuid) {
+                set_lost(transaction, &record.tenant, id, reason)?;
+            }
+        }
         InState::Receiving | InState::Staged | InState::Complete => {}
     }
     put(transaction, tables::INCOMING, id, &record)?;

@@ -123,7 +123,10 @@ fn page_fault(frame: &mut Frame, registers: &mut Registers) {
     };
     match memory::fault(GuestVirt(frame.cr2), access) {
         Fault::Resolved => {}
-        Fault::Missing => wait_for_page(frame),
+        Fault::Missing => match missing_page(frame, registers) {
+            Some(address) => wait_for_page(frame, address),
+            None => not_waited_for(frame),
+        },
         // A stale translation of ours, or an injected fault: either way a flush lets the instruction decide.
         Fault::Spurious => crate::arch::flush_tlb(),
         fault @ (Fault::OutOfMemory | Fault::Violation) => {
@@ -145,18 +148,41 @@ fn page_fault(frame: &mut Frame, registers: &mut Registers) {
 /// what `page_wait_entry` writes there at the end.
 const WAIT_RECORD_BYTES: u64 = 256;
 
-/// Lets the task go on in `page_wait_entry`, on its own stack, where it can be switched.
-fn wait_for_page(frame: &mut Frame) {
-    let record = (frame.rsp - WAIT_RECORD_BYTES) & !63;
-    if !crate::migrate::begin_wait(frame.rsp) || !crate::migrate::begin_wait(record - WAIT_RECORD_BYTES) {
-        // Nothing that the scheduler or the dispatcher uses stays outstanding, so no honest host's exception comes here.
-        if vcpu::count_spurious(frame.rip) < SPURIOUS_LIMIT {
-            return crate::arch::flush_tlb();
-        }
+/// An address in the page without which the interrupted instruction can't go on because it is still to come. A task that waits is switched
+/// out: a host that could choose where would have it done in the middle of the scheduler. So the instruction itself says what it
+/// touches. Where it can't be understood, only Wasm code is believed, which can be switched anywhere.
+fn missing_page(frame: &Frame, registers: &Registers) -> Option<u64> {
+    let missing = |address: u64| memory::is_missing(address).then_some(address);
+    let (code, all) = (Code::at(frame.rip), registers_in_order(frame, registers));
+    let again = || vcpu::comes_again(frame.vector, frame.rip, frame.cr2);
+    if let Some(strings) = operand::string_operands(code.bytes(), &all) {
+        return strings.into_iter().find_map(missing);
+    }
+    if let Some(address) = operand::memory_operand(code.bytes(), &all) {
+        // How wide the access is nobody knows: it may reach into the next page.
+        let next = (address.wrapping_add(WIDEST_ACCESS - 1)) & !(PAGE_BYTES - 1);
+        return missing(address).or_else(|| missing(next).filter(|_| next > address && again()));
+    }
+    missing(frame.cr2).filter(|_| is_wasm(frame.rip) && again())
+}
+
+/// No honest host's exception, or the page has come meanwhile: the instruction runs again.
+fn not_waited_for(frame: &Frame) {
+    if vcpu::count_spurious(frame.rip) >= SPURIOUS_LIMIT {
         unhandled(frame);
     }
+    crate::arch::flush_tlb();
+}
+
+/// Lets the task go on in `page_wait_entry`, on its own stack, where it can be switched.
+fn wait_for_page(frame: &mut Frame, address: u64) {
+    let record = (frame.rsp - WAIT_RECORD_BYTES) & !63;
+    // Nothing that the scheduler or the dispatcher uses stays outstanding.
+    if !crate::migrate::begin_wait(frame.rsp) || !crate::migrate::begin_wait(record - WAIT_RECORD_BYTES) {
+        return not_waited_for(frame);
+    }
     // SAFETY: below what the interrupted function uses of the task's stack, which has room for host functions there.
-    unsafe { (record as *mut [u64; 3]).write([frame.cr2, frame.rip, frame.rsp]) }
+    unsafe { (record as *mut [u64; 3]).write([address, frame.rip, frame.rsp]) }
     frame.rsp = record;
     frame.rip = page_wait_entry as *const () as u64;
 }
@@ -179,6 +205,11 @@ fn is_believed(doubt: Doubt, frame: &Frame) -> bool {
         Doubt::Invented => vcpu::count_spurious(frame.rip) >= SPURIOUS_LIMIT,
         Doubt::Unknown => vcpu::comes_again(frame.vector, frame.rip, frame.cr2),
     }
+}
+
+/// Whether an address is one of compiled Wasm: that lies in areas, and nothing else there can be executed.
+fn is_wasm(rip: u64) -> bool {
+    (AREAS_VA..TENANT_VA_END).contains(&rip)
 }
 
 /// Bytes that one access can touch.
@@ -235,8 +266,8 @@ fn wasm_trap(frame: &mut Frame, registers: &mut Registers, address: Option<u64>)
     let record = (frame.rsp - RED_ZONE_BYTES - size_of::<Trapped>() as u64) & !63;
     let is_of_task =
         task::running().is_some_and(|task| task.has_on_stack(frame.rsp) && task.has_on_stack(record));
-    // Compiled code lies in areas. What is elsewhere is no Wasm, and its stack may be another's.
-    if !(AREAS_VA..TENANT_VA_END).contains(&frame.rip) || !is_of_task {
+    // What is no Wasm may have another's stack.
+    if !is_wasm(frame.rip) || !is_of_task {
         unhandled(frame);
     }
     let trapped = Trapped { frame: *frame, rbp: registers.rbp, address };

@@ -72,6 +72,7 @@ impl DestinationAgent {
             manifest: sealed::manifest_hash(),
             memory_bytes: layout.params.memory_bytes,
             cpu_features: cpu::features().bits(),
+            image: state::image(),
         };
         // SAFETY: a CVM receives once.
         let mut memory = unsafe { AgentMemory::new(layout) };
@@ -358,7 +359,7 @@ impl DestinationAgent {
                 Ok(true)
             }
             Some(Destination::Running(_)) => Ok(self.fetch_more()),
-            Some(Destination::Done(_)) if self.control.channel().pending() == 0 => Err(self.over()),
+            Some(Destination::Done(_)) => self.finish(),
             _ => Ok(false),
         }
     }
@@ -565,6 +566,20 @@ impl DestinationAgent {
         all.remove();
         state::wipe();
         Next::Gone
+    }
+
+    /// Wipes the buffers of one channel for pages, and gives it up; false if none is left.
+    fn wipe_one_port(&mut self) -> bool {
+        let port = self.demand.take().or_else(|| self.fetch.iter_mut().find_map(Option::take));
+        port.map(|mut port| port.channel().wipe()).is_some()
+    }
+
+    /// It has everything, and nothing is left to do but to clear up: the pages that came last lie in the channels' buffers as they were opened.
+    fn finish(&mut self) -> Result<bool, Next> {
+        if self.wipe_one_port() {
+            return Ok(true);
+        }
+        if self.control.channel().pending() == 0 { Err(self.over()) } else { Ok(false) }
     }
 
     fn over(&mut self) -> Next {

@@ -171,9 +171,10 @@ pub fn handle(header: Header, body: &[u8]) {
     });
 }
 
-/// Whether a message may be handled although the tenant's arena may not be touched.
+/// Whether a message may be handled although the tenant's arena may not be touched: only agent memory is used for it. A report is none of them:
+/// what waits for it lies in the arena.
 pub fn may_handle(kind: Kind) -> bool {
-    matches!(kind, Kind::MigrateCancel | Kind::MigrateCommit | Kind::MigrateMemory | Kind::Report)
+    matches!(kind, Kind::MigrateCancel | Kind::MigrateCommit | Kind::MigrateMemory)
 }
 
 /// Evidence that this end asked for is here, or there is none.

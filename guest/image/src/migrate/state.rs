@@ -6,6 +6,7 @@
 
 use super::lanes::TENANT_IMAGE_VA;
 use crate::agent::agent_static;
+use crate::normal::NormalCell;
 use crate::sealed::tls;
 use crate::{areas, memory, task};
 use core::cell::UnsafeCell;
@@ -14,7 +15,7 @@ use nacre_abi::layout::{HEAP_VA, IMAGE_VA_END, TENANT_VA_END};
 use nacre_abi::{LARGE_PAGE_BYTES, PAGE_BYTES};
 use nacre_migrate::destination::{Change, Memory, NoMemory};
 use nacre_migrate::wire::TAG_BYTES;
-use nacre_migrate::{Extent, Place};
+use nacre_migrate::{Extent, ImageHash, Place};
 use nacre_mm::GuestVirt;
 use nacre_mm::address_space::PageRange;
 use nacre_mm::entry::{Leaf, Perms, Size};
@@ -36,35 +37,13 @@ pub const STATE_BYTES: usize = LARGE_PAGE_BYTES as usize;
 /// Bytes of the roots: what makes tasks run ([`task::uproot`]), and the key of TLS services with a word that says whether there is one.
 pub const ROOT_BYTES: usize = task::ROOT_BYTES + 8 + 32;
 
-/// What the tenant can't run without, and what its agent gives away with it. Wiped when it is dropped.
+/// What the tenant can't run without, and what its agent gives away with it, as it travels. Wiped when it is dropped.
 pub struct Roots(pub [u8; ROOT_BYTES]);
 
 impl Roots {
-    /// None.
-    pub const NONE: Roots = Roots([0; ROOT_BYTES]);
-
-    /// Takes them away from here. All tasks are parked.
-    pub fn take() -> Roots {
-        let mut roots = [0; ROOT_BYTES];
-        let (tasks, rest) = roots.split_at_mut(task::ROOT_BYTES);
-        tasks.copy_from_slice(&task::uproot());
-        if let Some(secret) = tls::export() {
-            rest[0] = 1;
-            rest[8..].copy_from_slice(&secret);
-        }
-        Roots(roots)
-    }
-
-    /// A copy, which is wiped by itself.
-    pub fn copy(&self) -> Roots {
-        Roots(self.0)
-    }
-
     /// Puts the tasks' roots in their place.
     pub fn plant(&self) {
-        if let Some(tasks) = self.0.first_chunk() {
-            task::plant(tasks);
-        }
+        plant_tasks(&self.0);
     }
 
     /// Puts the key in its place, where there never was one.
@@ -80,9 +59,61 @@ impl Roots {
 
 impl Drop for Roots {
     fn drop(&mut self) {
-        self.0.fill(0);
-        core::hint::black_box(&mut self.0);
+        wipe_bytes(&mut self.0);
     }
+}
+
+fn plant_tasks(roots: &[u8; ROOT_BYTES]) {
+    if let Some(tasks) = roots.first_chunk() {
+        task::plant(tasks);
+    }
+}
+
+fn wipe_bytes(bytes: &mut [u8]) {
+    bytes.fill(0);
+    core::hint::black_box(bytes);
+}
+
+agent_static! {
+    /// The roots of the tenant that is parked here: in this one place, so that wiping it leaves none.
+    static PARKED_ROOTS: NormalCell<[u8; ROOT_BYTES]> = NormalCell::new([0; ROOT_BYTES]);
+}
+
+/// Takes the roots away from the tenant. All its tasks are parked.
+pub fn take_roots() {
+    PARKED_ROOTS.with(|roots| {
+        let Some((tasks, rest)) = roots.split_first_chunk_mut() else { return };
+        task::uproot(tasks);
+        if let Some((word, secret)) = rest.split_first_chunk_mut::<8>()
+            && let Some(secret) = secret.first_chunk_mut()
+        {
+            word[0] = u8::from(tls::export(secret));
+        }
+    });
+}
+
+/// Gives them back.
+pub fn plant_roots() {
+    PARKED_ROOTS.with(|roots| {
+        plant_tasks(roots);
+        wipe_bytes(roots);
+    });
+}
+
+/// Wipes them.
+pub fn wipe_roots() {
+    PARKED_ROOTS.with(|roots| wipe_bytes(roots));
+}
+
+/// A copy of them, in which `seal` encrypts them in place; its tag.
+///
+/// # Errors
+/// `seal`'s.
+pub fn sealed_roots<T, E>(seal: impl FnOnce(&mut [u8]) -> Result<T, E>) -> Result<(Roots, T), E> {
+    let mut roots = Roots([0; ROOT_BYTES]);
+    PARKED_ROOTS.with(|parked| roots.0.copy_from_slice(parked));
+    let tag = seal(&mut roots.0)?;
+    Ok((roots, tag))
 }
 
 /// Where head and map are put together, or arrive: memory of the agent's, one migration at a time.
@@ -154,7 +185,7 @@ impl Head {
             word.copy_from_slice(&bytes[WORDS_AT + 8 * number..WORDS_AT + 8 * number + 8]);
             u64::from_le_bytes(word)
         };
-        let (mut roots, mut tag) = (Roots::NONE, [0; TAG_BYTES]);
+        let (mut roots, mut tag) = (Roots([0; ROOT_BYTES]), [0; TAG_BYTES]);
         roots.0.copy_from_slice(&bytes[..ROOT_BYTES]);
         tag.copy_from_slice(&bytes[ROOT_BYTES..WORDS_AT]);
         Head { roots, tag, monotonic_ns: word(0), wall_ns: word(1), map_bytes: word(2), max_tasks: word(3) }
@@ -309,6 +340,13 @@ fn size_of_place(place: Place) -> Option<(GuestVirt, Size)> {
     let inside =
         (at.0 >= TENANT_IMAGE_VA && end <= IMAGE_VA_END) || (at.0 >= HEAP_VA && end <= TENANT_VA_END);
     inside.then_some((at, size))
+}
+
+/// The hash of this image, which both ends have to have: what moves refers to code and constants by address.
+pub fn image() -> [u8; 32] {
+    let mut hash = ImageHash::default();
+    memory::for_each_constant(&mut |address, content| hash.add(address, content));
+    hash.finish()
 }
 
 /// What of the image can't be written is in every CVM of this image.

@@ -5,7 +5,7 @@
 //! scheduler: what those touch never stays outstanding (`state::may_wait`).
 
 use crate::agent::agent_static;
-use crate::{memory, sched, task, vcpu};
+use crate::{link, memory, sched, task, vcpu};
 use core::sync::atomic::{AtomicU64, Ordering};
 use nacre_abi::VcpuId;
 
@@ -19,9 +19,10 @@ agent_static! {
     static ASKED: AtomicU64 = AtomicU64::new(0);
 }
 
-/// Whether the code that an exception interrupted may wait for a page: it is a task's own, on its own stack.
+/// Whether the code that an exception interrupted may wait for a page: it is a task's own, on its own stack, and not in the middle of a message
+/// to the host, which belongs to the vCPU (see [`memory::touch`]).
 pub fn begin_wait(stack: u64) -> bool {
-    task::running().is_some_and(|task| task.has_on_stack(stack))
+    task::running().is_some_and(|task| task.has_on_stack(stack)) && !link::is_sending()
 }
 
 /// Called by `page_wait_entry` on the task's stack: returns when the page at `address` is here.

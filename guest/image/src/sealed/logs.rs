@@ -3,7 +3,7 @@
 
 use crate::normal::NormalCell;
 use crate::program::Program;
-use crate::task;
+use crate::{memory, task};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -70,6 +70,7 @@ pub fn forget(name: &str) {
 /// A service writes. From its task, which goes to vCPU 0 for it.
 pub fn write(program: &Program, bytes: &[u8]) {
     if !bytes.is_empty() {
+        memory::touch(bytes);
         task::on_normal(|| put(program.id, bytes));
     }
 }

@@ -29,9 +29,9 @@ impl nacre_tls::Random for Random {
     }
 }
 
-/// The secret's bytes, if a service made it: the tenant's connections go on elsewhere, under seal.
-pub fn export() -> Option<[u8; 32]> {
-    SECRET.try_get().map(|secret| *secret.expose())
+/// Copies the secret's bytes to `into`, if a service made it: the tenant's connections go on elsewhere, under seal. False if there is none.
+pub fn export(into: &mut [u8; 32]) -> bool {
+    SECRET.try_get().map(|secret| into.copy_from_slice(&*secret.expose())).is_some()
 }
 
 /// Takes the secret of the tenant that came.

@@ -8,14 +8,12 @@ use core::sync::atomic::Ordering;
 /// Bytes of the roots of all tasks.
 pub const ROOT_BYTES: usize = 24;
 
-/// Takes the roots of all tasks away: without them nothing finds a task, here or where the arena goes. All tasks are parked.
-pub fn uproot() -> [u8; ROOT_BYTES] {
-    let mut roots = [0; ROOT_BYTES];
+/// Takes the roots of all tasks away, to `roots`: without them nothing finds a task, here or where the arena goes. All tasks are parked.
+pub fn uproot(roots: &mut [u8; ROOT_BYTES]) {
     let words = [TASKS.detach(), TIMER_SEQ.swap(0, Ordering::SeqCst), STOPPING.swap(0, Ordering::SeqCst)];
     for (chunk, word) in roots.chunks_exact_mut(8).zip(words) {
         chunk.copy_from_slice(&word.to_le_bytes());
     }
-    roots
 }
 
 /// Puts the roots back that [`uproot`] took, here or in the CVM that the arena went to.

@@ -22,6 +22,7 @@ use alloc::boxed::Box;
 use core::cell::Cell;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use nacre_abi::PAGE_BYTES;
 use nacre_mm::GuestVirt;
 use nacre_mm::address_space::{Flush, MapError, PageRange};
 use nacre_mm::entry::Perms;
@@ -415,6 +416,16 @@ impl Slot {
             restored += bytes;
             self.put_back(at - self.start, bytes);
         });
+        // What of the image was overwritten with zeros where this memory came from is a promise here, and was not written.
+        let (from, to) = (self.image_at, self.image_at + self.image_bytes() as u64);
+        if from < to {
+            let image =
+                self.range(from & !(PAGE_BYTES - 1), to.next_multiple_of(PAGE_BYTES).min(self.initial));
+            memory::for_each_promised(image, &mut |at, bytes| {
+                restored += bytes;
+                self.put_back(at - self.start, bytes);
+            });
+        }
         calls::count_restored(restored);
         if tracks {
             memory::track(range);

@@ -259,6 +259,9 @@ pub struct Incoming {
     pub id: MigrationId,
     /// Who moves.
     pub tenant: TenantName,
+    /// The first half of its credentials: a later tenant of its name is another one. Empty in records of before it was kept.
+    #[serde(default)]
+    pub uuid: String,
     /// Where from: the key of that node. Nobody else may ask about it.
     pub from: Digest,
     /// How.

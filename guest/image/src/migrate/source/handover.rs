@@ -4,7 +4,7 @@ use super::rounds::{REBUMP_NS, unsent_bytes};
 use super::{Course, Hold, SourceAgent, wake_for_lanes};
 use crate::arch::{self, clock};
 use crate::migrate::lanes::{self, Duty};
-use crate::migrate::state::{self, HEAD, Head, MAP, Roots};
+use crate::migrate::state::{self, HEAD, Head, MAP};
 use crate::migrate::{Next, hold_tenant, tell};
 use crate::sealed::{self, Random};
 use crate::{link, memory, sched, wasm};
@@ -16,16 +16,15 @@ use nacre_migrate::source::{Parked, Tenant};
 use nacre_migrate::{Content, Place, Source};
 use nacre_wval::{Stopped, VcpuId};
 
-/// The tenant while all its tasks are parked: the proof that they are, and what they need to go on.
+/// The tenant while all its tasks are parked: the proof that they are. What they need to go on is in [`state::take_roots`]'s place.
 pub(super) struct ParkedTenant {
     stopped: Stopped,
-    roots: Roots,
 }
 
 impl ParkedTenant {
     /// Lets the tenant go on.
     pub(super) fn release(self) {
-        self.roots.plant();
+        state::plant_roots();
         hold_tenant(false);
         sched::scheduler().resume(self.stopped);
         sched::wake_for_backlog();
@@ -38,7 +37,7 @@ impl Tenant for ParkedTenant {
         if !scheduler.all_acknowledged(&self.stopped, scheduler.vcpus().without(VcpuId::NORMAL)) {
             return Err(self);
         }
-        drop(self.roots);
+        state::wipe_roots();
         sealed::extinguish();
         // The gate stays closed for good, because what could open it ends here: a vCPU that the host resumes late finds it so.
         Ok(())
@@ -75,8 +74,8 @@ impl SourceAgent {
             return;
         };
         hold_tenant(true);
-        self.roots = Roots::take();
-        let tenant = ParkedTenant { stopped, roots: self.roots.copy() };
+        state::take_roots();
+        let tenant = ParkedTenant { stopped };
         let Some(Source::Copying(copying)) = self.state.take() else { unreachable!("it was copying") };
         match copying.park(tenant, &mut Random) {
             Ok(parked) => self.state = Some(Source::Parked(parked)),
@@ -160,8 +159,8 @@ impl SourceAgent {
                     Header::new(Kind::MigrateCommit, NO_PROGRAM).arg(self.report.outstanding_bytes),
                     &commit,
                 );
-                // All that the destination can't ask for any more: heap, stacks, code.
-                memory::wipe_tenant(false);
+                // All that the destination can't ask for any more: heap, stacks, code; linear memories, if nothing of them is still to go.
+                memory::wipe_tenant(self.report.outstanding_bytes == 0);
             }
             Err(staged) => self.state = Some(Source::Staged(staged)),
         }
@@ -170,9 +169,9 @@ impl SourceAgent {
     /// Puts head and map together and marks them; false if the map is too long.
     pub(super) fn draw_state(&mut self, parked: &mut Parked<Hold, ParkedTenant>) -> bool {
         let Some(map_bytes) = self.map_bytes.take() else { return false };
-        let Ok(tag) = parked.lock(&mut self.roots.0) else { return false };
+        let Ok((roots, tag)) = state::sealed_roots(|roots| parked.lock(roots)) else { return false };
         state::set_head(&Head {
-            roots: core::mem::replace(&mut self.roots, Roots::NONE),
+            roots,
             tag,
             monotonic_ns: clock::monotonic_ns(),
             wall_ns: clock::wall_ns(),

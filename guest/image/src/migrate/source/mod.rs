@@ -13,7 +13,7 @@ mod serving;
 
 use super::channels::{self, AgentMemory, CONTROL, DEMAND, Port, Way, of_lane};
 use super::lanes::{self, Duty, FromHere, Slots};
-use super::state::{self, Roots};
+use super::state;
 use super::vault::{self, Nobody, VaultCell};
 use super::{Next, pace, tell, tell_failure, wakes_at};
 use crate::agent::agent_static;
@@ -126,8 +126,6 @@ pub struct SourceAgent {
     carried: u64,
     dirty_rate: u64,
     wants_cancel: bool,
-    /// The roots, until they are sealed.
-    roots: Roots,
     /// Bytes of the map, from the time at which all tasks are parked; `None` if it is too long.
     map_bytes: Option<usize>,
 }
@@ -151,6 +149,7 @@ impl SourceAgent {
             memory_bytes: layout.params.memory_bytes,
             cpu_features: wasm::features_in_use().bits(),
             lanes: order.lanes as u8,
+            image: state::image(),
         };
         // SAFETY: no other migration is under way, and the lanes of an earlier one were removed when it ended.
         let mut memory = unsafe { AgentMemory::new(layout) };
@@ -190,7 +189,6 @@ impl SourceAgent {
             carried: 0,
             dirty_rate: 0,
             wants_cancel: false,
-            roots: Roots::NONE,
             map_bytes: None,
         })
     }
@@ -589,7 +587,10 @@ impl SourceAgent {
 
     /// The destination has everything.
     fn over(&mut self) -> Next {
-        memory::wipe_tenant(true);
+        // Else it was done when the tenant went.
+        if self.report.outstanding_bytes != 0 {
+            memory::wipe_tenant(true);
+        }
         tell(MoveEvent::Complete, 0, &self.report.encode());
         Next::Gone
     }
