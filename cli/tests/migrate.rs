@@ -82,6 +82,31 @@ const SLEEPER: &str = r#"(module
     (if (i64.lt_u (i64.sub (i64.load (i32.const 16)) (local.get $begin)) (i64.const 3000000000)) (then (unreachable)))
     (call $say (i32.const 80) (i32.const 13))))"#;
 
+/// Fills a part of each of its 24 large pages, says "started", reads until the end of its input, and writes out what it filled.
+const WRITER: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 800)
+  (data (i32.const 64) "started\n")
+  (func $say (param $at i32) (param $len i32)
+    (i32.store (i32.const 0) (local.get $at)) (i32.store (i32.const 4) (local.get $len))
+    (if (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)) (then (unreachable)))
+    (if (i32.ne (i32.load (i32.const 8)) (local.get $len)) (then (unreachable))))
+  (func $place (param $n i32) (result i32) (i32.add (i32.mul (local.get $n) (i32.const 2097152)) (i32.const 65530)))
+  (func (export "_start") (local $n i32)
+    (loop $fill
+      (local.set $n (i32.add (local.get $n) (i32.const 1)))
+      (memory.fill (call $place (local.get $n)) (i32.add (local.get $n) (i32.const 64)) (i32.const 1000))
+      (br_if $fill (i32.lt_u (local.get $n) (i32.const 24))))
+    (call $say (i32.const 64) (i32.const 8))
+    (i32.store (i32.const 0) (i32.const 160)) (i32.store (i32.const 4) (i32.const 1))
+    (if (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)) (then (unreachable)))
+    (local.set $n (i32.const 0))
+    (loop $show
+      (local.set $n (i32.add (local.get $n) (i32.const 1)))
+      (call $say (call $place (local.get $n)) (i32.const 1000))
+      (br_if $show (i32.lt_u (local.get $n) (i32.const 24))))))"#;
+
 struct Code(nacre_cli::program::Program);
 
 impl Code {
@@ -144,6 +169,37 @@ fn a_task_in_the_middle_of_its_work_moves_in_every_mode() {
         );
         assert!(matches!(there.last(), Some(MoveNews::Complete(_))), "{mode:?}: {there:?}");
         has_ended(&moved, b"started\n", &expected, &format!("{mode:?}"));
+    }
+}
+
+#[test]
+fn what_is_written_from_pages_that_are_still_to_come_waits_and_lets_others_write() {
+    let Some(world) = movable_world("writing from pages that are still to come") else { return };
+    let code = Code::of(WRITER);
+    let (source, destination) = (world.launch(), world.launch());
+    let programs: Vec<_> = (0..3).map(|_| code.start(&source, b"started\n")).collect();
+    let moved: Vec<_> =
+        programs.iter().map(|program| destination.adopt_program(program.id, [8, 0])).collect();
+    // Slow enough that all of them wait, on the same vCPUs.
+    let options =
+        MoveOptions { mode: MoveMode::PostCopy, bandwidth: Some(400 << 20), ..MoveOptions::default() };
+    let lanes = source.lanes().min(destination.lanes());
+    let migration = Migration::with(streams(lanes), &source, &destination, options);
+    let (here, there) = migration.follow(|_, news| {
+        if let MoveNews::Running(_) = news {
+            for program in &programs {
+                let end_of_input = Header::new(Kind::StreamEnd, program.id.0).stream(stream::STDIN);
+                destination.send(end_of_input, &[]).unwrap();
+            }
+        }
+    });
+    assert!(matches!(here.last(), Some(MoveNews::Complete(_))), "{here:?}");
+    assert!(matches!(there.last(), Some(MoveNews::Complete(_))), "{there:?}");
+    let expected: Vec<u8> = (1..=24).flat_map(|number| [64 + number; 1000]).collect();
+    for events in &moved {
+        let (text, exit) = end(events);
+        assert_eq!(exit, Exit::Code(0));
+        assert!(text == expected, "{} bytes that are not what was written", text.len());
     }
 }
 

@@ -95,8 +95,8 @@ fn evidence(signed: &SignedManifest, binding: &Binding, image: [u8; 48], code: &
 /// The two ends until the destination's evidence is due.
 fn offered(signed: &SignedManifest, host: Host) -> (Sent, Taken, Vec<u8>, Result<Event, String>) {
     let random = &mut ChaCha20Rng::seed_from_u64(1);
-    let (manifest, memory_bytes) = (signed.hash(), 1 << 20);
-    let terms = Terms { manifest, memory_bytes, cpu_features: 5, lanes: 1, image: [4; 32] };
+    let (hash, memory_bytes) = (signed.hash(), 1 << 20);
+    let terms = Terms { manifest: hash, memory_bytes, cpu_features: 5, lanes: 1, image: [4; 32] };
     let mut frame = vec![0; MAX_HANDSHAKE_BYTES];
     let (source, length) = Source::offer(Box::default(), terms, random, &mut frame).unwrap();
     frame.truncate(length);

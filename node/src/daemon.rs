@@ -232,7 +232,7 @@ fn assemble(
     let runner = Arc::new(runner);
     let api_host = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     let net = peers.clone().map(|peers| Arc::new(peers) as Arc<dyn Net>);
-    let relay = net.clone().map(|net| Arc::new(Relays { net, store: store.clone() }) as Arc<dyn RelayTo>);
+    let relay = net.clone().map(|net| Arc::new(Relays::new(net, store.clone())) as Arc<dyn RelayTo>);
     let host = config.service_host.unwrap_or(address.ip());
     let services = Arc::new(Services::new(runner.clone(), host, relay));
     let tenants = Arc::new(Tenants::load(store.directory().tenants()));

@@ -5,8 +5,9 @@
 use crate::limits::MAX_PARAMETERS_BYTES;
 use crate::migration::Migrations;
 use crate::names::{ActivationId, now_ms};
+use crate::outcome::End;
 use crate::records::{Action, Activation, KeyValue, Pending};
-use crate::runner::{Request, Runner};
+use crate::runner::{Moved, Ran, Request, Runner};
 use crate::store::{Store, StoreError};
 use crate::tenants::{Share, Tenant};
 use serde_json::value::RawValue;
@@ -15,6 +16,7 @@ use std::fmt::{Display, Write};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
@@ -36,6 +38,9 @@ pub enum Refused {
     /// The node is going down.
     #[error("The node is stopping; try again when it is back.")]
     Stopping,
+    /// The tenant runs at another node since; the call did not begin.
+    #[error("The tenant has moved to another node meanwhile; call again.")]
+    Moved,
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -132,22 +137,27 @@ impl Invoker {
             start_ms,
             limits: action.limits,
         };
+        let held = Holds { _share: share, under_way, accepted: Arc::default() };
+        let accepted = held.accepted.clone();
         let Some(patience) = patience else {
             self.store.begin(tenant.owner().clone(), id, pending()).await?;
-            drop(Detached::new(self.call(tenant, action, id, start_ms, stdin, (share, under_way))));
+            accepted.store(true, Ordering::SeqCst);
+            drop(Detached::new(self.call(tenant, action, id, start_ms, stdin, held)));
             return Ok(Invoked::Accepted(id));
         };
-        let mut call = Detached::new(self.call(tenant, action, id, start_ms, stdin, (share, under_way)));
-        if let Ok(activation) = tokio::time::timeout(patience, &mut call).await {
-            return Ok(Invoked::Done(activation));
+        let mut call = Detached::new(self.call(tenant, action, id, start_ms, stdin, held));
+        if let Ok(ended) = tokio::time::timeout(patience, &mut call).await {
+            return ended.map(Invoked::Done).map_err(|Moved| Refused::Moved);
         }
         // It goes on while the store works.
+        accepted.store(true, Ordering::SeqCst);
         drop(call);
         self.store.begin(tenant.owner().clone(), id, pending()).await?;
         Ok(Invoked::Accepted(id))
     }
 
-    /// A call to its end, with what it holds till then.
+    /// A call to its end, with what it holds till then. One that did not begin because its tenant has moved leaves no trace, unless somebody was told that
+    /// it was accepted.
     fn call(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
@@ -155,19 +165,24 @@ impl Invoker {
         id: ActivationId,
         start_ms: u64,
         stdin: Vec<u8>,
-        held: (Share, mpsc::Sender<()>),
-    ) -> impl Future<Output = Arc<Activation>> + Send + use<> {
+        held: Holds,
+    ) -> impl Future<Output = Result<Arc<Activation>, Moved>> + Send + use<> {
         let (this, tenant, action) = (self.clone(), tenant.clone(), action.clone());
         async move {
-            let activation = Arc::new(this.run(&tenant, &action, id, start_ms, stdin).await);
+            let ran = this.run(&tenant, &action, id, start_ms, stdin, &held.accepted).await;
+            let activation = Arc::new(ran?);
             if let Err(error) = this.store.record(tenant.owner().clone(), activation.clone()).await {
                 tracing::error!(%error, "an activation is not kept");
             }
+            let Holds { _share, under_way, .. } = held;
             if !this.migrations.is_quiet() {
-                this.migrations.tell_owner(&tenant, &activation).await;
+                let (this, tenant, ended) = (this.clone(), tenant.clone(), activation.clone());
+                tokio::spawn(async move {
+                    this.migrations.tell_owner(&tenant, &ended).await;
+                    drop(under_way);
+                });
             }
-            drop(held);
-            activation
+            Ok(activation)
         }
     }
 
@@ -178,7 +193,8 @@ impl Invoker {
         id: ActivationId,
         start_ms: u64,
         stdin: Vec<u8>,
-    ) -> Activation {
+        accepted: &AtomicBool,
+    ) -> Result<Activation, Moved> {
         let begin = Instant::now();
         let limits = action.limits;
         let texts = Texts::new(tenant, action, id, start_ms);
@@ -198,12 +214,16 @@ impl Invoker {
             memory_limit: limits.memory << 20,
             max_logs: (limits.logs as usize) << 20,
         };
-        let ran = self.runner.run(tenant, &action.module, request).await;
+        let ran = match self.runner.run(tenant, &action.module, request).await {
+            Ok(ran) => ran,
+            Err(Moved) if accepted.load(Ordering::SeqCst) => not_begun(begin),
+            Err(Moved) => return Err(Moved),
+        };
         let end_ms = start_ms + begin.elapsed().as_millis() as u64;
         let outcome = ran.left.outcome(&limits, end_ms);
         let micros = |duration: Duration| duration.as_micros() as u64;
         crate::metrics::activation(outcome.status, begin.elapsed(), ran.wait, ran.init.is_some());
-        Activation {
+        Ok(Activation {
             id,
             action: action.name.clone(),
             version: action.version,
@@ -217,7 +237,7 @@ impl Invoker {
             cpu_us: micros(ran.cpu),
             wait_us: micros(ran.wait),
             init_us: ran.init.map(micros),
-        }
+        })
     }
 
     /// Takes no more calls and waits for those under way, at most `limit`. Whether all ended.
@@ -226,6 +246,20 @@ impl Invoker {
         let mut drained = self.drained.lock().await;
         tokio::time::timeout(limit, drained.recv()).await.is_ok()
     }
+}
+
+/// What a call holds until its end.
+struct Holds {
+    _share: Share,
+    under_way: mpsc::Sender<()>,
+    /// Its caller has its id, and asks for its end.
+    accepted: Arc<AtomicBool>,
+}
+
+/// What there is of a call that was accepted and did not begin.
+fn not_begun(since: Instant) -> Ran {
+    let end = End::Lost("The tenant moved to another node before the call began; call again.".into());
+    Ran::failed(end, since)
 }
 
 /// What an action's environment says of its call, in one piece.

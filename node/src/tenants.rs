@@ -130,6 +130,8 @@ pub struct Tenant {
     running: AtomicU64,
     body_bytes: AtomicU64,
     removed: AtomicBool,
+    /// Memory of it is still to come from where it was.
+    incomplete: AtomicBool,
     standing: watch::Sender<Standing>,
     /// Requests that wait for it to stand somewhere.
     waiting: AtomicU64,
@@ -178,6 +180,7 @@ impl Tenant {
             running: zero(),
             body_bytes: zero(),
             removed: AtomicBool::new(false),
+            incomplete: AtomicBool::new(false),
             standing: watch::Sender::default(),
             waiting: zero(),
         })
@@ -205,6 +208,17 @@ impl Tenant {
     #[must_use]
     pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
+    }
+
+    /// Memory of it is still to come, or has come whole, or will not come any more.
+    pub fn expect_memory(&self, expected: bool) {
+        self.incomplete.store(expected, Ordering::Release);
+    }
+
+    /// Memory of it is still to come: should its CVM end now it is lost, and does not begin anew.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete.load(Ordering::Acquire)
     }
 
     /// Where it is.

@@ -127,14 +127,17 @@ async fn add(State(node): State<Arc<Node>>, body: Body) -> Result<(StatusCode, J
 async fn remove(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
     let name = TenantName::new(&name).map_err(|_| ApiError::missing())?;
     super::moving::stays(&node, &name)?;
-    let tenant = node.tenants.all().into_iter().find(|tenant| *tenant.name() == name);
-    // First nobody can come in with its key any more.
-    node.tenants.remove(&name);
-    node.store.remove_tenant(name.clone()).await?;
-    if let Some(tenant) = tenant {
+    // In a task of its own: it goes to its end also if the client does not wait for that.
+    let removal = tokio::spawn(async move {
+        node.store.remove_tenant(name.clone()).await?;
+        let tenant = node.tenants.named(&name);
+        node.tenants.remove(&name);
         node.services.stop_all(Some(&name)).await;
-        node.runner.forget(&tenant).await;
-    }
-    tracing::info!(tenant = name.as_str(), "tenant removed");
-    Ok(StatusCode::NO_CONTENT)
+        if let Some(tenant) = tenant {
+            node.runner.forget(&tenant).await;
+        }
+        tracing::info!(tenant = name.as_str(), "tenant removed");
+        Ok(StatusCode::NO_CONTENT)
+    });
+    removal.await.map_err(|_| ApiError::internal())?
 }

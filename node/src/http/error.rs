@@ -39,6 +39,13 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "The requested resource does not exist.")
     }
 
+    /// The tenant has moved between the request and what was to be done. Whoever can forwards the request then.
+    #[must_use]
+    pub fn moved() -> Self {
+        let text = "The tenant has moved to another node meanwhile; send the request again.";
+        Self::new(StatusCode::MISDIRECTED_REQUEST, text)
+    }
+
     /// A body beyond its limit.
     #[must_use]
     pub fn too_large(have: Option<u64>, most: u64) -> Self {
@@ -94,6 +101,8 @@ impl From<StoreError> for ApiError {
             StoreError::Edit(EditError::Missing) => return Self::missing(),
             StoreError::Edit(
                 EditError::Exists
+                | EditError::Moving
+                | EditError::Coming
                 | EditError::OtherKind(_)
                 | EditError::PortTaken
                 | EditError::OtherOwner
@@ -134,6 +143,7 @@ impl From<Refused> for ApiError {
             }
             Refused::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Refused::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::Moved => return Self::moved(),
             Refused::Store(error) => return error.into(),
         };
         Self::new(status, error.to_string())

@@ -178,6 +178,14 @@ pub struct Content {
     _share: Share,
 }
 
+impl Content {
+    /// The bytes, which count as nobody's from now on.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+}
+
 /// Reads a body of at most `most` bytes.
 ///
 /// # Errors

@@ -33,14 +33,49 @@ pub(super) async fn around(State(node): State<Arc<Node>>, request: Request, next
     if own_affair(&node, &request) {
         return next.run(request).await;
     }
-    match stand(&tenant).await {
-        Ok(Standing::Away(away)) => forward(&node, &tenant, away, request).await.unwrap_or_else(refusal),
-        Ok(_) => match frozen(&node, &tenant, request.method()) {
-            Some(error) => error.into_response(),
-            None => next.run(request).await,
-        },
+    let standing = match stand(&tenant).await {
+        Ok(standing) => standing,
+        Err(error) => return error.into_response(),
+    };
+    if standing == Standing::Here {
+        if node.migrations.under_way(tenant.name()).is_none() {
+            return next.run(request).await;
+        }
+        if let Some(error) = frozen(&node, &tenant, request.method()) {
+            return error.into_response();
+        }
+    }
+    // All of it: it may have to be sent more than once.
+    let (parts, body) = request.into_parts();
+    match extract::read(&tenant, body, u64::MAX).await {
+        Ok(content) => go(&node, &tenant, parts, content, next).await.unwrap_or_else(refusal),
         Err(error) => error.into_response(),
     }
+}
+
+/// Does a request where the tenant is: here, if it is here or has come back.
+async fn go(
+    node: &Arc<Node>,
+    tenant: &Arc<Tenant>,
+    parts: Parts,
+    content: extract::Content,
+    next: Next,
+) -> Result<Response, ApiError> {
+    // Reading it took its time.
+    if let Standing::Away(away) = stand(tenant).await?
+        && let Some(answer) = forward(node, tenant, away, (&parts, &content.bytes)).await?
+    {
+        return Ok(answer);
+    }
+    // Whoever reads it now counts it.
+    let bytes = content.into_bytes();
+    let answer = next.run(Request::from_parts(parts.clone(), Body::from(bytes.clone()))).await;
+    if answer.status() != StatusCode::MISDIRECTED_REQUEST {
+        return Ok(answer);
+    }
+    // It moved before this was begun.
+    let Standing::Away(away) = stand(tenant).await? else { return Ok(answer) };
+    Ok(forward(node, tenant, away, (&parts, &bytes)).await?.unwrap_or(answer))
 }
 
 /// Around requests that another node has forwarded: they go no further.
@@ -50,17 +85,24 @@ pub(super) async fn around_forwarded(
     next: Next,
 ) -> Response {
     let Some(tenant) = caller(&node, &request) else { return next.run(request).await };
+    let says_where = |away: &Away, mut response: Response| {
+        let value = serde_json::to_string(away).ok().and_then(|text| HeaderValue::try_from(text).ok());
+        response.headers_mut().extend(value.map(|value| (MOVED, value)));
+        response
+    };
     match stand(&tenant).await {
-        Ok(Standing::Away(away)) => {
-            let mut response =
-                ApiError::new(StatusCode::MISDIRECTED_REQUEST, "The tenant has moved on.").into_response();
-            let value = serde_json::to_string(&*away).ok().and_then(|text| HeaderValue::try_from(text).ok());
-            response.headers_mut().extend(value.map(|value| (MOVED, value)));
-            response
-        }
+        Ok(Standing::Away(away)) => says_where(&away, ApiError::moved().into_response()),
         Ok(_) => match frozen(&node, &tenant, request.method()) {
             Some(error) => error.into_response(),
-            None => next.run(request).await,
+            None => {
+                let response = next.run(request).await;
+                match (response.status(), stand(&tenant).await) {
+                    (StatusCode::MISDIRECTED_REQUEST, Ok(Standing::Away(away))) => {
+                        says_where(&away, response)
+                    }
+                    _ => response,
+                }
+            }
         },
         Err(error) => error.into_response(),
     }
@@ -119,25 +161,26 @@ async fn stand(tenant: &Arc<Tenant>) -> Result<Standing, ApiError> {
     }
 }
 
+/// Asks the node that has the tenant, and follows it; `None` if it is back here.
 async fn forward(
     node: &Arc<Node>,
     tenant: &Arc<Tenant>,
     mut away: Arc<Away>,
-    request: Request,
-) -> Result<Response, ApiError> {
+    (parts, body): (&Parts, &Bytes),
+) -> Result<Option<Response>, ApiError> {
     let net =
         node.migrations.net().ok_or_else(|| bad_gateway("this node listens to no other nodes any more"))?;
-    let (parts, body) = request.into_parts();
-    // All of it: it may have to be sent more than once.
-    let content = extract::read(tenant, body, u64::MAX).await?;
     for _ in 0..MAX_MOVES {
-        let request = forwarded(&parts, content.bytes.clone())?;
+        let request = forwarded(parts, body.clone())?;
         let answer = net.forward(&away.to.url, request).await.map_err(|error| bad_gateway(&error.0))?;
         let moved =
             answer.headers().get(&MOVED).filter(|_| answer.status() == StatusCode::MISDIRECTED_REQUEST);
-        let Some(moved) = moved else { return Ok(answer) };
+        let Some(moved) = moved else { return Ok(Some(answer)) };
         let next: Away =
             serde_json::from_slice(moved.as_bytes()).map_err(|_| bad_gateway("its answer is garbled"))?;
+        if next.to.fingerprint == net.own() {
+            return Ok(None);
+        }
         relay::follow(&node.store, tenant, &next).await;
         away = Arc::new(next);
     }

@@ -63,7 +63,7 @@ pub(super) async fn accept(
     let Offer { id, mode, lanes, bandwidth, staged, .. } = offer;
     let mut listeners = HashMap::new();
     for service in &staged.services {
-        let listener = manager.services.listen(&staged.tenant.name, &service.name, service.port).await;
+        let listener = manager.services.listen_for(&staged.tenant.name, service.port).await;
         let listener = listener.map_err(|error| {
             let address = manager.services.address(service.port);
             format!(

@@ -3,7 +3,7 @@
 use super::destination::STAGED_PATIENCE;
 use super::net::{COMMIT, Net};
 use super::{AskCommit, Commit, CommitAnswer, Migrations, OutEvent, OutState, Outgoing, PeerName};
-use crate::names::MigrationId;
+use crate::names::{Digest, MigrationId};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub async fn deliver(
     let commit = commit.filter(|_| !running);
     let question = serde_json::to_value(AskCommit { id, commit, alone }).unwrap_or_default();
     loop {
-        let answer = net.ask(&peer.url, COMMIT, question.clone()).await;
+        let answer = net.ask(&peer, COMMIT, question.clone()).await;
         match answer.map(serde_json::from_value::<CommitAnswer>) {
             Ok(Ok(CommitAnswer::Running)) if !alone && !running => return Answer::Running,
             Ok(Ok(CommitAnswer::Complete)) => return Answer::Complete,
@@ -56,6 +56,10 @@ pub async fn deliver(
 
 /// Tells the destination of a migration that ended with a former run of this node that nothing comes any more: it would wait for long.
 pub(super) async fn tell_end(manager: Arc<Migrations>, record: Outgoing) {
+    // It had not heard of it yet.
+    if record.peer.fingerprint == Digest([0; 32]) {
+        return;
+    }
     if let Some(net) = manager.net.clone() {
         let end = deliver(net, record.peer.clone(), record.id, None, true, false);
         // Then it has given up by itself.
@@ -77,8 +81,10 @@ pub(super) async fn after_restart(manager: Arc<Migrations>, record: Outgoing) {
         Answer::Running | Answer::Complete | Answer::Lost(_) => OutEvent::Complete,
         Answer::Unknown(reason) => OutEvent::Unknown(reason),
     };
+    // Meanwhile it may have come back by another migration, or be another one of its name.
+    let was_away = manager.store.directory().away(&record.tenant).is_some_and(|away| away.id == record.id);
     match manager.store.step_out(record.id, event).await {
-        Ok(Outgoing { state: OutState::Lost { .. }, .. }) => {
+        Ok(Outgoing { state: OutState::Lost { .. }, .. }) if was_away => {
             if let Some(tenant) = manager.tenants.same(&record.tenant, &record.uuid) {
                 manager.lost(&tenant).await;
             }

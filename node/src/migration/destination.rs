@@ -8,11 +8,10 @@ use super::{
     Migrations, Parked, ProgramWord, RejoinTicket, Room, SourceWord, Staged, admission, bytes_of, tunnel,
 };
 use crate::names::{Digest, EntityName, MigrationId};
-use crate::records::TenantRecord;
 use crate::runner::Arriving;
 use crate::services::{Begin, Door};
 use crate::store::StoreError;
-use crate::tenants::Standing;
+use crate::tenants::{Standing, Tenant};
 use nacre_vmm::migration::{MoveNews, Moving};
 use nacre_vmm::tunnel::{Adopted, Roster};
 use std::collections::HashMap;
@@ -27,6 +26,8 @@ pub(super) const STAGED_PATIENCE: Duration = Duration::from_secs(3600);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long what is on its way may take when the source's CVM is gone: then no more comes.
 const REST_PATIENCE: Duration = Duration::from_secs(5);
+/// Most calls under way that come with a tenant: those it had where it was, and where it was before.
+const MAX_PENDING: usize = 1 << 16;
 /// How often it is looked whether the CVM has ended.
 const LOOK: Duration = Duration::from_secs(1);
 /// Between attempts to write that the tenant is here, when the disk refuses.
@@ -184,9 +185,7 @@ impl Arrival {
     /// The last of its records: durable before the Commit can be used.
     async fn parked(&mut self, parked: Parked) -> Result<(), String> {
         let Parked { pending, programs, roster } = parked;
-        if pending.len() > self.staged.tenant.limits.concurrency as usize
-            || programs.len() > self.staged.services.len()
-        {
+        if pending.len() > MAX_PENDING || programs.len() > self.staged.services.len() {
             return Err("the last records do not fit the first; update the older node".into());
         }
         let roster = bytes_of(&roster).ok_or("the roster is no bytes; update the older node")?;
@@ -218,6 +217,10 @@ impl Arrival {
             MoveNews::Running(_) if self.committed.is_some() => self.running().await,
             MoveNews::Complete(_) if self.runs => {
                 self.keep(InEvent::Complete).await;
+                self.arriving.machine().set_moving(false);
+                if let Some(tenant) = self.tenant() {
+                    tenant.expect_memory(false);
+                }
                 // The source hears it from its own guest, too.
                 let _ = self.mouth.say(&DestinationWord::Complete).await;
                 return Flow::Over;
@@ -231,9 +234,24 @@ impl Arrival {
         Flow::On
     }
 
+    /// The tenant, unless it was removed.
+    fn tenant(&self) -> Option<Arc<Tenant>> {
+        self.manager.tenants.same(&self.staged.tenant.name, &self.staged.tenant.uuid)
+    }
+
+    /// Writes down how it ended, however long the disk refuses that: a tenant that is lost must not begin anew, and one that has come whole not be lost
+    /// by a restart.
     async fn keep(&mut self, event: InEvent) {
-        if let Err(error) = self.manager.store.step_in(self.id, event).await {
-            tracing::error!(%error, "a step of a migration is not kept");
+        loop {
+            match self.manager.store.step_in(self.id, event.clone()).await {
+                Ok(_) => return,
+                Err(StoreError::Closed) => return std::future::pending().await,
+                Err(error @ StoreError::Edit(_)) => {
+                    return tracing::error!(%error, "a step of a migration is not kept");
+                }
+                Err(error) => tracing::error!(%error, "a step of a migration waits for the disk"),
+            }
+            tokio::time::sleep(STORE_PAUSE).await;
         }
     }
 
@@ -250,7 +268,9 @@ impl Arrival {
         }
         self.runs = true;
         let record = self.staged.tenant.clone();
+        self.arriving.machine().set_moving(true);
         let Some(tenant) = self.manager.tenants.welcome(&record) else { return };
+        tenant.expect_memory(true);
         self.manager.runner.settle(&tenant, &self.arriving);
         self.manager.stand(&tenant, Standing::Here);
         let (took_ns, after_ns) = (took.as_nanos() as u64, ran.elapsed().as_nanos() as u64);
@@ -260,7 +280,9 @@ impl Arrival {
         for told in self.told.drain(..) {
             let _ = told.send(());
         }
-        for service in self.manager.store.directory().services(&record.name) {
+        let services = self.manager.store.directory().services(&record.name);
+        self.manager.services.stop_others(&record.name, &services).await;
+        for service in services {
             let begin = match self.programs.iter().find(|word| word.service == service.name) {
                 Some(ProgramWord { over: Some(end), .. }) => Begin::Over(end.clone()),
                 Some(ProgramWord { program: Some(program), .. }) => {
@@ -339,13 +361,13 @@ impl Arrival {
     }
 
     async fn lost(&mut self, reason: &str) -> Flow {
-        let TenantRecord { name, uuid, .. } = &self.staged.tenant;
-        let tenant = self.manager.tenants.same(name, uuid);
+        let tenant = self.tenant();
         let reason =
             if tenant.is_some() { reason } else { "the tenant was removed before all memory had come" };
         self.keep(InEvent::SourceLost(reason.to_owned())).await;
         if let Some(tenant) = tenant {
             self.manager.lost(&tenant).await;
+            tenant.expect_memory(false);
         }
         Flow::Over
     }
@@ -353,7 +375,7 @@ impl Arrival {
 
 impl Migrations {
     /// What was lost of a tenant is shown as lost, and its CVM ends.
-    pub(super) async fn lost(&self, tenant: &Arc<crate::tenants::Tenant>) {
+    pub(super) async fn lost(&self, tenant: &Arc<Tenant>) {
         crate::metrics::lost_tenant();
         let Some(lost) = self.store.directory().lost(tenant.name()) else {
             self.runner.abandon(tenant).await;

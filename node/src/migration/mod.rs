@@ -46,10 +46,13 @@ use net::Net;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Migrations that are over and still shown.
 const MAX_SHOWN: usize = 64;
+/// Pauses before the end of a call is told again to the node that has its tenant: the first, and what ends the attempts.
+const TELL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// Offers that are read at once beyond the migrations that may come: they are refused, but hear why.
 const OFFERS_READ: usize = 4;
@@ -336,23 +339,39 @@ impl Migrations {
 
     /// A call of a tenant that has moved ended here: its owner keeps how.
     pub async fn tell_owner(&self, tenant: &Tenant, activation: &crate::records::Activation) {
-        let (Standing::Away(away), Some(net)) = (tenant.standing(), &self.net) else { return };
+        let mut pause = TELL_PAUSES.0;
+        while !self.told_owner(tenant, activation).await && pause < TELL_PAUSES.1 {
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    /// One attempt; true if there is nothing more to do.
+    async fn told_owner(&self, tenant: &Tenant, activation: &crate::records::Activation) -> bool {
+        let (Standing::Away(away), Some(net)) = (tenant.standing(), &self.net) else { return true };
         let word = EndedCall {
             tenant: tenant.name().clone(),
             uuid: tenant.record.uuid.clone(),
             activation: activation.clone(),
         };
-        let Ok(word) = serde_json::to_value(word) else { return };
-        if let Err(error) = net.ask(&away.to.url, net::ENDED, word).await {
-            tracing::warn!(%error, "the end of a call is not told to the node that has its tenant now");
+        let Ok(word) = serde_json::to_value(word) else { return true };
+        match net.ask(&away.to, net::ENDED, word).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(%error, "the end of a call is not told to the node that has its tenant now");
+                false
+            }
         }
     }
 
     /// A call ended where its tenant was before.
     pub async fn take_ended(&self, ended: EndedCall) {
-        if let Some(tenant) = self.tenants.same(&ended.tenant, &ended.uuid)
-            && let Err(error) = self.store.record(tenant.owner().clone(), Arc::new(ended.activation)).await
-        {
+        let Some(tenant) = self.tenants.same(&ended.tenant, &ended.uuid) else { return };
+        // It has moved on: one hop more, to where it is.
+        if let Standing::Away(_) = tenant.standing() {
+            let _ = self.told_owner(&tenant, &ended.activation).await;
+        }
+        if let Err(error) = self.store.record(tenant.owner().clone(), Arc::new(ended.activation)).await {
             tracing::error!(%error, "an activation is not kept");
         }
     }

@@ -1,5 +1,6 @@
 //! What migrations need of other nodes: the peers of this node, or two nodes of one process in a test.
 
+use super::PeerName;
 use crate::names::Digest;
 use axum::body::Body;
 use axum::http::{Request, Response};
@@ -47,9 +48,9 @@ pub trait Net: Send + Sync {
     /// # Errors
     /// If it is none.
     fn url(&self, text: &str) -> Result<String, NetError>;
-    /// Asks a node.
-    fn ask(&self, node: &str, path: &'static str, question: Value) -> Wait<Value>;
-    /// Opens a stream of bytes to it.
+    /// Asks a node; nobody else's answer counts.
+    fn ask(&self, node: &PeerName, path: &'static str, question: Value) -> Wait<Value>;
+    /// Opens a stream of bytes to a node.
     fn stream(&self, node: &str, path: &'static str, question: Value) -> Wait<Box<dyn Duplex>>;
     /// Opens a connection to it for bytes that guests have encrypted.
     fn bare(&self, node: &str, ticket: String) -> Wait<std::net::TcpStream>;

@@ -1,7 +1,7 @@
 //! The peers of this node as the way of migrations, and what they may ask of it.
 
 use super::net::{self, Duplex, Net, NetError, Wait};
-use super::{AskClient, AskCommit, AskRejoin, AskTunnel, EndedCall, Migrations, destination};
+use super::{AskClient, AskCommit, AskRejoin, AskTunnel, EndedCall, Migrations, PeerName, destination};
 use crate::http::error::ApiError;
 use crate::names::Digest;
 use crate::peers::{Caller, Fingerprint, PeerUrl, Peers, Question, StreamRequest};
@@ -36,9 +36,10 @@ impl Net for Peers {
         text.parse::<PeerUrl>().map(|url| url.to_string()).map_err(said)
     }
 
-    fn ask(&self, node: &str, path: &'static str, question: Value) -> Wait<Value> {
-        let (peers, node) = (self.clone(), node.parse::<PeerUrl>());
-        Box::pin(async move { peers.ask(&node.map_err(said)?, path, &question).await.map_err(said) })
+    fn ask(&self, node: &PeerName, path: &'static str, question: Value) -> Wait<Value> {
+        let (peers, url) = (self.clone(), node.url.parse::<PeerUrl>());
+        let who = Fingerprint::from_bytes(node.fingerprint.0);
+        Box::pin(async move { peers.ask_this(&url.map_err(said)?, who, path, &question).await.map_err(said) })
     }
 
     fn stream(&self, node: &str, path: &'static str, question: Value) -> Wait<Box<dyn Duplex>> {

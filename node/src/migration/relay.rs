@@ -3,17 +3,21 @@
 
 use super::net::{CONNECT, Duplex, Net, NetError};
 use super::{AskClient, Away, ClientAnswer, Migrations};
+use crate::names::Digest;
 use crate::names::EntityName;
+use crate::peers::MAX_RELAYED;
 use crate::services::RelayTo;
 use crate::store::Store;
 use crate::tenants::{Standing, Tenant};
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 /// How often a client follows a tenant that moves on.
 const MAX_MOVES: usize = 4;
@@ -24,10 +28,23 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The way to services elsewhere.
 pub struct Relays {
-    /// The way to other nodes.
-    pub net: Arc<dyn Net>,
-    /// Where the marks of tenants are.
-    pub store: Arc<Store>,
+    net: Arc<dyn Net>,
+    store: Arc<Store>,
+    /// Clients that may still be relayed to each node.
+    places: Mutex<HashMap<Digest, Arc<Semaphore>>>,
+}
+
+impl Relays {
+    /// By this way to other nodes; the marks of tenants are in the store.
+    #[must_use]
+    pub fn new(net: Arc<dyn Net>, store: Arc<Store>) -> Self {
+        Self { net, store, places: Mutex::default() }
+    }
+
+    fn places(&self, node: Digest) -> Arc<Semaphore> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.entry(node).or_insert_with(|| Arc::new(Semaphore::new(MAX_RELAYED))).clone()
+    }
 }
 
 impl RelayTo for Relays {
@@ -39,8 +56,14 @@ impl RelayTo for Relays {
         mut client: TcpStream,
         peer: SocketAddr,
     ) -> Pin<Box<dyn Future<Output = Option<TcpStream>> + Send>> {
-        let (net, store) = (self.net.clone(), self.store.clone());
+        let (net, store, places) = (self.net.clone(), self.store.clone(), self.places(away.to.fingerprint));
         Box::pin(async move {
+            // The others wait as they would in the kernel's queue.
+            let place = tokio::time::timeout(PATIENCE, places.acquire_owned()).await;
+            let Ok(Ok(_place)) = place else {
+                tracing::info!(%peer, most = MAX_RELAYED, "a client was not relayed: too many are");
+                return None;
+            };
             match connect_client(&*net, &store, &tenant, away, service).await {
                 // A connection that ends early has ended for both.
                 Ok(mut stream) => drop(copy_bidirectional(&mut client, &mut stream).await),
@@ -107,7 +130,7 @@ pub(super) async fn connect(
 /// The tenant has moved on: the mark says so from now on.
 pub async fn follow(store: &Store, tenant: &Arc<Tenant>, away: &Away) {
     if matches!(tenant.standing(), Standing::Away(_)) {
-        match store.follow(tenant.name().clone(), away.clone()).await {
+        match store.follow(tenant.owner().clone(), away.clone()).await {
             Ok(()) => tenant.stand(Standing::Away(Arc::new(away.clone()))),
             Err(error) => tracing::warn!(%error, "where a tenant has moved on to is not kept"),
         }

@@ -6,8 +6,8 @@ use super::line::{Ears, Mouth};
 use super::net::{Net, NetError, REJOIN};
 use super::offering::{Plan, ask, refusal, streams};
 use super::{
-    AskRejoin, Away, Commit, DestinationWord, Migrations, Mode, OutEvent, Outgoing, Parked, RejoinTicket,
-    SourceWord, tunnel,
+    AskRejoin, Away, Commit, DestinationWord, Migrations, Mode, OutEvent, Outgoing, Parked, PeerName,
+    RejoinTicket, SourceWord, tunnel,
 };
 use crate::names::hex;
 use crate::store::StoreError;
@@ -27,6 +27,8 @@ const PARKED_PATIENCE: Duration = Duration::from_secs(30);
 const PARKED_PATIENCE_BASELINE: Duration = Duration::from_secs(600);
 /// How long the other node has for its last word on a migration that ended.
 const LAST_WORD: Duration = Duration::from_secs(2);
+/// How long the guest has to hear that the destination has everything, once this node knows.
+const COMPLETE_PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is looked whether the CVM has ended.
 const LOOK: Duration = Duration::from_secs(1);
 /// Pauses before a broken connection is made again: first and longest.
@@ -37,23 +39,33 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// Moves a tenant; the job says how it went.
 pub(super) async fn run(manager: &Arc<Migrations>, job: &Arc<Job>, plan: Plan) {
     let mut cancelled = job.cancelled();
-    let asked = tokio::select! {
-        asked = ask(manager, &plan) => asked,
-        () = asked_for(&mut cancelled) => Err(NetError("it was cancelled".into())),
-    };
-    let (record, ears, mouth) = match asked {
-        Ok(asked) => asked,
-        Err(error) => return job.fail(Step::Aborted, &error.0),
-    };
-    job.step(Step::Attesting);
-    if let Err(error) = manager.store.offer(record.clone()).await {
+    let id = plan.record.id;
+    // What a request of the tenant changes is in what is told of it, or is refused: the disk says which was first.
+    if let Err(error) = manager.store.offer(plan.record.clone()).await {
         return job.fail(Step::Aborted, &error.to_string());
     }
-    match Source::connect(manager, job, plan, record, ears, mouth).await {
+    let asked = async {
+        let (record, ears, mouth) = tokio::select! {
+            asked = ask(manager, &plan) => asked?,
+            () = asked_for(&mut cancelled) => return Err(NetError("it was cancelled".into())),
+        };
+        manager.store.offer(record.clone()).await.map_err(|error| NetError(error.to_string()))?;
+        Ok((record, ears, mouth))
+    };
+    let connected = match asked.await {
+        Ok((record, ears, mouth)) => {
+            job.step(Step::Attesting);
+            Source::connect(manager, job, plan, record, ears, mouth).await
+        }
+        Err(error) => Err(error),
+    };
+    match connected {
         Ok(source) => source.follow().await,
-        Err((id, error)) => {
+        Err(error) => {
             if let Err(error) = manager.store.step_out(id, OutEvent::Aborted(error.0.clone())).await {
-                tracing::error!(%error, "the end of a migration is not kept");
+                tracing::error!(%error, "the end of a migration is not kept; it is tried again");
+                let event = OutEvent::Aborted("it ended before the tenant was parked".into());
+                tokio::spawn(keep_at_last(manager.clone(), id, event));
             }
             job.fail(Step::Aborted, &error.0);
         }
@@ -85,6 +97,8 @@ struct Source {
     runs_there: bool,
     /// The guest has nothing more to give.
     finished: bool,
+    /// When the other node said that it has everything. The guest here hears that too, unless its connection broke just then.
+    complete_there: Option<Instant>,
     /// What the other node said before the guest ended it.
     refused: Option<String>,
     /// Connections that broke before the Commit was there, and how.
@@ -107,8 +121,7 @@ impl Source {
         record: Outgoing,
         mut ears: Ears,
         mut mouth: Mouth,
-    ) -> Result<Source, (crate::names::MigrationId, NetError)> {
-        let id = record.id;
+    ) -> Result<Source, NetError> {
         let connect = async {
             mouth.say(&SourceWord::Begin).await?;
             let tickets = match ears.hear_soon().await? {
@@ -129,7 +142,7 @@ impl Source {
             let moving = plan.departing.machine().cvm().send_tenant(streams, options, on_news);
             Ok((moving.map_err(|error| NetError(error.to_string()))?, news))
         };
-        let (moving, news) = connect.await.map_err(|error| (id, error))?;
+        let (moving, news) = connect.await?;
         let words = ears.listen();
         Ok(Source {
             manager: manager.clone(),
@@ -150,6 +163,7 @@ impl Source {
             alone: false,
             runs_there: false,
             finished: false,
+            complete_there: None,
             refused: None,
             broken: HashMap::new(),
             rejoining: Arc::default(),
@@ -222,10 +236,14 @@ impl Source {
         let mark = async move { manager.store.step_out(id, OutEvent::Parked).await };
         self.marking = Some(tokio::spawn(mark));
         self.manager.stand(&self.plan.tenant, Standing::Parked);
+        self.plan.departing.machine().set_moving(true);
         let roster = tunnel::hold(self.plan.departing.machine());
         let name = self.plan.tenant.name();
         let pending = self.manager.store.pending_of(name).unwrap_or_default();
-        let word = Parked { pending, programs: self.manager.services.programs(name), roster: hex(&roster) };
+        let mut programs = self.manager.services.programs(name);
+        let services = self.manager.store.directory().services(name);
+        programs.retain(|program| services.iter().any(|service| service.name == program.service));
+        let word = Parked { pending, programs, roster: hex(&roster) };
         if let Err(error) = self.mouth.say(&SourceWord::Parked(word)).await {
             self.refused.get_or_insert(error.0);
             self.moving.cancel();
@@ -313,6 +331,9 @@ impl Source {
                 self.is_kept = true;
                 self.let_go();
             }
+            Ok(DestinationWord::Complete) if self.commit.is_some() => {
+                self.complete_there.get_or_insert_with(Instant::now);
+            }
             Ok(DestinationWord::Refused { reason }) if self.commit.is_none() => {
                 self.refused.get_or_insert(reason);
                 self.moving.cancel();
@@ -340,6 +361,7 @@ impl Source {
             self.job.handed(given.elapsed().saturating_sub(since));
         }
         self.job.step(Step::Running);
+        self.plan.departing.machine().set_left();
         self.manager.runner.vacate(&self.plan.departing);
         self.manager.leave(&self.plan.tenant, self.plan.departing.machine());
         self.keep(OutEvent::Running).await;
@@ -349,6 +371,11 @@ impl Source {
         if let Err(error) = self.manager.store.step_out(self.record.id, event).await {
             tracing::error!(%error, "a step of a migration is not kept; it is made again after a restart");
         }
+    }
+
+    /// The same for what must be on the disk before anything follows from it.
+    async fn keep_first(&mut self, event: OutEvent) {
+        keep_at_last(self.manager.clone(), self.record.id, event).await;
     }
 
     /// Over, if the other node has everything and says that it runs.
@@ -372,6 +399,7 @@ impl Source {
 
     async fn aborted(&mut self, text: String) -> Flow {
         tunnel::go_on(self.plan.departing.machine());
+        self.plan.departing.machine().set_moving(false);
         self.manager.stand(&self.plan.tenant, Standing::Here);
         let said = self.refused.clone().unwrap_or_else(|| text.clone());
         let _ = self.mouth.say(&SourceWord::Aborted { reason: said }).await;
@@ -431,7 +459,7 @@ impl Source {
     }
 
     async fn over_lost(&mut self, event: OutEvent, reason: &str) -> Flow {
-        self.keep(event).await;
+        self.keep_first(event).await;
         self.plan.departing.machine().stop().await;
         self.manager.lost(&self.plan.tenant).await;
         self.job.fail(Step::Lost, reason);
@@ -440,6 +468,10 @@ impl Source {
 
     /// Whether its CVM still is there.
     async fn look(&mut self) -> Flow {
+        if self.complete_there.is_some_and(|since| since.elapsed() > COMPLETE_PATIENCE) {
+            self.runs_there(Duration::ZERO).await;
+            return self.complete(None).await;
+        }
         if !self.plan.departing.machine().has_ended() || self.alone {
             return Flow::On;
         }
@@ -463,13 +495,13 @@ impl Source {
         if !rejoining.lock().unwrap_or_else(PoisonError::into_inner).insert(channel) {
             return;
         }
-        let (net, url, moving) =
-            (self.plan.net.clone(), self.record.peer.url.clone(), Arc::downgrade(&self.moving));
+        let (net, peer, moving) =
+            (self.plan.net.clone(), self.record.peer.clone(), Arc::downgrade(&self.moving));
         let id = self.record.id;
         tokio::spawn(async move {
             let mut pause = REJOIN_PAUSES.0;
             while moving.strong_count() > 0 {
-                if let Ok(stream) = another(&*net, &url, AskRejoin { id, channel }).await {
+                if let Ok(stream) = another(&*net, &peer, AskRejoin { id, channel }).await {
                     rejoining.lock().unwrap_or_else(PoisonError::into_inner).remove(&channel);
                     if let Some(moving) = moving.upgrade() {
                         // It waits for threads to end.
@@ -493,12 +525,16 @@ async fn keep_at_last(manager: Arc<Migrations>, id: crate::names::MigrationId, e
     }
 }
 
-async fn another(net: &dyn Net, url: &str, question: AskRejoin) -> Result<std::net::TcpStream, NetError> {
+async fn another(
+    net: &dyn Net,
+    peer: &PeerName,
+    question: AskRejoin,
+) -> Result<std::net::TcpStream, NetError> {
     let said = |error: serde_json::Error| NetError(error.to_string());
-    let answer = net.ask(url, REJOIN, serde_json::to_value(question).map_err(said)?).await?;
+    let answer = net.ask(peer, REJOIN, serde_json::to_value(question).map_err(said)?).await?;
     let answer: RejoinTicket = serde_json::from_value(answer).map_err(said)?;
     let ticket = answer.ticket.ok_or_else(|| NetError("the migration is not there".into()))?;
-    net.bare(url, ticket).await
+    net.bare(&peer.url, ticket).await
 }
 
 /// What a task that runs beside has to tell.

@@ -2,7 +2,7 @@
 
 use super::dial::{Dialled, dial};
 use super::error::PeerError;
-use super::name::PeerUrl;
+use super::name::{Fingerprint, PeerUrl};
 use super::verify::Wanted;
 use super::{Core, Peers};
 use axum::body::{Body, HttpBody};
@@ -102,8 +102,8 @@ impl Peers {
     }
 
     /// The address of a path of a node. Who is to answer is part of it, so that a kept connection with another is not used.
-    fn uri(&self, node: &PeerUrl, path: PathAndQuery) -> Result<Uri, PeerError> {
-        let authority = match self.wanted(node) {
+    fn uri(&self, node: &PeerUrl, who: Option<Fingerprint>, path: PathAndQuery) -> Result<Uri, PeerError> {
+        let authority = match who.map_or_else(|| self.wanted(node), Wanted::This) {
             Wanted::This(who) => format!("{who}@{node}"),
             _ => node.to_string(),
         };
@@ -154,10 +154,10 @@ pub(super) fn said(status: StatusCode, body: &[u8]) -> String {
     line.take(MAX_TOLD).collect::<String>().trim_end_matches('.').to_owned()
 }
 
-/// Asks a question.
+/// Asks a question; `who` says who may answer it, if not whoever is recorded for that address.
 pub(super) async fn ask<Q: Serialize, A: DeserializeOwned>(
     peers: &Peers,
-    node: &PeerUrl,
+    (node, who): (&PeerUrl, Option<Fingerprint>),
     path: &str,
     question: &Q,
     bounds: Bounds,
@@ -168,7 +168,7 @@ pub(super) async fn ask<Q: Serialize, A: DeserializeOwned>(
     let body = serde_json::to_vec(question).map_err(|error| protocol(&error))?;
     let request = Request::builder()
         .method(Method::POST)
-        .uri(peers.uri(node, path)?)
+        .uri(peers.uri(node, who, path)?)
         .header(header::CONTENT_TYPE, "application/json")
         .body(Body::from(body))
         .map_err(|error| protocol(&error))?;
@@ -206,7 +206,7 @@ pub(super) async fn forward(
 ) -> Result<Response<Body>, PeerError> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    parts.uri = peers.uri(node, path)?;
+    parts.uri = peers.uri(node, None, path)?;
     parts.version = Version::HTTP_11;
     // What this node knows of its own client is not the client library's.
     parts.extensions = http::Extensions::new();

@@ -43,7 +43,7 @@ pub use name::{Fingerprint, PeerNameError, PeerUrl};
 pub use serve::{Caller, serve};
 pub use stream::{PeerStream, Question, StreamRequest};
 pub use ticket::Ticket;
-pub use trust::{MAX_TRUSTED, TrustedPeer};
+pub use trust::{MAX_RELAYED, MAX_TRUSTED, TrustedPeer};
 
 use axum::body::Body;
 use client::Http;
@@ -184,7 +184,21 @@ impl Peers {
         question: &Q,
         bounds: Bounds,
     ) -> Result<A, PeerError> {
-        client::ask(self, node, path, question, bounds).await
+        client::ask(self, (node, None), path, question, bounds).await
+    }
+
+    /// Asks one certain node, wherever another one may be by now.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn ask_this<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        node: &PeerUrl,
+        who: Fingerprint,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, PeerError> {
+        client::ask(self, (node, Some(who)), path, question, Bounds::default()).await
     }
 
     /// Forwards a request: method, path, headers but those that concern one connection only, and the body as it comes. The answer's body comes

@@ -15,8 +15,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Most nodes that are trusted.
 pub const MAX_TRUSTED: usize = 256;
-/// Connections at once with one node, in either direction.
-pub(super) const MAX_CONNECTIONS_OF_ONE: usize = 1024;
+/// Connections at once with one node, in either direction: more than what clients of moved services may take in both, so that they never keep nodes from
+/// asking each other.
+pub(super) const MAX_CONNECTIONS_OF_ONE: usize = 2 * MAX_RELAYED + 1024;
+/// Clients of services that this node relays to one other node at once.
+pub const MAX_RELAYED: usize = 3584;
 /// Longest name of a node, in characters.
 const MAX_NAME: usize = 64;
 

@@ -11,6 +11,7 @@ use nacre_vmm::{
     Module,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -121,6 +122,10 @@ pub enum LoadFailed {
 /// A running CVM.
 pub struct Machine {
     cvm: Arc<Cvm>,
+    /// Its tenant is between two CVMs, or memory of it is still to come: calls wait, whatever their limits.
+    moving: AtomicBool,
+    /// Its tenant runs elsewhere: no call begins here any more.
+    left: AtomicBool,
 }
 
 impl Machine {
@@ -142,7 +147,7 @@ impl Machine {
             on_print: Box::new(|text| tracing::error!(text, "guest")),
             ..CvmConfig::default()
         })?;
-        Ok(Self { cvm: Arc::new(cvm) })
+        Ok(Self { cvm: Arc::new(cvm), moving: AtomicBool::new(false), left: AtomicBool::new(false) })
     }
 
     /// The CVM, for whoever shows it.
@@ -234,14 +239,7 @@ impl Machine {
             Ok(result) => result,
             Err(_) => {
                 handle.cancel();
-                match tokio::time::timeout(CANCEL_GRACE, &mut result).await {
-                    Ok(result) => result,
-                    Err(_) => {
-                        tracing::error!("a call can't be ended: its CVM is ended");
-                        self.stop().await;
-                        result.await
-                    }
-                }
+                self.after_cancel(&mut result).await
             }
         };
         let gone = || CallFailed::Lost(Ended(self.cvm.end_error().to_string()));
@@ -252,6 +250,35 @@ impl Machine {
         let CallResult { exit, stdout, stderr, stdout_cut, stderr_cut, cpu, ran, .. } = result;
         let queued = begin.elapsed().saturating_sub(ran);
         Ok(Reply { left: Left { end: end_of(exit), stdout, stderr, stdout_cut, stderr_cut }, cpu, queued })
+    }
+
+    /// Waits for the end of a call that was cancelled. If it does not come the CVM is broken, but for one whose tenant moves: its tasks are parked, or wait for
+    /// memory, or the answer is on its way from another node.
+    async fn after_cancel(
+        &self,
+        result: &mut oneshot::Receiver<CallResult>,
+    ) -> Result<CallResult, oneshot::error::RecvError> {
+        loop {
+            match tokio::time::timeout(CANCEL_GRACE, &mut *result).await {
+                Ok(result) => return result,
+                Err(_) if self.moving.load(Ordering::SeqCst) => {}
+                Err(_) => {
+                    tracing::error!("a call can't be ended: its CVM is ended");
+                    self.stop().await;
+                    return result.await;
+                }
+            }
+        }
+    }
+
+    /// Its tenant moves, in either direction, or does so no more.
+    pub fn set_moving(&self, moving: bool) {
+        self.moving.store(moving, Ordering::SeqCst);
+    }
+
+    /// Its tenant runs elsewhere.
+    pub fn set_left(&self) {
+        self.left.store(true, Ordering::SeqCst);
     }
 
     /// Queues a call; waits while the CVM has no room for it.
@@ -279,6 +306,9 @@ impl Machine {
             };
             match made {
                 Ok(handle) => return Ok((receiver, handle)),
+                Err(CallError::Busy) if self.left.load(Ordering::SeqCst) => {
+                    return Err(CallFailed::NotBegun(Ended("the tenant has moved to another node".into())));
+                }
                 Err(CallError::Busy) => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BUSY_PAUSES.1);

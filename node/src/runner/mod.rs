@@ -43,7 +43,11 @@ const MAX_LAUNCHES: u32 = 5;
 /// Shows a CVM of the node for as long as what it returns lives.
 pub type Publish = Arc<dyn Fn(&str, &Arc<Cvm>) -> Box<dyn Any + Send + Sync> + Send + Sync>;
 
-/// What came of one call: always something.
+/// A call did not begin: its tenant runs at another node since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved;
+
+/// What came of one call.
 #[derive(Debug)]
 pub struct Ran {
     /// What the program left.
@@ -57,7 +61,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    fn failed(end: End, since: Instant) -> Self {
+    pub(crate) fn failed(end: End, since: Instant) -> Self {
         let left = Left { end, stdout: Vec::new(), stderr: Vec::new(), stdout_cut: false, stderr_cut: false };
         Self { left, cpu: Duration::ZERO, wait: since.elapsed(), init: None }
     }
@@ -213,7 +217,16 @@ impl Runner {
     }
 
     /// Runs a module once in the tenant's CVM.
-    pub async fn run(&self, tenant: &Arc<Tenant>, module: &ModuleRef, request: Request<'_>) -> Ran {
+    ///
+    /// # Errors
+    /// [`Moved`]: it did not begin.
+    pub async fn run(
+        &self,
+        tenant: &Arc<Tenant>,
+        module: &ModuleRef,
+        request: Request<'_>,
+    ) -> Result<Ran, Moved> {
+        let is_away = || matches!(tenant.standing(), Standing::Away(_));
         let begin = Instant::now();
         let seat = self.seat(tenant);
         seat.busy.fetch_add(1, Ordering::SeqCst);
@@ -224,14 +237,15 @@ impl Runner {
         for _ in 0..2 {
             let live = match self.live(seat).await {
                 Ok(live) => live,
+                Err(_) if is_away() => return Err(Moved),
                 Err(error) => {
-                    return Ran::failed(End::Lost(format!("The CVM can't be started: {error}")), begin);
+                    return Ok(Ran::failed(End::Lost(format!("The CVM can't be started: {error}")), begin));
                 }
             };
             let (code, init) = match live.code(&self.store, &self.compiler, tenant, module).await {
                 Ok(code) => code,
-                Err(NoCode::Compile(error)) => return Ran::failed(End::Error(error.to_string()), begin),
-                Err(NoCode::Refused(end)) => return Ran::failed(end, begin),
+                Err(NoCode::Compile(error)) => return Ok(Ran::failed(End::Error(error.to_string()), begin)),
+                Err(NoCode::Refused(end)) => return Ok(Ran::failed(end, begin)),
                 Err(NoCode::Ended(error)) => {
                     lost = error;
                     self.retire(seat, &live).await;
@@ -242,21 +256,24 @@ impl Runner {
             let called = live.machine.call(&code, &request).await;
             // It was called before the guest had looked at it.
             if let (Ok(_), Some(end)) = (&called, code.refusal()) {
-                return Ran::failed(end, begin);
+                return Ok(Ran::failed(end, begin));
             }
             match called {
-                Ok(Reply { left, cpu, queued }) => return Ran { left, cpu, wait: before + queued, init },
+                Ok(Reply { left, cpu, queued }) => {
+                    return Ok(Ran { left, cpu, wait: before + queued, init });
+                }
+                Err(CallFailed::NotBegun(_)) if is_away() => return Err(Moved),
                 Err(CallFailed::NotBegun(error)) => lost = error,
-                Err(CallFailed::Refused(text)) => return Ran::failed(End::Error(text), begin),
+                Err(CallFailed::Refused(text)) => return Ok(Ran::failed(End::Error(text), begin)),
                 Err(CallFailed::Lost(error)) => {
                     self.retire(seat, &live).await;
                     let text = format!("The CVM ended while the action ran: {error}");
-                    return Ran::failed(End::Lost(text), begin);
+                    return Ok(Ran::failed(End::Lost(text), begin));
                 }
             }
             self.retire(seat, &live).await;
         }
-        Ran::failed(End::Lost(format!("The CVM ended: {lost}")), begin)
+        Ok(Ran::failed(End::Lost(format!("The CVM ended: {lost}")), begin))
     }
 
     /// Starts a service in the tenant's CVM. Its CVM is not idle while what is returned lives.
@@ -334,6 +351,9 @@ impl Runner {
         }
         if seat.tenant.standing() != Standing::Here {
             return Err(Ended("the tenant has moved to another node; ask again".into()));
+        }
+        if seat.tenant.is_incomplete() {
+            return Err(Ended("its CVM ended before all its memory had come; ask again".into()));
         }
         self.make_room(Some(seat)).await?;
         for _ in 0..MAX_LAUNCHES {

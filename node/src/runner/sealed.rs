@@ -11,7 +11,7 @@ use super::{Busy, Runner, Seat};
 use crate::limits::{MAX_RESULT_BYTES, TenantLimits};
 use crate::names::PackageId;
 use crate::records::Package;
-use crate::tenants::Tenant;
+use crate::tenants::{Standing, Tenant};
 use nacre_vmm::evidence::EvidenceError;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -35,6 +35,9 @@ pub enum SealedError {
     /// The guest refuses, or has no time.
     #[error(transparent)]
     Evidence(#[from] EvidenceError),
+    /// The tenant runs at another node since; it was not handed over.
+    #[error("the tenant has moved to another node meanwhile; send the request again")]
+    Moved,
     /// The record can't be handed over.
     #[error("the record is refused: {0}")]
     Refused(String),
@@ -150,6 +153,9 @@ impl Runner {
         match answered {
             Ok(answer) => Ok(answer),
             Err(CallFailed::Refused(text)) => Err(SealedError::Refused(text)),
+            Err(CallFailed::NotBegun(_)) if matches!(tenant.standing(), Standing::Away(_)) => {
+                Err(SealedError::Moved)
+            }
             Err(CallFailed::NotBegun(ended) | CallFailed::Lost(ended)) => {
                 self.retire(&busy.1, &live).await;
                 Err(SealedError::Ended(ended.0))

@@ -73,6 +73,22 @@ impl Services {
         Ok(Arc::new(Door::open(self.address(port)).await?))
     }
 
+    /// Takes a port for a tenant that comes back; maybe one where something of it waited for that, under whatever name.
+    ///
+    /// # Errors
+    /// If somebody else has it.
+    pub async fn listen_for(&self, tenant: &TenantName, port: u16) -> io::Result<Arc<Door>> {
+        let old = self
+            .running()
+            .iter()
+            .filter(|((owner, _), _)| owner == tenant)
+            .find_map(|(_, old)| old.door(port));
+        if let Some(door) = old {
+            return Ok(door);
+        }
+        Ok(Arc::new(Door::open(self.address(port)).await?))
+    }
+
     /// Starts a service, in place of one of its name. Without a door it takes the port itself, and says if it can't.
     pub async fn start(
         &self,
@@ -86,7 +102,11 @@ impl Services {
         let address = self.address(service.port);
         let means = Means { runner: self.runner.clone(), relay: self.relay.clone(), address };
         let supervised = Supervised::start(means, tenant.clone(), service, door, begin);
-        self.running().insert(key, supervised);
+        self.running().insert(key.clone(), supervised);
+        // Whoever removed the tenant meanwhile may have stopped what ran before this.
+        if tenant.is_removed() {
+            self.stop(&key.0, &key.1).await;
+        }
     }
 
     /// The programs of a tenant's services, for the node that it moves to.
@@ -102,6 +122,16 @@ impl Services {
         let supervised = self.running().remove(&(tenant.clone(), name.clone()));
         if let Some(supervised) = supervised {
             supervised.stop().await;
+        }
+    }
+
+    /// Ends those of a tenant's services that it does not have any more: it was elsewhere.
+    pub async fn stop_others(&self, tenant: &TenantName, has: &[Arc<Service>]) {
+        let is_other =
+            |(owner, name): &&Key| owner == tenant && has.iter().all(|service| service.name != *name);
+        let others: Vec<Key> = self.running().keys().filter(is_other).cloned().collect();
+        for (owner, name) in &others {
+            self.stop(owner, name).await;
         }
     }
 

@@ -3,7 +3,7 @@
 use super::activations::{Recent, Record, Tables};
 use super::file::DatabaseFile;
 use super::modules::{Draft, Modules};
-use super::{Directory, Lock, StoreError, tables};
+use super::{Directory, EditError, Lock, StoreError, migrations, tables};
 use crate::names::{Digest, TenantName};
 use crate::records::Activation;
 use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
@@ -43,6 +43,23 @@ pub struct Owner {
 pub(super) type After = Box<dyn FnOnce(&Directory) + Send>;
 
 impl Change<'_> {
+    /// The name of a tenant whose request this change is: unless it was removed meanwhile, also if there is a later one of its name, or what it has
+    /// is on its way to another node, or there already.
+    ///
+    /// # Errors
+    /// [`EditError::Missing`], [`EditError::Moving`].
+    pub(super) fn may_edit(&self, owner: &Owner) -> Result<TenantName, StoreError> {
+        let tenant = tables::tenant(self.transaction, owner.name.as_str())?;
+        if tenant.is_none_or(|tenant| tenant.uuid != owner.uuid) {
+            return Err(EditError::Missing.into());
+        }
+        let away = self.transaction.open_table(tables::AWAY)?.get(owner.name.as_str())?.is_some();
+        if away || migrations::is_going(self.transaction, owner)? {
+            return Err(EditError::Moving.into());
+        }
+        Ok(owner.name.clone())
+    }
+
     /// Does this once the change is on the disk.
     pub(super) fn after(&mut self, after: impl FnOnce(&Directory) + Send + 'static) {
         self.after.push(Box::new(after));

@@ -1,10 +1,10 @@
 //! Tenants, actions and services: in the database, and in memory as they are there, so that no request reads the disk for them.
 
-use super::commit::Change;
+use super::commit::{Change, Owner};
 use super::migrations::Marks;
 use super::modules::Draft;
 use super::sealed::{self, Sealed};
-use super::{Loaded, Store, StoreError, activations, tables};
+use super::{Loaded, Store, StoreError, activations, migrations, tables};
 use crate::limits::{MAX_METADATA_BYTES, metadata_bytes};
 use crate::migration::{Away, Lost, Staged, bytes_of};
 use crate::names::{Digest, EntityName, TenantName};
@@ -36,6 +36,12 @@ pub enum EditError {
     /// The port is another service's.
     #[error("the port is used by another service; choose another port")]
     PortTaken,
+    /// What it has is on its way to another node.
+    #[error("a migration of the tenant is under way; wait for it, or cancel it, and send the request again")]
+    Moving,
+    /// One of its name is on its way here.
+    #[error("a tenant of this name is on its way here; choose another name")]
+    Coming,
     /// A manifest of another owner.
     #[error("the tenant's manifest has another owner; only that one can replace it")]
     OtherOwner,
@@ -291,11 +297,14 @@ impl Store {
     /// Adds a tenant.
     ///
     /// # Errors
-    /// [`EditError::Exists`], or the store's.
+    /// [`EditError::Exists`], [`EditError::Coming`], or the store's.
     pub async fn add_tenant(&self, record: TenantRecord) -> Result<(), StoreError> {
         let edit = move |change: &mut Change<'_>| {
             if tables::tenant(change.transaction, record.name.as_str())?.is_some() {
                 return Err(EditError::Exists.into());
+            }
+            if migrations::is_coming(change.transaction, &record.name)? {
+                return Err(EditError::Coming.into());
             }
             let mut table = change.transaction.open_table(tables::TENANTS)?;
             table.insert(record.name.as_str(), serde_json::to_vec(&record)?.as_slice())?;
@@ -352,15 +361,13 @@ impl Store {
     /// What `edit` says, [`EditError`], or the store's.
     pub async fn edit_action(
         &self,
-        tenant: TenantName,
+        owner: Arc<Owner>,
         name: EntityName,
         module: Option<Draft>,
         edit: impl FnOnce(Option<Action>) -> Result<Action, EditError> + Send + 'static,
     ) -> Result<Action, StoreError> {
         let change = move |change: &mut Change<'_>| {
-            if tables::tenant(change.transaction, tenant.as_str())?.is_none() {
-                return Err(EditError::Missing.into());
-            }
+            let tenant = change.may_edit(&owner)?;
             let old: Option<Action> = {
                 let table = change.transaction.open_table(tables::ACTIONS)?;
                 let value = table.get((tenant.as_str(), name.as_str()))?;
@@ -391,8 +398,9 @@ impl Store {
     ///
     /// # Errors
     /// [`EditError::Missing`], or the store's.
-    pub async fn remove_action(&self, tenant: TenantName, name: EntityName) -> Result<Action, StoreError> {
+    pub async fn remove_action(&self, owner: Arc<Owner>, name: EntityName) -> Result<Action, StoreError> {
         let edit = move |change: &mut Change<'_>| {
+            let tenant = change.may_edit(&owner)?;
             let removed: Option<Action> = {
                 let mut table = change.transaction.open_table(tables::ACTIONS)?;
                 let value = table.remove((tenant.as_str(), name.as_str()))?;
@@ -412,15 +420,13 @@ impl Store {
     /// What `edit` says, [`EditError`], or the store's.
     pub async fn edit_service(
         &self,
-        tenant: TenantName,
+        owner: Arc<Owner>,
         name: EntityName,
         module: Draft,
         edit: impl FnOnce(Option<Service>) -> Result<Service, EditError> + Send + 'static,
     ) -> Result<Service, StoreError> {
         let change = move |change: &mut Change<'_>| {
-            if tables::tenant(change.transaction, tenant.as_str())?.is_none() {
-                return Err(EditError::Missing.into());
-            }
+            let tenant = change.may_edit(&owner)?;
             if has(change.transaction, tables::ACTIONS, &tenant, &name)? {
                 return Err(EditError::OtherKind("an action").into());
             }
@@ -462,8 +468,9 @@ impl Store {
     ///
     /// # Errors
     /// [`EditError::Missing`], or the store's.
-    pub async fn remove_service(&self, tenant: TenantName, name: EntityName) -> Result<Service, StoreError> {
+    pub async fn remove_service(&self, owner: Arc<Owner>, name: EntityName) -> Result<Service, StoreError> {
         let edit = move |change: &mut Change<'_>| {
+            let tenant = change.may_edit(&owner)?;
             let removed: Option<Service> = {
                 let mut table = change.transaction.open_table(tables::SERVICES)?;
                 let value = table.remove((tenant.as_str(), name.as_str()))?;

@@ -1,7 +1,7 @@
 //! Migrations in the store: whatever step a crash comes after, what a start finds is one of the states of the table in
 //! docs/migration.md, at either end.
 
-use super::tests::{activation, name, owner, put, record, tenant};
+use super::tests::{activation, name, owned, owner, put, record};
 use super::*;
 use crate::migration::{
     Commit, InEvent, InState, Incoming, Mode, OutEvent, OutState, Outgoing, PeerName, Staged,
@@ -54,7 +54,7 @@ fn draft(store: &Store, module: &[u8]) -> super::modules::Draft {
 async fn put_service(store: &Store, owner: &str, text: &str) {
     let draft = draft(store, b"svc");
     let new = service(text, draft.digest, 7001);
-    store.edit_service(tenant(owner), name(text), draft, move |_| Ok(new)).await.unwrap();
+    store.edit_service(owned(store, owner), name(text), draft, move |_| Ok(new)).await.unwrap();
 }
 
 /// A crash: nothing is closed but what the end of a process closes.
@@ -250,7 +250,7 @@ async fn a_tenant_that_comes_back_is_what_it_became_elsewhere() {
     assert!(matches!(come(&record("t", 10)).await, Err(StoreError::Edit(EditError::Exists))));
     // It has moved on, and comes back from there.
     let next = crate::migration::Away { to: PeerName { url: "c:1".into(), ..peer() }, id: ID };
-    store.follow(guest.name.clone(), next.clone()).await.unwrap();
+    store.follow(owned(&store, "t"), next.clone()).await.unwrap();
     assert_eq!(store.directory().away(&guest.name), Some(next));
     come(&guest).await.unwrap();
     store.finish_staging(ID, Vec::new()).await.unwrap();

@@ -12,7 +12,7 @@
 //! | destination `Failed` | what was staged goes |
 //! | destination `Lost` | its services are `lost` |
 
-use super::commit::Change;
+use super::commit::{Change, Owner};
 use super::directory::EditError;
 use super::modules::Draft;
 use super::{Store, StoreError, directory, sealed, tables};
@@ -20,14 +20,17 @@ use crate::migration::{
     Away, InEvent, InState, Incoming, Lost, OutEvent, OutState, Outgoing, Staged, StepError, bytes_of,
 };
 use crate::names::{ActivationId, Digest, EntityName, MigrationId, TenantName};
-use crate::records::{Pending, Service};
+use crate::records::{Pending, Service, TenantRecord};
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// Migrations that are over and still shown, for each role.
 const MAX_OVER: usize = 64;
+/// Those that brought a tenant which is here stay longer: a source that was out of reach all the time may still ask about them.
+const MAX_BROUGHT: usize = 4096;
 
 type ById = TableDefinition<'static, &'static [u8; 16], &'static [u8]>;
 
@@ -44,6 +47,19 @@ impl From<StepError> for StoreError {
     fn from(error: StepError) -> Self {
         Self::Edit(EditError::Step(error.to_string()))
     }
+}
+
+/// Whether a tenant of this name is on its way here.
+pub(super) fn is_coming(transaction: &WriteTransaction, tenant: &TenantName) -> Result<bool, StoreError> {
+    Ok(all::<Incoming>(transaction, tables::INCOMING)?.iter().any(|record| record.brings(tenant)))
+}
+
+/// Whether a tenant that is here is about to go: what it has was told to another node. Once it is gone it is marked as away.
+pub(super) fn is_going(transaction: &WriteTransaction, owner: &Owner) -> Result<bool, StoreError> {
+    let goes = |record: &Outgoing| {
+        record.uuid == owner.uuid && matches!(record.state, OutState::Offered | OutState::Parked)
+    };
+    Ok(all::<Outgoing>(transaction, tables::OUTGOING)?.iter().any(goes))
 }
 
 pub(super) fn marks(transaction: &ReadTransaction) -> Result<Marks, StoreError> {
@@ -95,11 +111,12 @@ fn all<T: DeserializeOwned>(transaction: &WriteTransaction, table: ById) -> Resu
 fn prune<T: DeserializeOwned>(
     transaction: &WriteTransaction,
     table: ById,
+    most: usize,
     over: impl Fn(&T) -> Option<(u64, MigrationId)>,
 ) -> Result<(), StoreError> {
     let mut over: Vec<_> = all::<T>(transaction, table)?.iter().filter_map(over).collect();
     over.sort_unstable();
-    let surplus = over.len().saturating_sub(MAX_OVER);
+    let surplus = over.len().saturating_sub(most);
     let mut table = transaction.open_table(table)?;
     for (_, id) in &over[..surplus] {
         table.remove(&id.0)?;
@@ -144,9 +161,12 @@ fn step_out(
     if state == record.state {
         return Ok(Some(record));
     }
+    let was_gone = matches!(record.state, OutState::Gone { .. });
     record.state = state;
     let tenant = tables::tenant(transaction, record.tenant.as_str())?;
-    let is_here = tenant.is_some_and(|tenant| tenant.uuid == record.uuid);
+    // It may also have come back by another migration: then it is not away by this one.
+    let is_away = away_of(transaction, &record.tenant)?.is_some_and(|away| away.id == id);
+    let is_here = tenant.is_some_and(|tenant| tenant.uuid == record.uuid) && was_gone == is_away;
     match &record.state {
         OutState::Gone { .. } if is_here => {
             let away = Away { to: record.peer.clone(), id };
@@ -162,7 +182,7 @@ fn step_out(
     put(transaction, tables::OUTGOING, id, &record)?;
     if record.state.is_over() {
         let over = |one: &Outgoing| one.state.is_over().then_some((one.begun_ms, one.id));
-        prune(transaction, tables::OUTGOING, over)?;
+        prune(transaction, tables::OUTGOING, MAX_OVER, over)?;
     }
     Ok(Some(record))
 }
@@ -199,8 +219,17 @@ fn step_in(
     }
     put(transaction, tables::INCOMING, id, &record)?;
     if record.state.is_over() {
-        let over = |one: &Incoming| one.state.is_over().then_some((one.begun_ms, one.id));
-        prune(transaction, tables::INCOMING, over)?;
+        let mut here = HashSet::new();
+        for entry in transaction.open_table(tables::TENANTS)?.iter()? {
+            here.insert(serde_json::from_slice::<TenantRecord>(entry?.1.value())?.uuid);
+        }
+        let brought = |one: &Incoming| one.state == InState::Complete && here.contains(&one.uuid);
+        for (kept, most) in [(false, MAX_OVER), (true, MAX_BROUGHT)] {
+            let over = |one: &Incoming| {
+                (one.state.is_over() && brought(one) == kept).then_some((one.begun_ms, one.id))
+            };
+            prune(transaction, tables::INCOMING, most, over)?;
+        }
     }
     Ok(Some((record, unreferenced)))
 }
@@ -326,7 +355,8 @@ impl Store {
         Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
     }
 
-    /// Begins a migration away from here.
+    /// Begins a migration away from here, before anything of the tenant is told: from now on nothing of that is changed. Once more when it is known
+    /// who takes it.
     ///
     /// # Errors
     /// [`EditError::Missing`] if the tenant is not here; or the store's.
@@ -339,7 +369,10 @@ impl Store {
             }
             // It runs here: whatever was begun before has ended, though the disk did not take that then.
             for old in all::<Outgoing>(change.transaction, tables::OUTGOING)? {
-                if old.tenant == record.tenant && matches!(old.state, OutState::Offered | OutState::Parked) {
+                if old.id != record.id
+                    && old.tenant == record.tenant
+                    && matches!(old.state, OutState::Offered | OutState::Parked)
+                {
                     let ended = OutEvent::Aborted("its end could not be kept".into());
                     step_out(change.transaction, old.id, ended)?;
                 }
@@ -356,20 +389,13 @@ impl Store {
     pub async fn step_out(&self, id: MigrationId, event: OutEvent) -> Result<Outgoing, StoreError> {
         let edit = move |change: &mut Change<'_>| {
             let record = step_out(change.transaction, id, event)?.ok_or(EditError::Missing)?;
-            let lost = lost_of(change.transaction, &record.tenant)?;
-            let kept = record.clone();
+            let tenant = record.tenant.clone();
+            let (away, lost) = (away_of(change.transaction, &tenant)?, lost_of(change.transaction, &tenant)?);
             change.after(move |directory| {
-                let away = Away { to: kept.peer, id };
-                match kept.state {
-                    OutState::Gone { .. } => {
-                        directory.edit_marks(|marks| drop(marks.away.insert(kept.tenant, away)));
-                    }
-                    OutState::Lost { .. } => directory.edit_marks(|marks| {
-                        marks.away.remove(&kept.tenant);
-                        marks.lost.extend(lost.map(|lost| (kept.tenant, lost)));
-                    }),
-                    _ => {}
-                }
+                directory.edit_marks(|marks| {
+                    set_mark(&mut marks.away, &tenant, away);
+                    set_mark(&mut marks.lost, &tenant, lost);
+                });
             });
             Ok(record)
         };
@@ -451,8 +477,13 @@ impl Store {
     ///
     /// # Errors
     /// [`EditError::Missing`] if it has not moved away from here; or the store's.
-    pub async fn follow(&self, tenant: TenantName, away: Away) -> Result<(), StoreError> {
+    pub async fn follow(&self, owner: Arc<Owner>, away: Away) -> Result<(), StoreError> {
         let edit = move |change: &mut Change<'_>| {
+            let tenant = owner.name.clone();
+            let here = tables::tenant(change.transaction, tenant.as_str())?;
+            if here.is_none_or(|here| here.uuid != owner.uuid) {
+                return Err(EditError::Missing.into());
+            }
             let mut table = change.transaction.open_table(tables::AWAY)?;
             if table.get(tenant.as_str())?.is_none() {
                 return Err(EditError::Missing.into());
@@ -508,6 +539,19 @@ impl Store {
     }
 }
 
+fn set_mark<T>(marks: &mut HashMap<TenantName, T>, tenant: &TenantName, mark: Option<T>) {
+    match mark {
+        Some(mark) => drop(marks.insert(tenant.clone(), mark)),
+        None => drop(marks.remove(tenant)),
+    }
+}
+
+fn away_of(transaction: &WriteTransaction, tenant: &TenantName) -> Result<Option<Away>, StoreError> {
+    let table = transaction.open_table(tables::AWAY)?;
+    let value = table.get(tenant.as_str())?;
+    Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+}
+
 fn lost_of(transaction: &WriteTransaction, tenant: &TenantName) -> Result<Option<Lost>, StoreError> {
     let table = transaction.open_table(tables::LOST)?;
     let value = table.get(tenant.as_str())?;
@@ -528,8 +572,16 @@ fn check_staged(
     {
         return Err(EditError::Exists.into());
     }
-    if all::<Incoming>(transaction, tables::INCOMING)?.iter().any(|one| one.brings(&record.tenant)) {
+    if is_coming(transaction, &record.tenant)? {
         return Err(EditError::Exists.into());
+    }
+    // Its credentials are its alone.
+    for entry in transaction.open_table(tables::TENANTS)?.iter()? {
+        let (key, value) = entry?;
+        let other: TenantRecord = serde_json::from_slice(value.value())?;
+        if key.value() != name && other.uuid == staged.tenant.uuid {
+            return Err(EditError::Exists.into());
+        }
     }
     for entry in transaction.open_table(tables::SERVICES)?.iter()? {
         let (key, value) = entry?;

@@ -1,7 +1,7 @@
 //! What tenants of sealed CVMs leave with the node: a signed manifest and packages. All of it is opaque here: the node checks that the
 //! manifest is one, and that packages are not too many; only the CVM can tell what is in them.
 
-use super::commit::Change;
+use super::commit::{Change, Owner};
 use super::directory::EditError;
 use super::modules::Draft;
 use super::{Store, StoreError, tables};
@@ -63,14 +63,12 @@ impl Store {
     /// What `edit` says, [`EditError::Missing`] without such a tenant, or the store's.
     pub async fn set_manifest(
         &self,
-        tenant: TenantName,
+        owner: Arc<Owner>,
         manifest: Arc<[u8]>,
         edit: impl FnOnce(Option<&[u8]>) -> Result<(), EditError> + Send + 'static,
     ) -> Result<(), StoreError> {
         let change = move |change: &mut Change<'_>| {
-            if tables::tenant(change.transaction, tenant.as_str())?.is_none() {
-                return Err(EditError::Missing.into());
-            }
+            let tenant = change.may_edit(&owner)?;
             let mut table = change.transaction.open_table(tables::MANIFESTS)?;
             let old = table.get(tenant.as_str())?.map(|value| value.value().to_vec());
             edit(old.as_deref())?;
@@ -89,7 +87,7 @@ impl Store {
     /// [`EditError`], or the store's.
     pub async fn put_package(
         &self,
-        tenant: TenantName,
+        owner: Arc<Owner>,
         id: PackageId,
         draft: Draft,
     ) -> Result<Package, StoreError> {
@@ -99,6 +97,7 @@ impl Store {
             created_ms: now_ms(),
         };
         let change = move |change: &mut Change<'_>| {
+            let tenant = change.may_edit(&owner)?;
             let Some(record) = tables::tenant(change.transaction, tenant.as_str())? else {
                 return Err(EditError::Missing.into());
             };
@@ -130,8 +129,9 @@ impl Store {
     ///
     /// # Errors
     /// [`EditError::Missing`], or the store's.
-    pub async fn remove_package(&self, tenant: TenantName, id: PackageId) -> Result<Package, StoreError> {
+    pub async fn remove_package(&self, owner: Arc<Owner>, id: PackageId) -> Result<Package, StoreError> {
         let change = move |change: &mut Change<'_>| {
+            let tenant = change.may_edit(&owner)?;
             let removed: Option<Package> = {
                 let mut table = change.transaction.open_table(tables::PACKAGES)?;
                 let value = table.remove((tenant.as_str(), &id.0))?;

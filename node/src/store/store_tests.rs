@@ -52,12 +52,18 @@ pub(super) fn activation(id: ActivationId, action: &str, text: &str) -> Arc<Acti
     Arc::new(Activation { status: Status::Success, result, ..call.interrupted(id, 2) })
 }
 
+/// Whoever has this name; nobody if there is no such tenant.
+pub(super) fn owned(store: &Store, text: &str) -> Arc<Owner> {
+    let uuid = store.directory().tenant(text).map(|record| record.uuid.clone()).unwrap_or_default();
+    Arc::new(Owner { name: tenant(text), uuid })
+}
+
 pub(super) async fn put(store: &Store, owner: &str, text: &str, module: &[u8]) -> Result<Action, StoreError> {
     use sha2::Digest as _;
     let digest = Digest(sha2::Sha256::digest(module).into());
     let draft = store.modules().draft(digest, module)?;
     let new = action(text, digest);
-    store.edit_action(tenant(owner), name(text), Some(draft), move |_| Ok(new)).await
+    store.edit_action(owned(store, owner), name(text), Some(draft), move |_| Ok(new)).await
 }
 
 fn files(dir: &Path) -> usize {
@@ -113,10 +119,10 @@ async fn modules_live_as_long_as_their_last_reference() {
     put(&store, "t", "a", b"two").await.unwrap();
     put(&store, "t", "a", b"two").await.unwrap();
     assert_eq!(files(dir), 2);
-    store.remove_action(tenant("t"), name("b")).await.unwrap();
+    store.remove_action(owned(&store, "t"), name("b")).await.unwrap();
     assert_eq!(files(dir), 1);
     assert!(matches!(
-        store.remove_action(tenant("t"), name("b")).await,
+        store.remove_action(owned(&store, "t"), name("b")).await,
         Err(StoreError::Edit(EditError::Missing))
     ));
     // What a crash leaves is removed.
@@ -143,7 +149,7 @@ async fn a_tenant_has_as_many_actions_as_it_may() {
     }
     assert!(matches!(put(&store, "t", "d", b"one").await, Err(StoreError::Edit(EditError::TooMany(3)))));
     put(&store, "t", "c", b"two").await.unwrap();
-    store.remove_action(tenant("t"), name("a")).await.unwrap();
+    store.remove_action(owned(&store, "t"), name("a")).await.unwrap();
     put(&store, "t", "d", b"one").await.unwrap();
 }
 

@@ -196,7 +196,7 @@ async fn deploy_service(
         let version = old.map_or(Version::FIRST, |old| old.version.next());
         Ok(Service { name: key, version, module, port, restart, args, package: None, updated_ms: now_ms() })
     };
-    let service = Arc::new(node.store.edit_service(tenant.name().clone(), name, draft, edit).await?);
+    let service = Arc::new(node.store.edit_service(tenant.owner().clone(), name, draft, edit).await?);
     node.store.found(tenant.name().clone(), service.name.clone()).await?;
     node.services.start(tenant, service.clone(), Some(listener), Begin::Fresh).await;
     let is_new = service.version == Version::FIRST;
@@ -211,11 +211,11 @@ async fn deploy_service(
 pub(super) async fn remove(State(node): State<Arc<Node>>, place: Place) -> Result<StatusCode, ApiError> {
     let (tenant, name) = (place.tenant.name(), place.entity()?);
     if node.store.directory().service(tenant, name.as_str()).is_some() {
-        node.store.remove_service(tenant.clone(), name.clone()).await?;
+        node.store.remove_service(place.tenant.owner().clone(), name.clone()).await?;
         node.store.found(tenant.clone(), name.clone()).await?;
         node.services.stop(tenant, &name).await;
     } else {
-        node.store.remove_action(tenant.clone(), name).await?;
+        node.store.remove_action(place.tenant.owner().clone(), name).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }

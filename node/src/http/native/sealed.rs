@@ -68,6 +68,7 @@ impl From<SealedError> for ApiError {
         let status = match &error {
             SealedError::Ended(_) | SealedError::Evidence(EvidenceError::Ended) => StatusCode::CONFLICT,
             SealedError::Evidence(EvidenceError::Busy) => StatusCode::TOO_MANY_REQUESTS,
+            SealedError::Moved => return Self::moved(),
             SealedError::Refused(_) => StatusCode::BAD_REQUEST,
             SealedError::Evidence(_) => StatusCode::BAD_GATEWAY,
         };
@@ -108,7 +109,7 @@ pub(super) async fn set_manifest(
     };
     // Who asked may go away: what is stored and what runs go together all the same.
     let both = async move {
-        node.store.set_manifest(tenant.name().clone(), bytes, may_replace).await?;
+        node.store.set_manifest(tenant.owner().clone(), bytes, may_replace).await?;
         node.runner.replace(&tenant).await;
         Ok::<_, StoreError>(())
     };
@@ -153,7 +154,7 @@ pub(super) async fn put_package(
         store.modules().draft(digest, &content.bytes)
     };
     let draft = tokio::task::spawn_blocking(draft).await.map_err(|_| ApiError::internal())??;
-    let package = node.store.put_package(tenant.name().clone(), id, draft).await?;
+    let package = node.store.put_package(tenant.owner().clone(), id, draft).await?;
     node.runner.package_arrived(tenant, package).await;
     Ok((StatusCode::CREATED, Json(PackageView::from(&package))))
 }
@@ -178,7 +179,7 @@ pub(super) async fn remove_package(
     place: Place,
 ) -> Result<StatusCode, ApiError> {
     let id = package_id(&place)?;
-    node.store.remove_package(place.tenant.name().clone(), id).await?;
+    node.store.remove_package(place.tenant.owner().clone(), id).await?;
     node.runner.package_removed(&place.tenant, id);
     Ok(StatusCode::NO_CONTENT)
 }
@@ -311,7 +312,7 @@ pub(super) async fn run_service(
         let package = Some(id);
         Ok(Service { name: key, version, module, port, restart, args, package, updated_ms: now_ms() })
     };
-    let service = Arc::new(node.store.edit_service(tenant.name().clone(), name, draft, edit).await?);
+    let service = Arc::new(node.store.edit_service(tenant.owner().clone(), name, draft, edit).await?);
     node.store.found(tenant.name().clone(), service.name.clone()).await?;
     node.services.start(tenant, service.clone(), Some(listener), Begin::Fresh).await;
     Ok((StatusCode::CREATED, Json(DeploymentView::service(&node, tenant, &service))))
@@ -326,7 +327,7 @@ pub(super) async fn stop_service(
     place: Place,
 ) -> Result<StatusCode, ApiError> {
     let name = service_name(package_id(&place)?)?;
-    node.store.remove_service(place.tenant.name().clone(), name.clone()).await?;
+    node.store.remove_service(place.tenant.owner().clone(), name.clone()).await?;
     node.store.found(place.tenant.name().clone(), name.clone()).await?;
     node.services.stop(place.tenant.name(), &name).await;
     Ok(StatusCode::NO_CONTENT)

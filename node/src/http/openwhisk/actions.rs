@@ -92,7 +92,7 @@ pub(super) async fn get(
 }
 
 pub(super) async fn delete(State(node): State<Arc<Node>>, place: Place) -> Result<Response, ApiError> {
-    let removed = node.store.remove_action(place.tenant.name().clone(), place.entity()?).await?;
+    let removed = node.store.remove_action(place.tenant.owner().clone(), place.entity()?).await?;
     Ok(answer(StatusCode::OK, &ActionView::full(place.tenant.name(), &removed, None)))
 }
 
@@ -159,7 +159,7 @@ pub(in crate::http) async fn deploy(
         action.updated_ms = now_ms();
         Ok(put.apply(action, limits, is_new))
     };
-    Ok(node.store.edit_action(tenant.name().clone(), name, draft, edit).await?)
+    Ok(node.store.edit_action(tenant.owner().clone(), name, draft, edit).await?)
 }
 
 /// Finds out whether a module can be run, and brings it to the disk.
