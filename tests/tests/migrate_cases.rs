@@ -1,7 +1,8 @@
 //! Migrations that do not come about, or end early: the tenant stays where it is, answers all the while, and can be moved afterwards.
 #![forbid(unsafe_code)]
 
-use nacre_tests::auditor::{Auditor, Habit, fill, glance, read_back};
+use nacre_tests::apps::app;
+use nacre_tests::auditor::{Auditor, Habit, fill, glance, is_alive, read_back};
 use nacre_tests::cluster::{Cluster, service_port, system, until};
 use nacre_tests::job::Nacre;
 use nacre_tests::live::Live;
@@ -11,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What a service holds beside the records.
 const FILLER_BYTES: usize = 32 << 20;
@@ -249,6 +251,88 @@ fn a_source_that_stops_gives_what_the_tenant_still_needs() {
     cluster.start(0).unwrap();
     let view = cluster.migrate(1, 0, &tenant, "hybrid").unwrap();
     assert_eq!(view["step"], "complete", "{view}");
+}
+
+#[test]
+fn calls_of_functions_go_on_wherever_their_tenant_is() {
+    let Some(nacre) = need("calls in a migration", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "called");
+    let module = std::fs::read(app("action")).unwrap();
+    cluster.tell(0, &case.tenant, "PUT", "/v1/deployments/f", &module).unwrap();
+    let (over, calls) = (AtomicBool::new(false), AtomicU64::new(0));
+    let call = |place: usize| {
+        while !over.load(Ordering::SeqCst) {
+            // Both nodes take it; only one has the tenant.
+            let body = br#"{"do":"count","n":300000}"#;
+            let answer = cluster.ask(place, &case.tenant, "POST", "/v1/deployments/f/invoke", body).unwrap();
+            let view = answer.json();
+            assert_eq!((answer.status, &view["result"]["sum"]), (200, &json!(44_999_850_000u64)), "{view}");
+            calls.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    std::thread::scope(|scope| {
+        let callers = [0, 0, 0].map(|place| scope.spawn(move || call(place)));
+        let moved = (0..6).all(|count| {
+            let view = cluster.migrate(count % 2, 1 - count % 2, &case.tenant, "hybrid").unwrap();
+            let before = calls.load(Ordering::SeqCst);
+            let more = || (calls.load(Ordering::SeqCst) > before + 10).then_some(());
+            view["step"] == "complete" && until("calls go on", more).is_ok()
+        });
+        over.store(true, Ordering::SeqCst);
+        for caller in callers {
+            caller.join().unwrap();
+        }
+        assert!(moved);
+    });
+    // Three times there and back.
+    case.moves();
+}
+
+#[test]
+fn what_was_removed_elsewhere_is_not_there_after_the_return() {
+    let Some(nacre) = need("a return with less", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let Case { client, tenant, port, .. } = Case::new(&cluster, "less");
+    let moves = |from: usize| {
+        let view = cluster.migrate(from, 1 - from, &tenant, "hybrid").unwrap();
+        assert_eq!(view["step"], "complete", "{view}");
+    };
+    moves(0);
+    client.abandon().unwrap();
+    // There it is another service that has the port.
+    cluster.tell(1, &tenant, "DELETE", "/v1/deployments/kv", b"").unwrap();
+    let module = std::fs::read(app("kv")).unwrap();
+    let path = format!("/v1/deployments/other?service=true&port={port}");
+    cluster.tell(1, &tenant, "PUT", &path, &module).unwrap();
+    let address = cluster.hosts()[1].service(port);
+    until("it answers", || is_alive(address).then_some(())).unwrap();
+    let client = Auditor::start("less", Habit::Keeps, vec![address]);
+    client.wait_for(BETWEEN).unwrap();
+    moves(1);
+    let shown = cluster.tell(0, &tenant, "GET", "/v1/ps", b"").unwrap();
+    let names: Vec<_> = shown["services"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["other"], "{shown}");
+    client.wait_for(BETWEEN).unwrap();
+    moves(0);
+    client.wait_for(BETWEEN).unwrap();
+    let ledger = client.end().unwrap();
+    assert_eq!(ledger.failures, 0, "{:?}", ledger.failure);
+    assert_eq!(read_back(address, &[ledger]).unwrap().missing, 0);
+}
+
+#[test]
+fn a_name_that_is_on_its_way_is_taken() {
+    let Some(nacre) = need("a name on its way", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "named");
+    let id = case.copying(1);
+    let error = cluster.tenant(1, "named").unwrap_err().to_string();
+    assert!(error.contains("on its way here"), "{error}");
+    cluster.tell(0, &case.tenant, "DELETE", &format!("/v1/migrations/{id}"), b"").unwrap();
+    let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
+    assert_eq!(view["step"], "aborted", "{view}");
+    case.moves();
 }
 
 #[test]

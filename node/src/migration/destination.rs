@@ -160,6 +160,7 @@ impl Arrival {
         }
         self.manager.arrivals().remove(&self.id);
         self.manager.arrival_over.notify_waiters();
+        self.mouth.close().await;
     }
 
     async fn heard_source(&mut self, word: Result<SourceWord, NetError>) -> Flow {

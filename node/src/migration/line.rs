@@ -138,6 +138,11 @@ impl Mouth {
         self.send(WORD, &text).await
     }
 
+    /// Says that nothing more is said: the other end hears that at once, though this one still listens.
+    pub async fn close(mut self) {
+        let _ = tokio::time::timeout(PATIENCE, self.0.shutdown()).await;
+    }
+
     /// Sends a module.
     ///
     /// # Errors

@@ -202,7 +202,7 @@ impl Source {
                 _ = look.tick() => self.look().await,
             };
             if let Flow::Over = flow {
-                return;
+                return self.mouth.close().await;
             }
         }
     }
@@ -343,6 +343,8 @@ impl Source {
                 self.refused.get_or_insert(error.0);
                 self.moving.cancel();
             }
+            // What is still to come is the guest's word.
+            Err(_) if self.complete_there.is_some() => {}
             // Whether it runs there; and if so, for how long anything is needed from here.
             Err(_) if !self.alone => self.deliver(false),
             Err(_) => {}

@@ -1,6 +1,7 @@
 //! Migrations in the store: whatever step a crash comes after, what a start finds is one of the states of the table in
 //! docs/migration.md, at either end.
 
+use super::commit::Owner;
 use super::tests::{activation, name, owned, owner, put, record};
 use super::*;
 use crate::migration::{
@@ -206,6 +207,82 @@ async fn a_destination_that_crashes_has_all_of_the_tenant_or_nothing() {
         assert_eq!((here, files), (crashed_after > 1, usize::from(crashed_after > 1)), "{crashed_after}");
         assert_eq!(store.directory().lost(&guest.name).is_some(), crashed_after == 2);
     }
+}
+
+#[tokio::test]
+async fn who_is_on_its_way_is_not_changed_and_its_name_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s")).unwrap();
+    let guest = record("t", 10);
+    store.add_tenant(guest.clone()).await.unwrap();
+    put_service(&store, "t", "kv").await;
+    // A request that began before is refused, whatever it would change.
+    let first = owned(&store, "t");
+    let edit = async |owner: &Arc<Owner>| store.remove_service(owner.clone(), name("kv")).await.map(drop);
+    let moving = |result| matches!(result, Err(StoreError::Edit(EditError::Moving)));
+    store.offer(outgoing(&guest)).await.unwrap();
+    assert!(moving(edit(&first).await));
+    assert!(moving(store.set_manifest(first.clone(), Arc::from(*b"m"), |_| Ok(())).await));
+    store.step_out(ID, OutEvent::Parked).await.unwrap();
+    store.step_out(ID, gone()).await.unwrap();
+    assert!(moving(edit(&first).await));
+    store.step_out(ID, OutEvent::Running).await.unwrap();
+    store.step_out(ID, OutEvent::Complete).await.unwrap();
+    assert!(moving(edit(&first).await), "it is there now");
+    // Nor is a request of a tenant that was removed one of the next of its name.
+    store.remove_tenant(guest.name.clone()).await.unwrap();
+    store.add_tenant(record("t", 10)).await.unwrap();
+    put_service(&store, "t", "kv").await;
+    assert!(matches!(edit(&first).await, Err(StoreError::Edit(EditError::Missing))));
+    edit(&owned(&store, "t")).await.unwrap();
+    // Who comes has its name already, and credentials that nobody else has.
+    store.remove_tenant(guest.name.clone()).await.unwrap();
+    let draft = draft(&store, b"svc");
+    store.stage(incoming(&guest), staged(&guest, draft.digest), vec![draft]).await.unwrap();
+    let coming = store.add_tenant(record("t", 10)).await;
+    assert!(matches!(coming, Err(StoreError::Edit(EditError::Coming))));
+    let double = TenantRecord { name: super::tests::tenant("double"), ..guest.clone() };
+    store.add_tenant(double).await.unwrap();
+    store.step_in(ID, InEvent::Failed("x".into())).await.unwrap();
+    let again = Incoming { id: MigrationId([9; 16]), ..incoming(&guest) };
+    let digest = Digest([3; 32]);
+    let refused = store.stage(again, staged(&guest, digest), Vec::new()).await;
+    assert!(matches!(refused, Err(StoreError::Edit(EditError::Exists))));
+}
+
+#[tokio::test]
+async fn who_has_come_back_is_not_lost_by_what_was_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s")).unwrap();
+    let guest = record("t", 10);
+    store.add_tenant(guest.clone()).await.unwrap();
+    put_service(&store, "t", "kv").await;
+    store.offer(outgoing(&guest)).await.unwrap();
+    store.step_out(ID, OutEvent::Parked).await.unwrap();
+    store.step_out(ID, gone()).await.unwrap();
+    let back = MigrationId([9; 16]);
+    let draft = draft(&store, b"svc");
+    let all = staged(&guest, draft.digest);
+    store.stage(Incoming { id: back, ..incoming(&guest) }, all, vec![draft]).await.unwrap();
+    store.finish_staging(back, Vec::new()).await.unwrap();
+    store.step_in(back, InEvent::Running).await.unwrap();
+    store.step_in(back, InEvent::Complete).await.unwrap();
+    let state = store.step_out(ID, OutEvent::Unknown("long ago".into())).await.unwrap().state;
+    assert_eq!(state.word(), "lost");
+    assert!(store.directory().lost(&guest.name).is_none() && store.directory().away(&guest.name).is_none());
+    // However many came and went since, who brought it here answers for that.
+    for number in 0..100u64 {
+        let other = record(&format!("u{number}"), 10);
+        let mut id = [1; 16];
+        id[..8].copy_from_slice(&number.to_le_bytes());
+        let record = Incoming { id: MigrationId(id), begun_ms: 2 + number, ..incoming(&other) };
+        let services = Vec::new();
+        let all = Staged { services, ..staged(&other, Digest([3; 32])) };
+        store.stage(record, all, Vec::new()).await.unwrap();
+        store.step_in(MigrationId(id), InEvent::Failed("x".into())).await.unwrap();
+    }
+    assert_eq!(store.incoming_of(back).unwrap().unwrap().state.word(), "complete");
+    assert!(store.incoming().unwrap().len() < 80, "the others are forgotten");
 }
 
 #[tokio::test]
