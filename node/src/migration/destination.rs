@@ -273,6 +273,11 @@ impl Arrival {
         let Some(tenant) = self.manager.tenants.welcome(&record) else { return };
         tenant.expect_memory(true);
         self.manager.runner.settle(&tenant, &self.arriving);
+        // Removed in the moment before: then nobody else ends what is here of it.
+        if self.manager.store.directory().tenant(record.name.as_str()).as_deref() != Some(&record) {
+            self.manager.tenants.remove(&record.name);
+            return self.manager.runner.forget(&tenant).await;
+        }
         self.manager.stand(&tenant, Standing::Here);
         let (took_ns, after_ns) = (took.as_nanos() as u64, ran.elapsed().as_nanos() as u64);
         let word = DestinationWord::Running { took_ns, after_ns };

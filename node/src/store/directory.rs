@@ -1,7 +1,7 @@
 //! Tenants, actions and services: in the database, and in memory as they are there, so that no request reads the disk for them.
 
 use super::commit::{Change, Owner};
-use super::migrations::Marks;
+use super::marks::Marks;
 use super::modules::Draft;
 use super::sealed::{self, Sealed};
 use super::{Loaded, Store, StoreError, activations, migrations, tables};

@@ -14,14 +14,15 @@
 
 use super::commit::{Change, Owner};
 use super::directory::EditError;
+use super::marks::{away_of, lost_of, set_lost, set_mark};
 use super::modules::Draft;
 use super::{Store, StoreError, directory, sealed, tables};
 use crate::migration::{
-    Away, InEvent, InState, Incoming, Lost, OutEvent, OutState, Outgoing, Staged, StepError, bytes_of,
+    Away, InEvent, InState, Incoming, OutEvent, OutState, Outgoing, Staged, StepError, bytes_of,
 };
 use crate::names::{ActivationId, Digest, EntityName, MigrationId, TenantName};
 use crate::records::{Pending, Service, TenantRecord};
-use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{HashMap, HashSet};
@@ -33,15 +34,6 @@ const MAX_OVER: usize = 64;
 const MAX_BROUGHT: usize = 4096;
 
 type ById = TableDefinition<'static, &'static [u8; 16], &'static [u8]>;
-
-/// The marks of tenants.
-#[derive(Clone, Debug, Default)]
-pub struct Marks {
-    /// Those that moved away.
-    pub away: HashMap<TenantName, Away>,
-    /// Those that were lost.
-    pub lost: HashMap<TenantName, Lost>,
-}
 
 impl From<StepError> for StoreError {
     fn from(error: StepError) -> Self {
@@ -60,23 +52,6 @@ pub(super) fn is_going(transaction: &WriteTransaction, owner: &Owner) -> Result<
         record.uuid == owner.uuid && matches!(record.state, OutState::Offered | OutState::Parked)
     };
     Ok(all::<Outgoing>(transaction, tables::OUTGOING)?.iter().any(goes))
-}
-
-pub(super) fn marks(transaction: &ReadTransaction) -> Result<Marks, StoreError> {
-    Ok(Marks { away: named(transaction, tables::AWAY)?, lost: named(transaction, tables::LOST)? })
-}
-
-fn named<T: DeserializeOwned>(
-    transaction: &ReadTransaction,
-    table: TableDefinition<'static, &'static str, &'static [u8]>,
-) -> Result<HashMap<TenantName, T>, StoreError> {
-    let mut found = HashMap::new();
-    for entry in transaction.open_table(table)?.iter()? {
-        let (key, value) = entry?;
-        let name = TenantName::new(key.value()).map_err(|error| StoreError::Unreadable(error.to_string()))?;
-        found.insert(name, serde_json::from_slice(value.value())?);
-    }
-    Ok(found)
 }
 
 fn get<T: DeserializeOwned>(
@@ -120,31 +95,6 @@ fn prune<T: DeserializeOwned>(
     let mut table = transaction.open_table(table)?;
     for (_, id) in &over[..surplus] {
         table.remove(&id.0)?;
-    }
-    Ok(())
-}
-
-/// What a tenant's services are marked with; nothing if it has none.
-fn set_lost(
-    transaction: &WriteTransaction,
-    tenant: &TenantName,
-    id: MigrationId,
-    reason: &str,
-) -> Result<(), StoreError> {
-    let mut services = Vec::new();
-    for entry in transaction.open_table(tables::SERVICES)?.range((tenant.as_str(), "")..)? {
-        let (key, value) = entry?;
-        if key.value().0 != tenant.as_str() {
-            break;
-        }
-        services.push(serde_json::from_slice::<Service>(value.value())?.name);
-    }
-    let mut table = transaction.open_table(tables::LOST)?;
-    if services.is_empty() {
-        table.remove(tenant.as_str())?;
-    } else {
-        let lost = Lost { id, reason: reason.to_owned(), services };
-        table.insert(tenant.as_str(), json(&lost)?.as_slice())?;
     }
     Ok(())
 }
@@ -537,25 +487,6 @@ impl Store {
         }
         Ok(found)
     }
-}
-
-fn set_mark<T>(marks: &mut HashMap<TenantName, T>, tenant: &TenantName, mark: Option<T>) {
-    match mark {
-        Some(mark) => drop(marks.insert(tenant.clone(), mark)),
-        None => drop(marks.remove(tenant)),
-    }
-}
-
-fn away_of(transaction: &WriteTransaction, tenant: &TenantName) -> Result<Option<Away>, StoreError> {
-    let table = transaction.open_table(tables::AWAY)?;
-    let value = table.get(tenant.as_str())?;
-    Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
-}
-
-fn lost_of(transaction: &WriteTransaction, tenant: &TenantName) -> Result<Option<Lost>, StoreError> {
-    let table = transaction.open_table(tables::LOST)?;
-    let value = table.get(tenant.as_str())?;
-    Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
 }
 
 /// Whether a tenant may come: before anything is written.

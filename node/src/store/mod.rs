@@ -24,6 +24,7 @@ pub mod commit;
 mod directory;
 mod file;
 mod lock;
+mod marks;
 mod migrations;
 pub mod modules;
 mod sealed;
@@ -218,7 +219,7 @@ struct Loaded {
     actions: Vec<(TenantName, Action)>,
     services: Vec<(TenantName, Service)>,
     sealed: Vec<(TenantName, sealed::Sealed)>,
-    marks: migrations::Marks,
+    marks: marks::Marks,
     references: Vec<[u8; 32]>,
 }
 
@@ -249,7 +250,7 @@ fn load(database: &DatabaseFile) -> Result<Loaded, StoreError> {
     }
     let (actions, services) = (owned(&transaction, tables::ACTIONS)?, owned(&transaction, tables::SERVICES)?);
     let sealed = sealed::load(&transaction)?;
-    let marks = migrations::marks(&transaction)?;
+    let marks = marks::marks(&transaction)?;
     Ok(Loaded { tenants, actions, services, sealed, marks, references })
 }
 

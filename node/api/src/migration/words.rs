@@ -85,7 +85,10 @@ impl Staged {
         let count = names.len();
         names.sort_unstable();
         names.dedup();
+        let is_hex = |text: &str, bytes: usize| bytes_of(text).is_some_and(|found| found.len() == bytes);
         limits.clone().checked().as_ref() == Ok(limits)
+            && is_hex(&self.tenant.salt, 16)
+            && is_hex(&self.tenant.key_hash, 32)
             && names.len() == count
             && count <= limits.actions as usize
             && self.packages.len() <= limits.actions as usize

@@ -10,7 +10,9 @@ use crate::invoke::Invoked;
 use crate::limits::{ActionLimits, MAX_BLOCKING, MAX_PARAMETERS_BYTES};
 use crate::names::{EntityName, now_ms, rfc3339};
 use crate::records::{Action, ModuleRef, Restart, Service, Version};
-use crate::services::{Begin, Status};
+use crate::services::{Begin, Door, Status};
+use crate::store::modules::Draft;
+use crate::store::{EditError, StoreError};
 use crate::tenants::Tenant;
 use axum::Json;
 use axum::body::Body;
@@ -196,12 +198,47 @@ async fn deploy_service(
         let version = old.map_or(Version::FIRST, |old| old.version.next());
         Ok(Service { name: key, version, module, port, restart, args, package: None, updated_ms: now_ms() })
     };
-    let service = Arc::new(node.store.edit_service(tenant.owner().clone(), name, draft, edit).await?);
-    node.store.found(tenant.name().clone(), service.name.clone()).await?;
-    node.services.start(tenant, service.clone(), Some(listener), Begin::Fresh).await;
+    let service = keep_and_start(node, tenant, (name, draft, edit), listener).await?;
     let is_new = service.version == Version::FIRST;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(DeploymentView::service(node, tenant, &service))))
+}
+
+/// Stores a service and starts it. Who asked may go away: what is stored and what runs go together all the same.
+pub(super) async fn keep_and_start(
+    node: &Arc<Node>,
+    tenant: &Arc<Tenant>,
+    (name, draft, edit): (
+        EntityName,
+        Draft,
+        impl FnOnce(Option<Service>) -> Result<Service, EditError> + Send + 'static,
+    ),
+    door: Arc<Door>,
+) -> Result<Arc<Service>, ApiError> {
+    let (node, tenant) = (node.clone(), tenant.clone());
+    let both = async move {
+        let service = Arc::new(node.store.edit_service(tenant.owner().clone(), name, draft, edit).await?);
+        node.store.found(tenant.name().clone(), service.name.clone()).await?;
+        node.services.start(&tenant, service.clone(), Some(door), Begin::Fresh).await;
+        Ok::<_, StoreError>(service)
+    };
+    Ok(tokio::spawn(both).await.map_err(|_| ApiError::internal())??)
+}
+
+/// Removes a service and ends it, likewise.
+pub(super) async fn remove_and_stop(
+    node: &Arc<Node>,
+    tenant: &Arc<Tenant>,
+    name: EntityName,
+) -> Result<(), ApiError> {
+    let (node, tenant) = (node.clone(), tenant.clone());
+    let both = async move {
+        node.store.remove_service(tenant.owner().clone(), name.clone()).await?;
+        node.store.found(tenant.name().clone(), name.clone()).await?;
+        node.services.stop(tenant.name(), &name).await;
+        Ok::<_, StoreError>(())
+    };
+    Ok(tokio::spawn(both).await.map_err(|_| ApiError::internal())??)
 }
 
 /// Remove a deployment.
@@ -209,11 +246,9 @@ async fn deploy_service(
     params(("name" = String, Path, description = "Its name")),
     responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn remove(State(node): State<Arc<Node>>, place: Place) -> Result<StatusCode, ApiError> {
-    let (tenant, name) = (place.tenant.name(), place.entity()?);
-    if node.store.directory().service(tenant, name.as_str()).is_some() {
-        node.store.remove_service(place.tenant.owner().clone(), name.clone()).await?;
-        node.store.found(tenant.clone(), name.clone()).await?;
-        node.services.stop(tenant, &name).await;
+    let name = place.entity()?;
+    if node.store.directory().service(place.tenant.name(), name.as_str()).is_some() {
+        remove_and_stop(&node, &place.tenant, name).await?;
     } else {
         node.store.remove_action(place.tenant.owner().clone(), name).await?;
     }

@@ -2,14 +2,13 @@
 //! checks lengths; everything else is between the client and the CVM.
 
 use super::ErrorBody;
-use super::deployments::{DeploymentView, service_options};
+use super::deployments::{DeploymentView, keep_and_start, remove_and_stop, service_options};
 use crate::daemon::Node;
 use crate::http::error::ApiError;
 use crate::http::extract::{self, Caller, Options, Place};
 use crate::names::{EntityName, PackageId, now_ms, rfc3339};
 use crate::records::{ModuleRef, Package, Service, Version};
 use crate::runner::SealedError;
-use crate::services::Begin;
 use crate::store::{EditError, StoreError};
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -312,9 +311,7 @@ pub(super) async fn run_service(
         let package = Some(id);
         Ok(Service { name: key, version, module, port, restart, args, package, updated_ms: now_ms() })
     };
-    let service = Arc::new(node.store.edit_service(tenant.owner().clone(), name, draft, edit).await?);
-    node.store.found(tenant.name().clone(), service.name.clone()).await?;
-    node.services.start(tenant, service.clone(), Some(listener), Begin::Fresh).await;
+    let service = keep_and_start(&node, tenant, (name, draft, edit), listener).await?;
     Ok((StatusCode::CREATED, Json(DeploymentView::service(&node, tenant, &service))))
 }
 
@@ -327,8 +324,6 @@ pub(super) async fn stop_service(
     place: Place,
 ) -> Result<StatusCode, ApiError> {
     let name = service_name(package_id(&place)?)?;
-    node.store.remove_service(place.tenant.owner().clone(), name.clone()).await?;
-    node.store.found(place.tenant.name().clone(), name.clone()).await?;
-    node.services.stop(place.tenant.name(), &name).await;
+    remove_and_stop(&node, &place.tenant, name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
