@@ -318,6 +318,10 @@ fn only_who_the_manifest_accepts_gets_anything() {
     let used = world.launch();
     let _program = code.start(&used, b"started\n");
     refused(&source, &used, "only a fresh one can receive");
+    // One of another image, whatever the policy says of that.
+    world.debug_image = true;
+    refused(&source, &world.launch(), "another guest image");
+    world.debug_image = false;
     // One of another owner.
     let mut other = movable_world("refused migrations").unwrap();
     other.manifest.name = "other".into();

@@ -61,6 +61,8 @@ pub struct World {
     pub compiler: SigningKey,
     pub broker: SigningKey,
     pub manifest: Manifest,
+    /// Whether CVMs are of the image for tests, another one than what people use.
+    pub debug_image: bool,
     platform: SoftwarePlatform,
     _dir: tempfile::TempDir,
     rng: Mutex<ChaCha20Rng>,
@@ -101,7 +103,16 @@ impl World {
         };
         let dir = tempfile::tempdir().unwrap();
         let platform = SoftwarePlatform::init(&dir.path().join("platform")).unwrap();
-        Some(World { owner, compiler, broker, manifest, platform, _dir: dir, rng: Mutex::new(rng) })
+        Some(World {
+            owner,
+            compiler,
+            broker,
+            manifest,
+            debug_image: false,
+            platform,
+            _dir: dir,
+            rng: Mutex::new(rng),
+        })
     }
 
     /// A platform that can sign.
@@ -132,6 +143,7 @@ impl World {
             workers: WORKERS,
             memory_bytes: MEMORY_BYTES,
             identity: Some(identity),
+            debug_image: self.debug_image,
             ..CvmConfig::default()
         };
         Cvm::launch(config).unwrap()

@@ -33,7 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// Connections at once; more wait in the kernel.
-const MAX_CONNECTIONS: usize = 4096;
+const MAX_CONNECTIONS: usize = 16384;
 /// Of these, such whose other end is not known yet, and such of one address.
 const MAX_STRANGERS: usize = 128;
 const MAX_STRANGERS_OF_ONE: usize = 32;

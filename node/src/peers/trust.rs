@@ -19,7 +19,7 @@ pub const MAX_TRUSTED: usize = 256;
 /// asking each other.
 pub(super) const MAX_CONNECTIONS_OF_ONE: usize = 2 * MAX_RELAYED + 1024;
 /// Clients of services that this node relays to one other node at once.
-pub const MAX_RELAYED: usize = 3584;
+pub const MAX_RELAYED: usize = 1536;
 /// Longest name of a node, in characters.
 const MAX_NAME: usize = 64;
 
