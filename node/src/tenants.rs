@@ -297,8 +297,8 @@ impl Tenants {
         }
     }
 
-    /// Takes a tenant out of service.
-    pub fn remove(&self, name: &TenantName) {
+    /// Takes whoever has a name out of service.
+    fn remove(&self, name: &TenantName) {
         let mut tenants = self.0.write().unwrap_or_else(PoisonError::into_inner);
         tenants.retain(|_, tenant| {
             let stays = tenant.name() != name;
@@ -307,6 +307,14 @@ impl Tenants {
             }
             stays
         });
+    }
+
+    /// Takes this one out of service, and no later one of its name.
+    pub fn retire(&self, tenant: &Tenant) {
+        let mut tenants = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tenant) = tenants.remove(&tenant.record.uuid) {
+            tenant.removed.store(true, Ordering::Release);
+        }
     }
 
     /// The tenant whose credentials these are. An unknown uuid takes as long as a wrong key.

@@ -129,12 +129,14 @@ async fn remove(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Resu
     super::moving::stays(&node, &name)?;
     // In a task of its own: it goes to its end also if the client does not wait for that.
     let removal = tokio::spawn(async move {
-        node.store.remove_tenant(name.clone()).await?;
         let tenant = node.tenants.named(&name);
-        node.tenants.remove(&name);
+        node.store.remove_tenant(name.clone()).await?;
+        if let Some(tenant) = &tenant {
+            node.tenants.retire(tenant);
+        }
         node.services.stop_all(Some(&name)).await;
-        if let Some(tenant) = tenant {
-            node.runner.forget(&tenant).await;
+        if let Some(tenant) = &tenant {
+            node.runner.forget(tenant).await;
         }
         tracing::info!(tenant = name.as_str(), "tenant removed");
         Ok(StatusCode::NO_CONTENT)

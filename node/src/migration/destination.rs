@@ -275,7 +275,7 @@ impl Arrival {
         self.manager.runner.settle(&tenant, &self.arriving);
         // Removed in the moment before: then nobody else ends what is here of it.
         if self.manager.store.directory().tenant(record.name.as_str()).as_deref() != Some(&record) {
-            self.manager.tenants.remove(&record.name);
+            self.manager.tenants.retire(&tenant);
             return self.manager.runner.forget(&tenant).await;
         }
         self.manager.stand(&tenant, Standing::Here);

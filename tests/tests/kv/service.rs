@@ -25,7 +25,10 @@ fn with_service(name: &str, options: &[&str], cases: impl FnOnce(&Server)) {
     let place = Place::new().unwrap();
     let node = Node::start(&nacre, &place, &[]).unwrap();
     let tenant = node.tenant("guest", &["--memory", "2GiB"]).unwrap();
-    cases(&deploy(&node, &tenant, "kv", options));
+    let kv = deploy(&node, &tenant, "kv", options);
+    // Also if what the cases need is not installed.
+    kv.connect().unwrap().ask("PING").unwrap();
+    cases(&kv);
     let described = node.run(&tenant, &["describe", "kv", "--json"]).unwrap();
     let described: Value = serde_json::from_slice(&described.stdout).unwrap();
     let status = &described["status"];
