@@ -106,7 +106,11 @@ impl Drop for Live {
     fn drop(&mut self) {
         // It may have ended already.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let ended = self.child.wait();
+        // What it said is the best there is about why the test failed.
+        if std::thread::panicking() {
+            eprintln!("a process of the test ({ended:?}) has said:\n{}", self.take_stderr());
+        }
     }
 }
 

@@ -189,11 +189,7 @@ impl Migrations {
             return;
         }
         let Ok((machine, origin, theirs, mut breaks)) = accepted else { return };
-        let streams = || {
-            let all = machine.cvm().relayed();
-            all.iter().find(|one| one.origin == origin).map_or(0, |one| one.streams)
-        };
-        let this_one = streams();
+        let this_one = streams_of(&machine, origin);
         if let Ok(mut local) = local(theirs) {
             let mut is_final = false;
             tokio::select! {
@@ -206,9 +202,17 @@ impl Migrations {
                 return;
             }
         }
+        // A CVM that the tenant has left meanwhile is not kept for that, with all its memory.
+        let machine = {
+            let whole = machine;
+            Arc::downgrade(&whole)
+        };
         tokio::time::sleep(PATIENCE).await;
         // Who serves a later stream waits for that one.
-        if streams() == this_one && !machine.has_ended() {
+        if let Some(machine) = machine.upgrade()
+            && streams_of(&machine, origin) == this_one
+            && !machine.has_ended()
+        {
             machine.cvm().lose(origin);
         }
     }
@@ -239,6 +243,12 @@ impl Migrations {
         })?;
         Ok((machine, origin, theirs, breaks))
     }
+}
+
+/// How many streams an origin has had so far.
+fn streams_of(machine: &Machine, origin: OriginId) -> u64 {
+    let all = machine.cvm().relayed();
+    all.iter().find(|one| one.origin == origin).map_or(0, |one| one.streams)
 }
 
 fn local(stream: UnixStream) -> std::io::Result<tokio::net::UnixStream> {
