@@ -89,6 +89,14 @@ impl<'c, 'n> Case<'c, 'n> {
         assert_eq!(read_back(address, &[ledger]).unwrap().missing, 0);
     }
 
+    /// Ends a migration that is under way.
+    fn cancels(&self, id: &str) {
+        let path = format!("/v1/migrations/{id}");
+        self.cluster.tell(0, &self.tenant, "DELETE", &path, b"").unwrap();
+        let view = self.cluster.events(0, &self.tenant, id).unwrap().last().unwrap();
+        assert_eq!(view["step"], "aborted", "{view}");
+    }
+
     /// Begins a migration and waits until it copies.
     fn copying(&self, to: usize) -> String {
         let order = json!({"to": self.cluster.hosts()[to].peer(), "bandwidth": SLOW});
@@ -145,10 +153,7 @@ fn of_two_destinations_one_is_first() {
     assert_eq!(refused.len(), 1, "{both:?}");
     assert!(refused[0].status == 409 && refused[0].error().contains("under way"), "{refused:?}");
     let id = both.iter().find_map(|begun| begun.as_ref().ok()).unwrap();
-    let path = format!("/v1/migrations/{id}");
-    cluster.tell(0, &case.tenant, "DELETE", &path, b"").unwrap();
-    let view = cluster.events(0, &case.tenant, id).unwrap().last().unwrap();
-    assert_eq!(view["step"], "aborted", "{view}");
+    case.cancels(id);
     case.client.wait_for(BETWEEN).unwrap();
     case.moves();
 }
@@ -163,9 +168,7 @@ fn who_is_on_its_way_is_neither_changed_nor_removed() {
     assert!(removed.code != 0 && removed.stderr.contains(&id), "{}", removed.stderr);
     let deployed = cluster.deploy(0, &case.tenant, service_port()).unwrap_err().to_string();
     assert!(deployed.contains("under way"), "{deployed}");
-    cluster.tell(0, &case.tenant, "DELETE", &format!("/v1/migrations/{id}"), b"").unwrap();
-    let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
-    assert_eq!(view["step"], "aborted", "{view}");
+    case.cancels(&id);
     case.moves();
 }
 
@@ -329,9 +332,7 @@ fn a_name_that_is_on_its_way_is_taken() {
     let id = case.copying(1);
     let error = cluster.tenant(1, "named").unwrap_err().to_string();
     assert!(error.contains("on its way here"), "{error}");
-    cluster.tell(0, &case.tenant, "DELETE", &format!("/v1/migrations/{id}"), b"").unwrap();
-    let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
-    assert_eq!(view["step"], "aborted", "{view}");
+    case.cancels(&id);
     case.moves();
 }
 

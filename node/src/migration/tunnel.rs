@@ -203,13 +203,11 @@ impl Migrations {
             }
         }
         // A CVM that the tenant has left meanwhile is not kept for that, with all its memory.
-        let machine = {
-            let whole = machine;
-            Arc::downgrade(&whole)
-        };
+        let left = Arc::downgrade(&machine);
+        drop(machine);
         tokio::time::sleep(PATIENCE).await;
         // Who serves a later stream waits for that one.
-        if let Some(machine) = machine.upgrade()
+        if let Some(machine) = left.upgrade()
             && streams_of(&machine, origin) == this_one
             && !machine.has_ended()
         {

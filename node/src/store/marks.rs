@@ -72,9 +72,7 @@ pub(super) fn away_of(
     transaction: &WriteTransaction,
     tenant: &TenantName,
 ) -> Result<Option<Away>, StoreError> {
-    let table = transaction.open_table(tables::AWAY)?;
-    let value = table.get(tenant.as_str())?;
-    Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+    mark_of(transaction, tables::AWAY, tenant)
 }
 
 /// What was lost of a tenant.
@@ -82,7 +80,15 @@ pub(super) fn lost_of(
     transaction: &WriteTransaction,
     tenant: &TenantName,
 ) -> Result<Option<Lost>, StoreError> {
-    let table = transaction.open_table(tables::LOST)?;
+    mark_of(transaction, tables::LOST, tenant)
+}
+
+fn mark_of<T: DeserializeOwned>(
+    transaction: &WriteTransaction,
+    table: TableDefinition<'static, &'static str, &'static [u8]>,
+    tenant: &TenantName,
+) -> Result<Option<T>, StoreError> {
+    let table = transaction.open_table(table)?;
     let value = table.get(tenant.as_str())?;
     Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
 }
