@@ -139,7 +139,10 @@ impl<'j> Journey<'j> {
         let options = MoveOptions { mode: self.mode, ..MoveOptions::default() };
         service.cvm.send_tenant(here, options, move |news| {
             match &news {
-                MoveNews::Parked => arrival.arrive(&cvm),
+                MoveNews::Parked => {
+                    receiving.hurry();
+                    arrival.arrive(&cvm);
+                }
                 MoveNews::Commit(commit, _) => drop(receiving.commit(commit)),
                 _ => {}
             }

@@ -166,6 +166,7 @@ impl Arrival {
     async fn heard_source(&mut self, word: Result<SourceWord, NetError>) -> Flow {
         match word {
             Ok(SourceWord::Parked(parked)) if !self.staged_fully => {
+                self.moving.hurry();
                 if let Err(reason) = self.parked(parked).await {
                     return self.failed(reason).await;
                 }

@@ -6,11 +6,13 @@
 //! source: Cvm::send_tenant(streams) ... MoveNews::Commit(..)  ->  whoever keeps it durably  ->  destination: Arrival::commit(..)
 //! ```
 
+mod background;
 mod pipes;
 
 use crate::cvm::{Cvm, CvmError};
 use crate::link::{Sender, window_of};
 use crate::vcpu::Shared;
+use background::Background;
 use nacre_abi::message::{Header, Kind, NO_PROGRAM};
 pub use nacre_abi::migrate::{COMMIT_BYTES, MoveFailure, MoveMode, MoveProgress, MoveReport};
 use nacre_abi::migrate::{FIRST_LANE, MoveEvent, MoveWord, SendOrder};
@@ -98,6 +100,8 @@ pub(crate) struct Migrations {
 
 struct Current {
     relays: HashMap<u32, Relay>,
+    /// Threads that give way while tasks run at the source.
+    background: Arc<Background>,
     /// Channels that wait for the guest's word that their pipes are empty.
     rejoining: HashMap<u32, TcpStream>,
     on_news: OnNews,
@@ -178,6 +182,9 @@ impl Migrations {
             MoveEvent::NeedsMemory => return,
             MoveEvent::Spoiled => return self.spoiled(arg),
         };
+        if matches!(news, MoveNews::Parked | MoveNews::Staged) {
+            self.hurry();
+        }
         if matches!(news, MoveNews::Running(_)) {
             // What waited for the tenant comes first; at the source nothing does.
             sender.arrived();
@@ -188,6 +195,15 @@ impl Migrations {
             current.over = true;
             // The guest's last words are in the pipes: the threads end when this is replaced or dropped.
         }
+    }
+
+    fn background(&self) -> Option<Arc<Background>> {
+        self.current().as_ref().map(|current| current.background.clone())
+    }
+
+    /// From now on somebody waits for what is moved.
+    fn hurry(&self) {
+        self.background().iter().for_each(|background| background.end());
     }
 
     /// The guest can't use a connection any more: it is as if it had broken.
@@ -217,6 +233,7 @@ impl Migrations {
         stream: TcpStream,
     ) -> Result<(), CvmError> {
         let bells = self.bells(shared, channel)?;
+        let Some(background) = self.background() else { return Ok(()) };
         let this = Arc::downgrade(self);
         let (of_end, to_guest) = (shared.clone(), sender.clone());
         let on_end = move |channel, error: io::Error| {
@@ -224,7 +241,7 @@ impl Migrations {
                 this.broken(&of_end, &to_guest, channel, &error);
             }
         };
-        let relay = Relay::start(shared.clone(), sender.clone(), bells, channel, stream, on_end)
+        let relay = Relay::start(shared.clone(), sender.clone(), bells, channel, stream, background, on_end)
             .map_err(|error| CvmError::System { what: "threads for a migration", error })?;
         // What is dropped here waits for threads, which may wait for this lock.
         let unused = match &mut *self.current() {
@@ -263,6 +280,7 @@ impl Migrations {
             }
             let new = Current {
                 relays: HashMap::new(),
+                background: Arc::new(Background::new()),
                 rejoining: HashMap::new(),
                 on_news,
                 may_abort: true,
@@ -325,6 +343,11 @@ impl Moving {
     pub fn let_go(&self) {
         window_of(&self.shared).set_move_word(MoveWord::Hold, 0);
         self.sender.wake_guest();
+    }
+
+    /// Destination: the source's tasks are parked, as its host says. Until then the copying gives way to whatever else runs on this host.
+    pub fn hurry(&self) {
+        self.migrations.hurry();
     }
 
     /// Another connection in place of one that broke, after the tenant was gone from the source.

@@ -3,9 +3,11 @@
 //!
 //! A guest that breaks an index, or a socket that ends, costs that channel; whoever began the migration is told.
 
+use super::background::{Background, Member};
 use crate::link::{Sender, window_of};
 use crate::vcpu::Shared;
 use nacre_abi::hypercall::PipeNews;
+use nacre_abi::migrate::FIRST_LANE;
 use nacre_abi::pipe::{Pipe, PipeWord};
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
@@ -53,10 +55,16 @@ struct Common {
     bells: Arc<Bells>,
     channel: u32,
     stream: TcpStream,
+    background: Arc<Background>,
     stopping: AtomicBool,
 }
 
 impl Common {
+    /// Lanes carry what nobody waits for while tasks run.
+    fn join_background(&self) -> Option<Member<'_>> {
+        (self.channel >= FIRST_LANE).then(|| self.background.join())
+    }
+
     fn is_over(&self) -> bool {
         self.stopping.load(Ordering::SeqCst) || self.shared.stop.load(Ordering::SeqCst)
     }
@@ -90,6 +98,7 @@ impl Common {
     fn send_all(&self) -> io::Result<()> {
         let window = window_of(&self.shared);
         let Some([_, pipe]) = window.pipes(self.channel) else { return Ok(()) };
+        let mut background = self.join_background();
         let mut read = 0;
         while !self.is_over() {
             match pipe.filled(read).map_err(|_| broken())? {
@@ -102,6 +111,7 @@ impl Common {
                     read += sent as u64;
                     pipe.set(PipeWord::Read, read);
                     self.tell_guest(&pipe, PipeWord::WriterWaits);
+                    background.iter_mut().for_each(|member| member.moved(sent));
                 }
             }
         }
@@ -112,18 +122,21 @@ impl Common {
     fn receive_all(&self) -> io::Result<()> {
         let window = window_of(&self.shared);
         let Some([pipe, _]) = window.pipes(self.channel) else { return Ok(()) };
+        let mut background = self.join_background();
         let mut written = 0;
         while !self.is_over() {
             match pipe.room(written).map_err(|_| broken())? {
                 0 => self.wait(&pipe, PipeWord::WriterWaits, PipeNews::Room, || pipe.room(written) != Ok(0)),
                 room => {
                     let ranges = pipe.ranges(written, room);
-                    match crate::memory::read_into(self.stream.as_raw_fd(), pipe.data(), &ranges)? {
-                        0 => return Err(ErrorKind::UnexpectedEof.into()),
-                        bytes => written += bytes as u64,
+                    let came = crate::memory::read_into(self.stream.as_raw_fd(), pipe.data(), &ranges)?;
+                    if came == 0 {
+                        return Err(ErrorKind::UnexpectedEof.into());
                     }
+                    written += came as u64;
                     pipe.set(PipeWord::Written, written);
                     self.tell_guest(&pipe, PipeWord::ReaderWaits);
+                    background.iter_mut().for_each(|member| member.moved(came));
                 }
             }
         }
@@ -153,11 +166,12 @@ impl Relay {
         bells: Arc<Bells>,
         channel: u32,
         stream: TcpStream,
+        background: Arc<Background>,
         on_end: impl Fn(u32, io::Error) + Send + Sync + 'static,
     ) -> io::Result<Relay> {
         stream.set_nodelay(true)?;
         let stopping = AtomicBool::new(false);
-        let common = Arc::new(Common { shared, sender, bells, channel, stream, stopping });
+        let common = Arc::new(Common { shared, sender, bells, channel, stream, background, stopping });
         let on_end = Arc::new(on_end);
         let mut relay = Relay { common: common.clone(), threads: Vec::new() };
         for (name, run) in [
