@@ -8,16 +8,20 @@ use nacre_tests::job::Nacre;
 use nacre_tests::live::Live;
 use nacre_tests::node::Tenant;
 use nacre_tests::skip::{need, skipped};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::{Value, json};
-use std::io::Write;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What a service holds beside the records.
 const FILLER_BYTES: usize = 32 << 20;
 /// Records of a client before something happens, and after.
 const BETWEEN: u64 = 30;
+/// Longest wait for an answer that comes.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Slow enough for whatever is to happen meanwhile, in bytes per second.
 const SLOW: u64 = 8 << 20;
 
@@ -293,6 +297,37 @@ fn calls_of_functions_go_on_wherever_their_tenant_is() {
 }
 
 #[test]
+fn a_time_limit_that_passes_while_a_tenant_is_parked_ends_the_call_and_nothing_else() {
+    let Some(nacre) = need("a time limit in a migration", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "late");
+    let module = std::fs::read(app("action")).unwrap();
+    cluster.tell(0, &case.tenant, "PUT", "/v1/deployments/f?timeout_ms=1000", &module).unwrap();
+    let call = |body: &[u8]| cluster.ask(0, &case.tenant, "POST", "/v1/deployments/f/invoke", body).unwrap();
+    std::thread::scope(|scope| {
+        let endless = scope.spawn(|| call(br#"{"do":"forever"}"#));
+        // Parked for as long as all of it takes: longer than the call may run, and than a CVM has to end it.
+        let order = json!({"to": cluster.hosts()[1].peer(), "mode": "stop-and-copy", "bandwidth": SLOW / 2});
+        let id = cluster.move_to(0, &case.tenant, &order).unwrap().unwrap();
+        let view = cluster.events(0, &case.tenant, &id).unwrap().last().unwrap();
+        assert_eq!(view["step"], "complete", "{view}");
+        assert!(
+            view["downtime_ms"].as_f64().unwrap() > 5_000.0,
+            "it was parked for too short a time: {view}"
+        );
+        let answer = endless.join().unwrap();
+        assert!(
+            answer.json().to_string().contains("exceeded its time limits"),
+            "{}: {}",
+            answer.status,
+            answer.json()
+        );
+    });
+    assert_eq!(call(br#"{"do":"count","n":10}"#).json()["result"]["sum"], 45);
+    case.has_moved();
+}
+
+#[test]
 fn what_was_removed_elsewhere_is_not_there_after_the_return() {
     let Some(nacre) = need("a return with less", Nacre::find()) else { return };
     let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
@@ -362,6 +397,71 @@ fn who_is_removed_where_it_has_come_is_gone_and_its_name_free() {
     // And here.
     let removed = cluster.forget(0, &tenant).unwrap();
     assert_eq!(removed.code, 0, "{}", removed.stderr);
+}
+
+/// Requests at once: more than a node forwards at once, and more than it may have handshakes with another.
+const REQUESTS_AT_ONCE: usize = 800;
+
+#[test]
+fn many_requests_at_once_are_all_forwarded() {
+    let Some(nacre) = need("many requests of a moved tenant", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "busy");
+    let view = cluster.migrate(0, 1, &case.tenant, "hybrid").unwrap();
+    assert_eq!(view["step"], "complete", "{view}");
+    allow_files();
+    let all = Barrier::new(REQUESTS_AT_ONCE);
+    std::thread::scope(|scope| {
+        for _ in 0..REQUESTS_AT_ONCE {
+            scope.spawn(|| {
+                all.wait();
+                let answer = cluster.ask(0, &case.tenant, "GET", "/v1/deployments", b"").unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.error());
+            });
+        }
+    });
+    case.has_moved();
+}
+
+/// As many open files as the kernel gives this process.
+fn allow_files() {
+    let files = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files }).unwrap();
+}
+
+/// Clients of moved services that a node relays to one other node at once (docs/migration.md).
+const MOST_RELAYED: usize = 1536;
+
+#[test]
+fn clients_beyond_those_that_a_node_relays_wait_for_their_turn() {
+    let Some(nacre) = need("many clients of a moved service", Nacre::find()) else { return };
+    let cluster = Cluster::new(&nacre, &[&[], &[]]).unwrap();
+    let case = Case::new(&cluster, "asked");
+    let view = cluster.migrate(0, 1, &case.tenant, "hybrid").unwrap();
+    assert_eq!(view["step"], "complete", "{view}");
+    allow_files();
+    let ask = || {
+        let mut stream = TcpStream::connect(case.address(0)).unwrap();
+        stream.write_all(b"PING\r\n").unwrap();
+        stream
+    };
+    let hears = |stream: &mut TcpStream, patience: Duration| {
+        stream.set_read_timeout(Some(patience)).unwrap();
+        let mut answer = [0; 7];
+        stream.read_exact(&mut answer).is_ok_and(|()| &answer == b"+PONG\r\n")
+    };
+    // The client from before the migration goes another way.
+    let mut relayed: Vec<_> = (0..MOST_RELAYED).map(|_| ask()).collect();
+    assert!(relayed.iter_mut().all(|stream| hears(stream, PATIENCE)));
+    let mut late = ask();
+    assert!(!hears(&mut late, Duration::from_secs(1)), "it had to wait");
+    // Nodes still hear each other, and so do clients that the other node serves itself.
+    assert!(is_alive(case.address(1)));
+    cluster.tell(0, &case.tenant, "GET", "/v1/deployments", b"").unwrap();
+    drop(relayed.pop());
+    assert!(hears(&mut late, PATIENCE), "a place was free");
+    drop((relayed, late));
+    case.has_moved();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::dial::{Dialled, dial};
 use super::error::PeerError;
 use super::name::{Fingerprint, PeerUrl};
+use super::places::Places;
 use super::verify::Wanted;
 use super::{Core, Peers};
 use axum::body::{Body, HttpBody};
@@ -29,6 +30,13 @@ use tower::Service;
 const IDLE: Duration = Duration::from_secs(30);
 /// Connections that are kept without use, for each node.
 const MAX_IDLE: usize = 16;
+/// Connections that are made with one node at once: fewer than it accepts from an address before it knows who is there, also if clients are relayed to it
+/// at the same time, or another node dials from that address.
+const MAX_DIALLING: usize = 8;
+/// Requests that are forwarded to one node at once: of the connections that nodes may have beside those of relayed clients, three quarters in both directions.
+const MAX_FORWARDED: usize = 384;
+/// Longest wait for a place among these.
+const PLACE_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest body of an answer that says no, in bytes, and longest text of it that is told, in characters.
 pub(super) const MAX_SAID: usize = 64 << 10;
 const MAX_TOLD: usize = 1024;
@@ -37,6 +45,12 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// The connections that are kept.
 pub(super) type Http = Client<Dialer, Body>;
+
+/// The places for connections that are made, and for requests that are forwarded.
+pub(super) fn places() -> (Places, Places) {
+    let dialling = Places::new(MAX_DIALLING, "others whose requests need a connection with it");
+    (dialling, Places::new(MAX_FORWARDED, "others whose requests were forwarded to it"))
+}
 
 /// How much an answer may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +101,10 @@ impl Service<Uri> for Dialer {
             let authority = uri.authority().map_or("", Authority::as_str);
             let (who, node) = authority.split_once('@').unwrap_or(("", authority));
             let wanted = if who.is_empty() { Wanted::Trusted } else { Wanted::This(who.parse()?) };
-            let link = dial(&core, &node.parse()?, wanted).await?;
+            let node = node.parse()?;
+            let dialling = core.dialling.take(&node, PLACE_PATIENCE).await?;
+            let link = dial(&core, &node, wanted).await?;
+            drop(dialling);
             let patience = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
             sockopt::set_tcp_user_timeout(link.stream().get_ref().0, patience)?;
             Ok(TokioIo::new(link))
@@ -198,7 +215,7 @@ pub(super) async fn ask<Q: Serialize, A: DeserializeOwned>(
     timeout(bounds.wait, answered).await.map_err(late)?
 }
 
-/// Forwards a request.
+/// Forwards a request. It has its place among those that are forwarded until the body of the answer has ended.
 pub(super) async fn forward(
     peers: &Peers,
     node: &PeerUrl,
@@ -213,9 +230,14 @@ pub(super) async fn forward(
     end_to_end(&mut parts.headers);
     // A body without an end of its own would be sent in chunks, also where there is none.
     let body = if body.is_end_stream() { Body::empty() } else { body };
+    let place = peers.core.forwarded.take(node, PLACE_PATIENCE).await?;
     let mut response = peers.send(node, Request::from_parts(parts, body)).await?;
     end_to_end(response.headers_mut());
-    Ok(response)
+    let held = move |frame| {
+        let _ = &place;
+        frame
+    };
+    Ok(response.map(|body| Body::new(body.map_frame(held))))
 }
 
 /// Leaves only the headers that concern both ends, not one connection (RFC 9110, 7.6.1).

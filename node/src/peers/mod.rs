@@ -29,6 +29,7 @@ mod files;
 mod identity;
 mod link;
 mod name;
+mod places;
 mod serve;
 mod stream;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use trust::{MAX_RELAYED, MAX_TRUSTED, TrustedPeer};
 use axum::body::Body;
 use client::Http;
 use identity::Identity;
+use places::Places;
 use rustls::crypto::CryptoProvider;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -79,6 +81,9 @@ struct Core {
     provider: Arc<CryptoProvider>,
     /// Where other nodes reach this one, once that is known.
     address: OnceLock<PeerUrl>,
+    /// Connections that are being made for requests, and requests that are forwarded.
+    dialling: Places,
+    forwarded: Places,
 }
 
 impl Core {
@@ -101,7 +106,9 @@ impl Peers {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let identity = Identity::open(&dir, &provider)?;
         let trust = Arc::new(Trust::open(&trusted, identity.fingerprint)?);
-        let core = Arc::new(Core { identity, trust, provider, address: OnceLock::new() });
+        let (dialling, forwarded) = client::places();
+        let core =
+            Arc::new(Core { identity, trust, provider, address: OnceLock::new(), dialling, forwarded });
         Ok(Self { http: client::http(core.clone()), core, tickets: Arc::default() })
     }
 
