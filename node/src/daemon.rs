@@ -15,6 +15,7 @@ use crate::store::{Store, StoreError};
 use crate::tenants::Tenants;
 use nacre_vmm::elastic::ElasticError;
 use nacre_vmm::{CpuConfig, CpuManager};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -109,6 +110,14 @@ pub struct Addresses {
     pub admin: PathBuf,
 }
 
+/// Lets this process open as many files as its limits can be raised to: a client that is relayed takes three.
+fn allow_files() {
+    let limits = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }) {
+        tracing::warn!(%error, current = ?limits.current, "the number of open files stays limited");
+    }
+}
+
 /// Tells that the node is ready, and where it is.
 pub type Ready<'r> = &'r mut dyn FnMut(&Addresses);
 
@@ -118,6 +127,7 @@ pub type Ready<'r> = &'r mut dyn FnMut(&Addresses);
 /// [`StartError`]; once it serves it ends without an error.
 pub fn run(config: NodeConfig, publish: Option<Publish>, ready: Ready<'_>) -> Result<(), StartError> {
     crate::metrics::init();
+    allow_files();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.enable_all().max_blocking_threads(4096).thread_name("node");
     if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {

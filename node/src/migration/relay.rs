@@ -25,29 +25,13 @@ const MAX_MOVES: usize = 4;
 const MAX_ANSWER: u32 = 64 << 10;
 /// How long a node may take with it.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Clients for which a connection with one node is made at once: fewer than that node accepts from an address before it knows who is there, so that there are
-/// places for the nodes' own questions when many clients come at once.
-const MAX_CONNECTING: usize = 8;
 
 /// The way to services elsewhere.
 pub struct Relays {
     net: Arc<dyn Net>,
     store: Arc<Store>,
-    places: Mutex<HashMap<Digest, Places>>,
-}
-
-/// What there may be of one node's clients.
-#[derive(Clone)]
-struct Places {
-    relayed: Arc<Semaphore>,
-    connecting: Arc<Semaphore>,
-}
-
-impl Default for Places {
-    fn default() -> Self {
-        let [relayed, connecting] = [MAX_RELAYED, MAX_CONNECTING].map(|most| Arc::new(Semaphore::new(most)));
-        Self { relayed, connecting }
-    }
+    /// Clients that may still be relayed to each node.
+    places: Mutex<HashMap<Digest, Arc<Semaphore>>>,
 }
 
 impl Relays {
@@ -57,8 +41,9 @@ impl Relays {
         Self { net, store, places: Mutex::default() }
     }
 
-    fn places(&self, node: Digest) -> Places {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default().clone()
+    fn places(&self, node: Digest) -> Arc<Semaphore> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.entry(node).or_insert_with(|| Arc::new(Semaphore::new(MAX_RELAYED))).clone()
     }
 }
 
@@ -74,17 +59,12 @@ impl RelayTo for Relays {
         let (net, store, places) = (self.net.clone(), self.store.clone(), self.places(away.to.fingerprint));
         Box::pin(async move {
             // The others wait as they would in the kernel's queue.
-            let place = tokio::time::timeout(PATIENCE, async {
-                let relayed = places.relayed.acquire_owned().await;
-                Some((relayed.ok()?, places.connecting.acquire_owned().await.ok()?))
-            });
-            let Ok(Some((_place, connecting))) = place.await else {
+            let place = tokio::time::timeout(PATIENCE, places.acquire_owned()).await;
+            let Ok(Ok(_place)) = place else {
                 tracing::info!(%peer, most = MAX_RELAYED, "a client was not relayed: too many are");
                 return None;
             };
-            let connected = connect_client(&*net, &store, &tenant, away, service).await;
-            drop(connecting);
-            match connected {
+            match connect_client(&*net, &store, &tenant, away, service).await {
                 // A connection that ends early has ended for both.
                 Ok(mut stream) => drop(copy_bidirectional(&mut client, &mut stream).await),
                 Err(_) if !matches!(tenant.standing(), Standing::Away(_)) => return Some(client),

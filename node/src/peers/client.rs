@@ -1,6 +1,6 @@
 //! Requests to other nodes, over connections that are kept for a while and used again.
 
-use super::dial::{Dialled, dial};
+use super::dial::{Dialled, Purpose, dial};
 use super::error::PeerError;
 use super::name::{Fingerprint, PeerUrl};
 use super::places::Places;
@@ -30,13 +30,8 @@ use tower::Service;
 const IDLE: Duration = Duration::from_secs(30);
 /// Connections that are kept without use, for each node.
 const MAX_IDLE: usize = 16;
-/// Connections that are made with one node at once: fewer than it accepts from an address before it knows who is there, also if clients are relayed to it
-/// at the same time, or another node dials from that address.
-const MAX_DIALLING: usize = 8;
 /// Requests that are forwarded to one node at once: of the connections that nodes may have beside those of relayed clients, three quarters in both directions.
 const MAX_FORWARDED: usize = 384;
-/// Longest wait for a place among these.
-const PLACE_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest body of an answer that says no, in bytes, and longest text of it that is told, in characters.
 pub(super) const MAX_SAID: usize = 64 << 10;
 const MAX_TOLD: usize = 1024;
@@ -46,10 +41,9 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// The connections that are kept.
 pub(super) type Http = Client<Dialer, Body>;
 
-/// The places for connections that are made, and for requests that are forwarded.
-pub(super) fn places() -> (Places, Places) {
-    let dialling = Places::new(MAX_DIALLING, "others whose requests need a connection with it");
-    (dialling, Places::new(MAX_FORWARDED, "others whose requests were forwarded to it"))
+/// The places for requests that are forwarded.
+pub(super) fn forwarded() -> Places {
+    Places::new(MAX_FORWARDED, "others whose requests were forwarded to it")
 }
 
 /// How much an answer may cost.
@@ -70,7 +64,7 @@ impl Default for Bounds {
 
 /// Makes connections for the client.
 #[derive(Clone)]
-pub(super) struct Dialer(Arc<Core>);
+pub(super) struct Dialer(Arc<Core>, Purpose);
 
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -78,12 +72,12 @@ impl fmt::Debug for Dialer {
     }
 }
 
-pub(super) fn http(core: Arc<Core>) -> Http {
+pub(super) fn http(core: Arc<Core>, purpose: Purpose) -> Http {
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(MAX_IDLE)
-        .build(Dialer(core))
+        .build(Dialer(core, purpose))
 }
 
 impl Service<Uri> for Dialer {
@@ -96,15 +90,13 @@ impl Service<Uri> for Dialer {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let core = self.0.clone();
+        let (core, purpose) = (self.0.clone(), self.1);
         Box::pin(async move {
             let authority = uri.authority().map_or("", Authority::as_str);
             let (who, node) = authority.split_once('@').unwrap_or(("", authority));
             let wanted = if who.is_empty() { Wanted::Trusted } else { Wanted::This(who.parse()?) };
             let node = node.parse()?;
-            let dialling = core.dialling.take(&node, PLACE_PATIENCE).await?;
-            let link = dial(&core, &node, wanted).await?;
-            drop(dialling);
+            let link = dial(&core, &node, wanted, purpose).await?;
             let patience = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
             sockopt::set_tcp_user_timeout(link.stream().get_ref().0, patience)?;
             Ok(TokioIo::new(link))
@@ -127,11 +119,11 @@ impl Peers {
         let built = Uri::builder().scheme(Scheme::HTTPS).authority(authority).path_and_query(path).build();
         built.map_err(|error| PeerError::Protocol { node: node.clone(), problem: error.to_string() })
     }
+}
 
-    async fn send(&self, node: &PeerUrl, request: Request<Body>) -> Result<Response<Body>, PeerError> {
-        let response = self.http.request(request).await.map_err(|error| failed(node, &error))?;
-        Ok(response.map(Body::new))
-    }
+async fn send(http: &Http, node: &PeerUrl, request: Request<Body>) -> Result<Response<Body>, PeerError> {
+    let response = http.request(request).await.map_err(|error| failed(node, &error))?;
+    Ok(response.map(Body::new))
 }
 
 /// What an error of the client means.
@@ -190,7 +182,7 @@ pub(super) async fn ask<Q: Serialize, A: DeserializeOwned>(
         .body(Body::from(body))
         .map_err(|error| protocol(&error))?;
     let answered = async {
-        let response = peers.send(node, request).await?;
+        let response = send(&peers.http, node, request).await?;
         let status = response.status();
         let most = if status.is_success() { bounds.answer } else { MAX_SAID };
         let body = Limited::new(response.into_body(), most).collect().await;
@@ -230,8 +222,8 @@ pub(super) async fn forward(
     end_to_end(&mut parts.headers);
     // A body without an end of its own would be sent in chunks, also where there is none.
     let body = if body.is_end_stream() { Body::empty() } else { body };
-    let place = peers.core.forwarded.take(node, PLACE_PATIENCE).await?;
-    let mut response = peers.send(node, Request::from_parts(parts, body)).await?;
+    let place = peers.core.forwarded.take(node).await?;
+    let mut response = send(&peers.forwarding, node, Request::from_parts(parts, body)).await?;
     end_to_end(response.headers_mut());
     let held = move |frame| {
         let _ = &place;

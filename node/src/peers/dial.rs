@@ -4,6 +4,7 @@ use super::Core;
 use super::error::PeerError;
 use super::link::{LINK_FULL, LINK_VERSION, Link};
 use super::name::{Fingerprint, PeerUrl};
+use super::places::Places;
 use super::trust::NoLease;
 use super::verify::{self, Refused, Wanted, refused_there};
 use rustix::net::sockopt;
@@ -48,8 +49,43 @@ pub(super) async fn connect(node: &PeerUrl) -> Result<TcpStream, PeerError> {
     Ok(stream)
 }
 
-/// A TLS connection with `wanted` at `node`.
-pub(super) async fn dial(core: &Core, node: &PeerUrl, wanted: Wanted) -> Result<Dialled, PeerError> {
+/// What connections are made for: each has places of its own, so that no burst of one keeps the others waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Nodes' own questions.
+    Questions,
+    /// Requests of tenants that are elsewhere.
+    Requests,
+    /// Streams: clients of services that are elsewhere, what goes on after a migration, migrations.
+    Streams,
+}
+
+/// Connections that are made with each node at once, by purpose. Together with those of another node at the same address they are fewer than a node takes
+/// from one address before it knows who is there: `serve::MAX_STRANGERS_OF_ONE`.
+#[derive(Debug)]
+pub(super) struct Dialling([Places; 3]);
+
+/// Places for questions, for requests and for streams.
+const MAX_DIALLING: [usize; 3] = [4, 12, 12];
+const _: () = assert!(
+    2 * (MAX_DIALLING[0] + MAX_DIALLING[1] + MAX_DIALLING[2]) <= super::serve::MAX_STRANGERS_OF_ONE,
+    "two nodes of one address are not refused"
+);
+
+impl Dialling {
+    pub(super) fn new() -> Dialling {
+        Dialling(MAX_DIALLING.map(|most| Places::new(most, "others that connect to it")))
+    }
+}
+
+/// A TLS connection with `wanted` at `node`. Waits for a place among those that are made.
+pub(super) async fn dial(
+    core: &Core,
+    node: &PeerUrl,
+    wanted: Wanted,
+    purpose: Purpose,
+) -> Result<Dialled, PeerError> {
+    let _place = core.dialling.0[purpose as usize].take(node).await?;
     let stream = connect(node).await?;
     let linked = timeout(HANDSHAKE_PATIENCE, shake(core, node, wanted, stream)).await;
     linked.map_err(|_| PeerError::TimedOut { node: node.clone(), what: "the handshake" })?
@@ -103,7 +139,7 @@ fn refusal(node: &PeerUrl, wanted: Wanted, refused: Refused) -> PeerError {
 
 /// Who answers at `node`.
 pub(super) async fn look(core: &Core, node: &PeerUrl) -> Result<Fingerprint, PeerError> {
-    match dial(core, node, Wanted::Nobody).await {
+    match dial(core, node, Wanted::Nobody, Purpose::Questions).await {
         Err(PeerError::NotTrusted { fingerprint, .. }) => Ok(fingerprint),
         Err(error) => Err(error),
         // The verifier accepts nobody.

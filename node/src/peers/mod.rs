@@ -48,6 +48,7 @@ pub use trust::{MAX_RELAYED, MAX_TRUSTED, TrustedPeer};
 
 use axum::body::Body;
 use client::Http;
+use dial::{Dialling, Purpose};
 use identity::Identity;
 use places::Places;
 use rustls::crypto::CryptoProvider;
@@ -70,7 +71,10 @@ const TRUSTED: &str = "trusted";
 pub struct Peers {
     core: Arc<Core>,
     tickets: Arc<Tickets>,
+    /// The nodes' own questions.
     http: Http,
+    /// Requests of tenants that are elsewhere: connections of their own, so that no question waits for them.
+    forwarding: Http,
 }
 
 /// What connections in both directions need.
@@ -81,8 +85,8 @@ struct Core {
     provider: Arc<CryptoProvider>,
     /// Where other nodes reach this one, once that is known.
     address: OnceLock<PeerUrl>,
-    /// Connections that are being made for requests, and requests that are forwarded.
-    dialling: Places,
+    /// Connections that are being made, and requests that are forwarded.
+    dialling: Dialling,
     forwarded: Places,
 }
 
@@ -106,10 +110,12 @@ impl Peers {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let identity = Identity::open(&dir, &provider)?;
         let trust = Arc::new(Trust::open(&trusted, identity.fingerprint)?);
-        let (dialling, forwarded) = client::places();
+        let (dialling, forwarded) = (Dialling::new(), client::forwarded());
         let core =
             Arc::new(Core { identity, trust, provider, address: OnceLock::new(), dialling, forwarded });
-        Ok(Self { http: client::http(core.clone()), core, tickets: Arc::default() })
+        let [http, forwarding] =
+            [Purpose::Questions, Purpose::Requests].map(|purpose| client::http(core.clone(), purpose));
+        Ok(Self { http, forwarding, core, tickets: Arc::default() })
     }
 
     /// Who this node is.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+/// Longest wait for a place.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Addresses after which those are forgotten that nobody is busy with.
 const MANY: usize = 64;
 
@@ -26,16 +28,12 @@ impl Places {
         Places { most, what, nodes: Mutex::default() }
     }
 
-    /// A place, as soon as there is one.
+    /// A place, as soon as there is one, but for 30 s at most.
     ///
     /// # Errors
     /// [`PeerError::TimedOut`].
-    pub(super) async fn take(
-        &self,
-        node: &PeerUrl,
-        patience: Duration,
-    ) -> Result<OwnedSemaphorePermit, PeerError> {
-        match timeout(patience, self.of(node).acquire_owned()).await {
+    pub(super) async fn take(&self, node: &PeerUrl) -> Result<OwnedSemaphorePermit, PeerError> {
+        match timeout(PATIENCE, self.of(node).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             _ => Err(PeerError::TimedOut { node: node.clone(), what: self.what }),
         }
@@ -59,20 +57,19 @@ impl Places {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn each_node_has_its_places_and_idle_ones_are_forgotten() {
         let places = Places::new(2, "a place");
         let node = |number: usize| -> PeerUrl { format!("a:{number}").parse().unwrap() };
-        let soon = Duration::from_millis(10);
-        let held = [places.take(&node(1), soon).await.unwrap(), places.take(&node(1), soon).await.unwrap()];
-        let error = places.take(&node(1), soon).await.unwrap_err();
+        let held = [places.take(&node(1)).await.unwrap(), places.take(&node(1)).await.unwrap()];
+        let error = places.take(&node(1)).await.unwrap_err();
         assert!(error.to_string().contains("a place"), "{error}");
         for number in 2..10 * MANY {
-            drop(places.take(&node(number), soon).await.unwrap());
+            drop(places.take(&node(number)).await.unwrap());
         }
         assert!(places.nodes.lock().unwrap().len() <= MANY);
-        places.take(&node(1), soon).await.unwrap_err();
+        places.take(&node(1)).await.unwrap_err();
         drop(held);
-        drop(places.take(&node(1), soon).await.unwrap());
+        drop(places.take(&node(1)).await.unwrap());
     }
 }

@@ -35,8 +35,8 @@ use tokio_rustls::server::TlsStream;
 /// Connections at once; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 16384;
 /// Of these, such whose other end is not known yet, and such of one address.
-const MAX_STRANGERS: usize = 128;
-const MAX_STRANGERS_OF_ONE: usize = 32;
+const MAX_STRANGERS: usize = 256;
+pub(super) const MAX_STRANGERS_OF_ONE: usize = 64;
 /// A node has this long for the head of a request, and may keep a connection open without one.
 const HEAD_PATIENCE: Duration = Duration::from_secs(60);
 /// Buffer of a connection in bytes: the head of a request must fit.

@@ -3,7 +3,7 @@
 
 use super::Peers;
 use super::client::{MAX_SAID, broken, said};
-use super::dial::{HANDSHAKE_PATIENCE, dial};
+use super::dial::{HANDSHAKE_PATIENCE, Purpose, dial};
 use super::error::PeerError;
 use super::name::PeerUrl;
 use crate::http::error::ApiError;
@@ -115,7 +115,7 @@ pub(super) async fn open<Q: Serialize>(
         .body(Empty::<bytes::Bytes>::new())
         .map_err(|error| protocol(error.to_string()))?;
     // A connection of its own, since it has no other use afterwards.
-    let link = dial(&peers.core, node, peers.wanted(node)).await?;
+    let link = dial(&peers.core, node, peers.wanted(node), Purpose::Streams).await?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(link)).await.map_err(|error| broken(node, &error))?;
     tokio::spawn(connection.with_upgrades());

@@ -361,7 +361,7 @@ async fn strangers_neither_hang_nor_hinder() {
     half.extend([1; 100]);
     // Those that say nothing, or not enough, and wait: as many as one address may have, less what the others here need.
     let mut slow = Vec::new();
-    for index in 0..24 {
+    for index in 0..serve::MAX_STRANGERS_OF_ONE - 8 {
         let mut stream = tokio::net::TcpStream::connect(two.address).await.unwrap();
         let begin = [&b""[..], &half, &PREAMBLE, &PREAMBLE[..3]][index % 4];
         stream.write_all(begin).await.unwrap();

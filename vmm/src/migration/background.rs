@@ -7,26 +7,25 @@
 
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 use rustix::thread::gettid;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The nice value of a thread that gives way: the kernel's highest.
 const GIVES_WAY: i32 = 19;
-/// Bytes a second that a thread moves in any case, so that a tenant can leave a host whose CPUs are never idle: two lanes fill a link of 1 Gbit/s,
-/// for which both ends use a tenth of a CPU.
+/// A thread that moves fewer bytes a second, because others have the CPUs, is their equal every other time: a tenant has to be able to leave a host whose CPUs
+/// are never idle. Two lanes at that rate fill a link of 1 Gbit/s, for which both ends use a tenth of a CPU.
 const LEAST_RATE: u64 = 64 << 20;
 /// How often a thread looks whether it gets to that.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The threads that give way.
 #[derive(Debug)]
-pub(super) struct Background(Mutex<Threads>);
-
-#[derive(Debug)]
-struct Threads {
+pub(super) struct Background {
     /// Nobody gives way any more.
-    over: bool,
-    members: Vec<Pid>,
+    over: AtomicBool,
+    /// Held for moments, and never while a thread gives way: it might get no CPU to let go of it.
+    members: Mutex<Vec<Pid>>,
     /// The nice value of an equal.
     normal: i32,
 }
@@ -34,17 +33,17 @@ struct Threads {
 impl Background {
     pub(super) fn new() -> Background {
         let normal = getpriority_process(None).unwrap_or(0);
-        Background(Mutex::new(Threads { over: !may_return(), members: Vec::new(), normal }))
+        Background { over: AtomicBool::new(!may_return()), members: Mutex::default(), normal }
     }
 
-    fn threads(&self) -> MutexGuard<'_, Threads> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn members(&self) -> MutexGuard<'_, Vec<Pid>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on this thread gives way.
     pub(super) fn join(&self) -> Member<'_> {
         let thread = gettid();
-        self.threads().members.push(thread);
+        self.members().push(thread);
         let member = Member { background: self, thread, look: Look::now() };
         member.give_way(true);
         member
@@ -52,11 +51,8 @@ impl Background {
 
     /// Nobody gives way any more, from now on.
     pub(super) fn end(&self) {
-        let mut threads = self.threads();
-        if !std::mem::replace(&mut threads.over, true) {
-            for thread in &threads.members {
-                set_nice(*thread, threads.normal);
-            }
+        if !self.over.swap(true, Ordering::SeqCst) {
+            self.members().iter().for_each(|thread| set_nice(*thread, self.normal));
         }
     }
 }
@@ -75,25 +71,33 @@ impl Member<'_> {
         self.look.bytes += bytes as u64;
         let elapsed = self.look.began.elapsed();
         if elapsed >= LOOK {
-            let now = Look::now();
-            let waited = now.waited.saturating_sub(self.look.waited);
-            self.give_way(!is_starved(self.look.bytes, elapsed, waited));
-            self.look = now;
+            self.looked(elapsed, Look::now());
         }
     }
 
+    fn looked(&mut self, elapsed: Duration, now: Look) {
+        let waited = now.waited.saturating_sub(self.look.waited);
+        self.give_way(!is_starved(self.look.bytes, elapsed, waited));
+        self.look = now;
+    }
+
     fn give_way(&self, does: bool) {
-        let threads = self.background.threads();
-        if !threads.over {
-            set_nice(self.thread, if does { GIVES_WAY } else { threads.normal });
+        let Background { over, normal, .. } = self.background;
+        if does && !over.load(Ordering::SeqCst) {
+            set_nice(self.thread, GIVES_WAY);
+            // Whoever ends it changes priorities after `over`: either it is seen here, or that comes later.
+            if !over.load(Ordering::SeqCst) {
+                return;
+            }
         }
+        set_nice(self.thread, *normal);
     }
 }
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
         self.give_way(false);
-        self.background.threads().members.retain(|thread| *thread != self.thread);
+        self.background.members().retain(|thread| *thread != self.thread);
     }
 }
 
@@ -189,7 +193,7 @@ mod tests {
             assert_eq!((nice_of(thread), nice_of(gettid())), (GIVES_WAY, own));
             step();
             assert_eq!(nice_of(next()), own, "it is no member any more");
-            assert!(background.threads().members.is_empty());
+            assert!(background.members().is_empty());
             step();
             assert_eq!(nice_of(next()), GIVES_WAY);
             background.end();
@@ -210,16 +214,16 @@ mod tests {
             scope.spawn(|| {
                 let background = Background::new();
                 let mut member = background.join();
-                let normal = background.threads().normal;
-                let long_ago = Instant::now().checked_sub(LOOK).unwrap();
-                // It moved much, or waited for others than CPUs.
-                for bytes in [LEAST_RATE as usize, 1] {
-                    member.look.began = long_ago;
-                    member.moved(bytes);
-                    assert_eq!(nice_of(member.thread), GIVES_WAY);
-                }
-                member.give_way(false);
-                assert_eq!(nice_of(member.thread), normal);
+                let mut looks = |bytes: u64, waited: Duration| {
+                    member.look = Look { began: Instant::now(), bytes, waited: Duration::ZERO };
+                    member.looked(LOOK, Look { waited, ..Look::now() });
+                    nice_of(member.thread)
+                };
+                let normal = background.normal;
+                assert_eq!(looks(1, LOOK * 3 / 4), normal, "it is starved");
+                assert_eq!(looks(LEAST_RATE, LOOK * 3 / 4), GIVES_WAY, "it moved enough");
+                assert_eq!(looks(1, LOOK * 3 / 4), normal);
+                assert_eq!(looks(1, LOOK / 4), GIVES_WAY, "it waited for others than CPUs");
             });
         });
         assert!(is_starved(LEAST_RATE / 20, LOOK, LOOK * 3 / 4));

@@ -182,14 +182,14 @@ impl Migrations {
             MoveEvent::NeedsMemory => return,
             MoveEvent::Spoiled => return self.spoiled(arg),
         };
-        if matches!(news, MoveNews::Parked | MoveNews::Staged) {
+        let is_last = matches!(news, MoveNews::Aborted(..) | MoveNews::Complete(_));
+        if is_last || matches!(news, MoveNews::Parked | MoveNews::Staged) {
             self.hurry();
         }
         if matches!(news, MoveNews::Running(_)) {
             // What waited for the tenant comes first; at the source nothing does.
             sender.arrived();
         }
-        let is_last = matches!(news, MoveNews::Aborted(..) | MoveNews::Complete(_));
         self.tell(news);
         if is_last && let Some(current) = &mut *self.current() {
             current.over = true;
@@ -201,7 +201,7 @@ impl Migrations {
         self.current().as_ref().map(|current| current.background.clone())
     }
 
-    /// From now on somebody waits for what is moved.
+    /// From now on somebody waits for what is moved, or for its end.
     fn hurry(&self) {
         self.background().iter().for_each(|background| background.end());
     }
@@ -271,6 +271,7 @@ impl Migrations {
         streams: Streams,
         on_news: OnNews,
     ) -> Result<(), CvmError> {
+        let background = Arc::new(Background::new());
         let old = {
             let mut current = self.current();
             if current.as_ref().is_some_and(|current| !current.over) {
@@ -280,7 +281,7 @@ impl Migrations {
             }
             let new = Current {
                 relays: HashMap::new(),
-                background: Arc::new(Background::new()),
+                background,
                 rejoining: HashMap::new(),
                 on_news,
                 may_abort: true,
@@ -302,6 +303,8 @@ impl Migrations {
 
     /// Ends all threads.
     pub(crate) fn close(&self) {
+        // Who gives way might take long to end.
+        self.hurry();
         let current = self.current().take();
         drop(current);
     }
