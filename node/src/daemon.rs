@@ -110,7 +110,7 @@ pub struct Addresses {
     pub admin: PathBuf,
 }
 
-/// Lets this process open as many files as its limits can be raised to: a client that is relayed takes three.
+/// Lets this process open as many files as its limits can be raised to: a client that is relayed takes two here and three where it is relayed to.
 fn allow_files() {
     let limits = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// The nice value of a thread that gives way: the kernel's highest.
 const GIVES_WAY: i32 = 19;
 /// A thread that moves fewer bytes a second, because others have the CPUs, is their equal every other time: a tenant has to be able to leave a host whose CPUs
-/// are never idle. Two lanes at that rate fill a link of 1 Gbit/s, for which both ends use a tenth of a CPU.
+/// are never idle. Two lanes at that rate fill a link of 1 Gbit/s, for which both ends need a tenth of a CPU (reckoned from what sealing, sending and opening take).
 const LEAST_RATE: u64 = 64 << 20;
 /// How often a thread looks whether it gets to that.
 const LOOK: Duration = Duration::from_millis(100);
